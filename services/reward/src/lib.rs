@@ -1,0 +1,1 @@
+//! uniarm-reward
