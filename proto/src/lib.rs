@@ -1,2 +1,35 @@
-pub mod pb { tonic::include_proto!("uniarm.v1"); }
+//! The contract `uniarm.v1`: generated code, the domain types that replace it at every edge, and client constructors.
+//!
+//! Generated types stay inside the module that receives them: a receiver turns `pb::X` into `X` with `TryFrom`,
+//! which names the bad field, and works with `X` from there on.
+
+/// Generated from `proto/uniarm/v1/*.proto`.
+#[allow(clippy::all, rust_2018_idioms, missing_docs)]
+pub mod pb {
+    tonic::include_proto!("uniarm.v1");
+}
+
+pub mod client;
+pub mod error;
+pub mod limits;
+pub mod member;
+pub mod refusal;
+pub mod request;
+pub mod session;
+
+pub use error::ProtocolError;
+pub use member::{
+    BaseModel, Generation, Member, MemberId, Objective, RewardModel, RewardWorker, Role, TokenizerFingerprint,
+};
+pub use pb::generate_response::Event;
+pub use refusal::{Code, Refusal};
+pub use request::{
+    ChatMessage, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Placed, Priority, Sampling,
+};
+pub use session::{
+    Answer, Failure, FailureCode, Load, Open, SessionGeneration, SessionId, SessionOp, SessionReply,
+    SessionRow,
+};
+
+/// All descriptors of the contract, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,150 @@
+//! The closed set of errors that a client can meet, and the one place that turns them into a gRPC status.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::ProtocolError;
+
+/// Domain of `google.rpc.ErrorInfo`.
+const ERROR_DOMAIN: &str = "uniarm";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// A field is wrong; it is named.
+    InvalidArgument,
+    /// No such model or reward.
+    NotFound,
+    /// A queue or a pool is full; `retry_after` says when to come back.
+    ResourceExhausted,
+    /// The deadline passed.
+    DeadlineExceeded,
+    /// A worker that the request needs cannot be reached.
+    Unavailable,
+    Cancelled,
+    /// A fault of ours.
+    Internal,
+}
+
+/// Why a request was refused or ended: code, sentence, and what a machine wants to know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub code: Code,
+    pub message: String,
+    /// Path of the bad field (`sampling.top_p`), for `InvalidArgument`.
+    pub field: Option<String>,
+    /// Short stable word for the cause (`base_queue_full`), for programs.
+    pub cause: &'static str,
+    pub retry_after: Option<Duration>,
+}
+
+// === impl Code ===
+
+impl Code {
+    fn to_tonic(self) -> tonic::Code {
+        match self {
+            Self::InvalidArgument => tonic::Code::InvalidArgument,
+            Self::NotFound => tonic::Code::NotFound,
+            Self::ResourceExhausted => tonic::Code::ResourceExhausted,
+            Self::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+            Self::Unavailable => tonic::Code::Unavailable,
+            Self::Cancelled => tonic::Code::Cancelled,
+            Self::Internal => tonic::Code::Internal,
+        }
+    }
+
+    /// Label of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "invalid_argument",
+            Self::NotFound => "not_found",
+            Self::ResourceExhausted => "resource_exhausted",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Unavailable => "unavailable",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    fn new(code: Code, cause: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), field: None, cause, retry_after: None }
+    }
+
+    pub fn invalid(field: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        let field = field.into();
+        let mut refusal = Self::new(Code::InvalidArgument, "invalid_argument", format!("{field}: {reason}"));
+        refusal.field = Some(field);
+        refusal
+    }
+
+    pub fn not_found(field: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self { code: Code::NotFound, cause: "not_found", ..Self::invalid(field, reason) }
+    }
+
+    pub fn exhausted(cause: &'static str, message: impl Into<String>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(Code::ResourceExhausted, cause, message) }
+    }
+
+    pub fn deadline(message: impl Into<String>) -> Self {
+        Self::new(Code::DeadlineExceeded, "deadline_exceeded", message)
+    }
+
+    pub fn unavailable(cause: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Code::Unavailable, cause, message)
+    }
+
+    pub fn cancelled(message: impl Into<String>) -> Self {
+        Self::new(Code::Cancelled, "cancelled", message)
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, "internal", message)
+    }
+}
+
+impl From<ProtocolError> for Refusal {
+    fn from(error: ProtocolError) -> Self {
+        let mut refusal = Self::new(Code::InvalidArgument, "invalid_argument", error.to_string());
+        refusal.field = Some(error.field().to_owned());
+        refusal
+    }
+}
+
+/// The standard details, so that any gRPC client can read them: BadRequest, RetryInfo, ErrorInfo.
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(refusal.cause, ERROR_DOMAIN, HashMap::new());
+        if let Some(field) = &refusal.field {
+            details.add_bad_request_violation(field, &refusal.message);
+        }
+        if let Some(delay) = refusal.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Status::with_error_details(refusal.code.to_tonic(), refusal.message, details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_carries_field_cause_and_retry_delay() {
+        let status = Status::from(Refusal::invalid("sampling.top_p", "is 2"));
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        let details = status.get_error_details();
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "sampling.top_p");
+
+        let full = Refusal::exhausted("base_queue_full", "queue is full", Duration::from_millis(250));
+        let details = Status::from(full).get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "base_queue_full");
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(250)));
+    }
+}

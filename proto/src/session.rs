@@ -1,0 +1,352 @@
+//! What base and reward workers say to each other about one session.
+
+use bytes::Bytes;
+
+use crate::{
+    ProtocolError,
+    limits::{INPUT_TOKENS_MAX, LIST_LENGTH_MAX, QUERY_IDS_MAX},
+    member::TokenizerFingerprint,
+    pb,
+    request::{Input, Priority, check_count, preference_from_wire, preference_to_wire},
+};
+
+/// One guidance term of one sequence; the number is the base worker's, unique on its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// Raised each time the base worker opens the session again: answers to an earlier one are stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionGeneration(pub u32);
+
+/// base → reward.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SessionOp {
+    Open(Box<Open>),
+    /// Tokens chosen at positions `position ..`; asks for the row after the last.
+    Advance {
+        position: u32,
+        ids: Vec<u32>,
+    },
+    /// Named logits of the row at `position`; no ids: all of them.
+    Query {
+        position: u32,
+        ids: Vec<u32>,
+    },
+    Close,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Open {
+    pub reward: String,
+    pub preference: Vec<(String, f32)>,
+    pub input: Input,
+    /// Tokens of the answer so far; asks for the row at position `answer.len()`.
+    pub answer: Vec<u32>,
+    /// K; 0: whole rows.
+    pub list_length: u32,
+    pub priority: Priority,
+    pub tokenizer: Option<TokenizerFingerprint>,
+    pub vocabulary: u32,
+    pub seed: u64,
+    pub choice: u32,
+    pub temperature: f32,
+}
+
+/// reward → base.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SessionReply {
+    Opened {
+        prompt_tokens: u32,
+    },
+    Row(SessionRow),
+    Answer(Answer),
+    /// The session is gone.
+    Failure(Failure),
+}
+
+/// Reward logits at one position: a list (descending) or, without ids, a value for each id of the vocabulary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionRow {
+    pub position: u32,
+    pub ids: Vec<u32>,
+    pub values: Vec<f32>,
+    pub log_normalizer: f32,
+}
+
+/// Values in the order of the query's ids; without ids, of the vocabulary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    pub position: u32,
+    pub ids: Vec<u32>,
+    pub values: Vec<f32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub code: FailureCode,
+    pub field: String,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureCode {
+    /// Never succeeds.
+    InvalidArgument,
+    /// Later, or elsewhere.
+    ResourceExhausted,
+    Internal,
+}
+
+/// How busy a reward worker is; travels on its streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    pub sessions: u32,
+    pub waiting: u32,
+    pub free_blocks: u32,
+    pub total_blocks: u32,
+}
+
+// === impl SessionOp ===
+
+/// `Ok(None)` for an operation that this version does not know: the contract may grow.
+pub fn op_from_wire(
+    wire: pb::SessionOp,
+) -> (SessionId, SessionGeneration, Result<Option<SessionOp>, ProtocolError>) {
+    (
+        SessionId(wire.session),
+        SessionGeneration(wire.generation),
+        wire.op.map(SessionOp::try_from).transpose(),
+    )
+}
+
+pub fn op_to_wire(session: SessionId, generation: SessionGeneration, op: SessionOp) -> pb::SessionOp {
+    pb::SessionOp { session: session.0, generation: generation.0, op: Some(op.into()) }
+}
+
+impl TryFrom<pb::session_op::Op> for SessionOp {
+    type Error = ProtocolError;
+
+    fn try_from(wire: pb::session_op::Op) -> Result<Self, ProtocolError> {
+        Ok(match wire {
+            pb::session_op::Op::Open(open) => Self::Open(Box::new(open.try_into()?)),
+            pb::session_op::Op::Advance(pb::Advance { position, ids }) => {
+                check_count("advance.ids", ids.len(), INPUT_TOKENS_MAX)?;
+                Self::Advance { position, ids }
+            }
+            pb::session_op::Op::Query(pb::Query { position, ids }) => {
+                check_count("query.ids", ids.len(), QUERY_IDS_MAX)?;
+                Self::Query { position, ids }
+            }
+            pb::session_op::Op::Close(pb::Close {}) => Self::Close,
+        })
+    }
+}
+
+impl From<SessionOp> for pb::session_op::Op {
+    fn from(op: SessionOp) -> Self {
+        match op {
+            SessionOp::Open(open) => Self::Open((*open).into()),
+            SessionOp::Advance { position, ids } => Self::Advance(pb::Advance { position, ids }),
+            SessionOp::Query { position, ids } => Self::Query(pb::Query { position, ids }),
+            SessionOp::Close => Self::Close(pb::Close {}),
+        }
+    }
+}
+
+// === impl Open ===
+
+impl TryFrom<pb::Open> for Open {
+    type Error = ProtocolError;
+
+    fn try_from(wire: pb::Open) -> Result<Self, ProtocolError> {
+        check_count("open.answer", wire.answer.len(), INPUT_TOKENS_MAX)?;
+        check_count("open.list_length", wire.list_length as usize, LIST_LENGTH_MAX as usize)?;
+        Ok(Self {
+            preference: preference_from_wire("open.preference", wire.preference)?,
+            input: wire.input.ok_or_else(|| ProtocolError::missing("open.input"))?.try_into()?,
+            priority: Priority::from_wire(wire.priority)?,
+            tokenizer: wire.tokenizer.map(TryInto::try_into).transpose()?,
+            reward: wire.reward,
+            answer: wire.answer,
+            list_length: wire.list_length,
+            vocabulary: wire.vocabulary,
+            seed: wire.seed,
+            choice: wire.choice,
+            temperature: wire.temperature,
+        })
+    }
+}
+
+impl From<Open> for pb::Open {
+    fn from(open: Open) -> Self {
+        Self {
+            reward: open.reward,
+            preference: preference_to_wire(open.preference),
+            input: Some(open.input.into()),
+            answer: open.answer,
+            list_length: open.list_length,
+            priority: open.priority.to_wire() as i32,
+            tokenizer: open.tokenizer.map(Into::into),
+            vocabulary: open.vocabulary,
+            seed: open.seed,
+            choice: open.choice,
+            temperature: open.temperature,
+        }
+    }
+}
+
+// === impl SessionReply ===
+
+pub fn reply_from_wire(
+    wire: pb::SessionReply,
+) -> (SessionId, SessionGeneration, Result<Option<SessionReply>, ProtocolError>) {
+    let reply = wire.reply.map(SessionReply::try_from).transpose();
+    (SessionId(wire.session), SessionGeneration(wire.generation), reply)
+}
+
+pub fn reply_to_wire(
+    session: SessionId,
+    generation: SessionGeneration,
+    reply: SessionReply,
+) -> pb::SessionReply {
+    pb::SessionReply { session: session.0, generation: generation.0, reply: Some(reply.into()) }
+}
+
+impl SessionReply {
+    /// Bytes of payload: four for each id and each value. Framing is a few bytes more.
+    pub fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Row(SessionRow { ids, values, .. }) | Self::Answer(Answer { ids, values, .. }) => {
+                4 * (ids.len() + values.len())
+            }
+            Self::Opened { .. } | Self::Failure(_) => 0,
+        }
+    }
+}
+
+impl TryFrom<pb::session_reply::Reply> for SessionReply {
+    type Error = ProtocolError;
+
+    fn try_from(wire: pb::session_reply::Reply) -> Result<Self, ProtocolError> {
+        Ok(match wire {
+            pb::session_reply::Reply::Opened(pb::Opened { prompt_tokens }) => Self::Opened { prompt_tokens },
+            pb::session_reply::Reply::Row(row) => Self::Row(SessionRow {
+                position: row.position,
+                values: values_from_wire("row.values", &row.ids, &row.values)?,
+                ids: row.ids,
+                log_normalizer: row.log_normalizer,
+            }),
+            pb::session_reply::Reply::Answer(answer) => Self::Answer(Answer {
+                position: answer.position,
+                values: values_from_wire("answer.values", &answer.ids, &answer.values)?,
+                ids: answer.ids,
+            }),
+            pb::session_reply::Reply::Failure(failure) => Self::Failure(failure.into()),
+        })
+    }
+}
+
+impl From<SessionReply> for pb::session_reply::Reply {
+    fn from(reply: SessionReply) -> Self {
+        match reply {
+            SessionReply::Opened { prompt_tokens } => Self::Opened(pb::Opened { prompt_tokens }),
+            SessionReply::Row(row) => Self::Row(pb::Row {
+                position: row.position,
+                ids: row.ids,
+                values: values_to_wire(&row.values),
+                log_normalizer: row.log_normalizer,
+            }),
+            SessionReply::Answer(answer) => Self::Answer(pb::Answer {
+                position: answer.position,
+                ids: answer.ids,
+                values: values_to_wire(&answer.values),
+            }),
+            SessionReply::Failure(failure) => Self::Failure(failure.into()),
+        }
+    }
+}
+
+/// f32 little-endian. `bytes` is 2.5 times faster on the wire than `repeated float` (measured at 128 KB).
+fn values_from_wire(field: &str, ids: &[u32], wire: &Bytes) -> Result<Vec<f32>, ProtocolError> {
+    let (values, rest) = wire.as_chunks::<4>();
+    if !rest.is_empty() || !(ids.is_empty() || ids.len() == values.len()) {
+        return Err(ProtocolError::invalid(field, "wants four bytes for each id"));
+    }
+    Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+}
+
+fn values_to_wire(values: &[f32]) -> Bytes {
+    let mut wire = Vec::with_capacity(4 * values.len());
+    for value in values {
+        wire.extend_from_slice(&value.to_le_bytes());
+    }
+    wire.into()
+}
+
+// === impl Failure ===
+
+impl From<pb::Failure> for Failure {
+    fn from(wire: pb::Failure) -> Self {
+        let code = match wire.code() {
+            pb::FailureCode::InvalidArgument => FailureCode::InvalidArgument,
+            pb::FailureCode::ResourceExhausted => FailureCode::ResourceExhausted,
+            pb::FailureCode::Internal | pb::FailureCode::Unspecified => FailureCode::Internal,
+        };
+        Self { code, field: wire.field, message: wire.message }
+    }
+}
+
+impl From<Failure> for pb::Failure {
+    fn from(failure: Failure) -> Self {
+        let code = match failure.code {
+            FailureCode::InvalidArgument => pb::FailureCode::InvalidArgument,
+            FailureCode::ResourceExhausted => pb::FailureCode::ResourceExhausted,
+            FailureCode::Internal => pb::FailureCode::Internal,
+        };
+        Self { code: code as i32, field: failure.field, message: failure.message }
+    }
+}
+
+// === impl Load ===
+
+impl From<pb::RewardLoad> for Load {
+    fn from(wire: pb::RewardLoad) -> Self {
+        let pb::RewardLoad { sessions, waiting, free_blocks, total_blocks } = wire;
+        Self { sessions, waiting, free_blocks, total_blocks }
+    }
+}
+
+impl From<Load> for pb::RewardLoad {
+    fn from(load: Load) -> Self {
+        let Load { sessions, waiting, free_blocks, total_blocks } = load;
+        Self { sessions, waiting, free_blocks, total_blocks }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_survive_the_wire_bit_for_bit() {
+        let row = SessionRow {
+            position: 3,
+            ids: vec![7, 2],
+            values: vec![f32::MIN_POSITIVE, -0.0],
+            log_normalizer: 12.5,
+        };
+        let wire = reply_to_wire(SessionId(1), SessionGeneration(2), SessionReply::Row(row.clone()));
+        let (session, generation, reply) = reply_from_wire(wire);
+        assert_eq!((session, generation), (SessionId(1), SessionGeneration(2)));
+        let Ok(Some(SessionReply::Row(again))) = reply else { panic!("{reply:?}") };
+        assert_eq!(again.values[1].to_bits(), (-0.0f32).to_bits());
+        assert_eq!(again, row);
+    }
+
+    #[test]
+    fn a_row_whose_ids_and_values_differ_in_number_is_refused() {
+        let row = pb::Row { ids: vec![1, 2], values: Bytes::from_static(&[0; 4]), ..Default::default() };
+        let error = SessionReply::try_from(pb::session_reply::Reply::Row(row)).unwrap_err();
+        assert_eq!(error.field(), "row.values");
+    }
+}
