@@ -1,0 +1,211 @@
+//! A gRPC server: bound early, with health and reflection, and an end that does not wait for ever.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::response::IntoResponse;
+use tokio::net::TcpListener;
+use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+use tonic::codegen::{Service, http};
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, HealthService};
+use tracing::Span;
+
+use super::connection::Connection;
+use super::{CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES};
+use crate::readiness::{Readiness, ReadyState};
+use crate::{RuntimeError, Shutdown, trace};
+
+/// Calls to these services are not worth a span: they are asked every few seconds.
+const UNTRACED_PREFIX: &str = "/grpc.";
+
+#[derive(Debug, Clone)]
+pub struct GrpcOptions {
+    /// Calls under way on one connection; a client's further calls wait in the client.
+    pub streams_max: u32,
+    /// How long running calls may go on after the shutdown has begun; then they are cut.
+    pub drain: Duration,
+}
+
+/// A bound server that serves nothing yet. Its port is taken from the first line on, so a process
+/// can publish its address before its services exist.
+pub struct GrpcServer {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    options: GrpcOptions,
+    routes: Routes,
+    services: Vec<&'static str>,
+    descriptors: Vec<&'static [u8]>,
+    readiness: Readiness,
+}
+
+impl Default for GrpcOptions {
+    fn default() -> Self {
+        Self { streams_max: 1024, drain: Duration::from_secs(30) }
+    }
+}
+
+impl GrpcServer {
+    /// Binds `address` (host:port; port 0 takes any free one). `readiness` is what health answers.
+    pub async fn bind(
+        address: &str,
+        options: GrpcOptions,
+        readiness: Readiness,
+    ) -> Result<Self, RuntimeError> {
+        let bind_error = |source| RuntimeError::Bind { address: address.to_owned(), source };
+        let listener = TcpListener::bind(address).await.map_err(bind_error)?;
+        let local_addr = listener.local_addr().map_err(bind_error)?;
+        Ok(Self {
+            listener,
+            local_addr,
+            options,
+            routes: Routes::default(),
+            services: Vec::new(),
+            descriptors: vec![tonic_health::pb::FILE_DESCRIPTOR_SET],
+            readiness,
+        })
+    }
+
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Adds a generated service. Its message limits are its own: see `MESSAGE_BYTES_MAX`.
+    #[must_use]
+    pub fn add_service<S>(mut self, service: S) -> Self
+    where
+        S: Service<http::Request<tonic::body::Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Response: IntoResponse,
+        S::Future: Send + 'static,
+    {
+        self.services.push(S::NAME);
+        self.routes = self.routes.add_service(service);
+        self
+    }
+
+    /// Lets clients ask by reflection for the added services; `descriptors` is an encoded `FileDescriptorSet`.
+    #[must_use]
+    pub fn add_descriptors(mut self, descriptors: &'static [u8]) -> Self {
+        self.descriptors.push(descriptors);
+        self
+    }
+
+    /// Serves until the shutdown begins, then lets running calls end for `GrpcOptions::drain` and
+    /// cuts what is left. When it returns, no connection is open. From the start of the drain,
+    /// health answers NOT_SERVING.
+    pub async fn serve(self, shutdown: Shutdown) -> Result<(), RuntimeError> {
+        let Self { listener, local_addr, options, routes, services, descriptors, readiness } = self;
+        let reporter = HealthReporter::new();
+        let reflection = reflection_builder(&descriptors, &services);
+        let reflection_v1alpha = reflection_builder(&descriptors, &services).build_v1alpha()?;
+        let routes = routes
+            .add_service(health_server(&reporter))
+            .add_service(reflection.build_v1()?)
+            .add_service(reflection_v1alpha)
+            .prepare();
+        let cut = CancellationToken::new();
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let connections = incoming.map({
+            let cut = cut.clone();
+            move |accepted| accepted.map(|stream| Connection::new(stream, &cut))
+        });
+        let draining = shutdown.token();
+        let server = Server::builder()
+            .trace_fn(call_span)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(options.streams_max)
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(connections, draining.clone().cancelled_owned());
+        let cut_after_drain = async {
+            draining.cancelled().await;
+            tokio::time::sleep(options.drain).await;
+            tracing::warn!(%local_addr, drain_s = options.drain.as_secs_f32(), "cutting calls that outlived the drain");
+            cut.cancel();
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            served = server => served.map_err(|source| RuntimeError::Serve { address: local_addr, source }),
+            never = cut_after_drain => match never {},
+            never = report_health(reporter, services, readiness, &shutdown) => match never {},
+        }
+    }
+}
+
+fn health_server(reporter: &HealthReporter) -> tonic_health::pb::health_server::HealthServer<HealthService> {
+    tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(reporter.clone()))
+}
+
+/// Advertises only what this server serves: a descriptor set describes the services of every role.
+fn reflection_builder<'a>(
+    descriptors: &[&'a [u8]],
+    services: &[&'static str],
+) -> tonic_reflection::server::Builder<'a> {
+    let mut builder = tonic_reflection::server::Builder::configure();
+    for set in descriptors {
+        builder = builder.register_encoded_file_descriptor_set(set);
+    }
+    for name in services {
+        builder = builder.with_service_name(*name);
+    }
+    builder.with_service_name("grpc.health.v1.Health")
+}
+
+/// Copies the role's readiness into gRPC health, for the server as a whole ("") and for each service.
+async fn report_health(
+    reporter: HealthReporter,
+    services: Vec<&'static str>,
+    readiness: Readiness,
+    shutdown: &Shutdown,
+) -> Infallible {
+    let mut changes = readiness.watch();
+    loop {
+        let serving = *changes.borrow_and_update() == ReadyState::Ready && !shutdown.has_begun();
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in std::iter::once(&"").chain(&services) {
+            reporter.set_service_status(name, status).await;
+        }
+        if shutdown.has_begun() {
+            std::future::pending::<()>().await;
+        }
+        tokio::select! {
+            // `readiness` is held here, so the channel stays open.
+            _ = changes.changed() => {}
+            () = shutdown.begun() => {}
+        }
+    }
+}
+
+/// The span of one call, a child of the caller's span. Handlers run inside it; what they spawn
+/// must be instrumented with `Span::current()`.
+fn call_span(request: &http::Request<()>) -> Span {
+    let path = request.uri().path();
+    if path.starts_with(UNTRACED_PREFIX) {
+        return Span::none();
+    }
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+    let span = tracing::info_span!(
+        "call",
+        otel.name = format!("{service}/{method}"),
+        otel.kind = "server",
+        rpc.system = "grpc",
+        rpc.service = service,
+        rpc.method = method,
+    );
+    trace::extract_headers(request.headers(), &span);
+    span
+}

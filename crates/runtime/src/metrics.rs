@@ -1,0 +1,125 @@
+//! The metrics of one process: a registry that the roles in it share, encoded as OpenMetrics text.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+/// Every metric of the product begins with this word.
+const PREFIX: &str = "uniarm";
+
+/// What `Metrics::encode` returns, as HTTP names it.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A handle to the process's metrics. Clones share them; a scope puts its name into the prefix.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    scopes: Arc<Mutex<Vec<Scope>>>,
+    prefix: String,
+}
+
+#[derive(Debug)]
+struct Scope {
+    prefix: String,
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Begins with one metric, `uniarm_build_info`.
+    #[must_use]
+    pub fn new() -> Self {
+        let metrics = Self { scopes: Arc::default(), prefix: PREFIX.to_owned() };
+        metrics.insert("build", "Version of the binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        metrics
+    }
+
+    /// The same process's metrics under a longer prefix: `scope("base")` names them `uniarm_base_…`.
+    /// Each role takes one, so that several roles in one process do not collide.
+    #[must_use]
+    pub fn scope(&self, name: &str) -> Self {
+        Self { scopes: self.scopes.clone(), prefix: format!("{}_{name}", self.prefix) }
+    }
+
+    /// Registers any metric and returns it. `name` has its unit last and, for a counter, no `_total`
+    /// (the encoder adds it); `help` has no full stop (the encoder adds it).
+    pub fn register<M: Metric + Clone>(&self, name: &str, help: &str, metric: M) -> M {
+        self.insert(name, help, metric.clone());
+        metric
+    }
+
+    pub fn counter(&self, name: &str, help: &str) -> Counter {
+        self.register(name, help, Counter::default())
+    }
+
+    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(name, help, Gauge::default())
+    }
+
+    pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.register(name, help, Histogram::new(buckets.iter().copied()))
+    }
+
+    /// All metrics of the process as OpenMetrics text.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut page = String::new();
+        for scope in self.lock().iter() {
+            text::encode_registry(&mut page, &scope.registry).expect("writing to a string cannot fail");
+        }
+        text::encode_eof(&mut page).expect("writing to a string cannot fail");
+        page
+    }
+
+    fn insert(&self, name: &str, help: &str, metric: impl Metric) {
+        let mut scopes = self.lock();
+        let position = scopes.iter().position(|scope| scope.prefix == self.prefix).unwrap_or_else(|| {
+            let registry = Registry::with_prefix(self.prefix.clone());
+            scopes.push(Scope { prefix: self.prefix.clone(), registry });
+            scopes.len() - 1
+        });
+        scopes[position].registry.register(name, help, metric);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Scope>> {
+        // A panic elsewhere must not hide the metrics that would explain it.
+        self.scopes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Bucket bounds that the product's histograms share, so that their quantiles can be compared.
+pub mod buckets {
+    /// Seconds, from a message on loopback (tens of microseconds) to a long answer.
+    pub const SECONDS: [f64; 19] = [
+        0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+        2.5, 5.0, 10.0, 30.0, 60.0,
+    ];
+
+    /// Bytes of an exchanged row: from a short list (256 bytes) to a dense row of a large vocabulary.
+    pub const BYTES: [f64; 12] = [
+        64.0,
+        128.0,
+        256.0,
+        512.0,
+        1024.0,
+        2048.0,
+        4096.0,
+        16_384.0,
+        65_536.0,
+        262_144.0,
+        1_048_576.0,
+        4_194_304.0,
+    ];
+
+    /// Rows of a batch, ids of a query, tokens of a draft.
+    pub const COUNTS: [f64; 12] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+}
