@@ -12,9 +12,6 @@ pub enum RuntimeError {
     #[error("the gRPC server on {address} failed: {source}")]
     Serve { address: SocketAddr, source: tonic::transport::Error },
 
-    #[error("{address:?} is not a gRPC address (host:port or http://host:port): {source}")]
-    Address { address: String, source: tonic::transport::Error },
-
     #[error("the descriptor set for gRPC reflection is malformed: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 

@@ -18,9 +18,20 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tracing::Span;
 
 use super::connection::Connection;
-use super::{CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES};
 use crate::readiness::{Readiness, ReadyState};
 use crate::{RuntimeError, Shutdown, trace};
+
+/// Bytes under way on one stream before the service must have read some. HTTP/2's default of 64 KiB
+/// would split a dense row of 196 KB into several round trips.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+
+/// The same for all streams of one connection.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// A client that vanished without closing its connection is noticed, and its work freed, after the
+/// interval and the timeout. Most losses show at once, as a reset.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Calls to these services are not worth a span: they are asked every few seconds.
 const UNTRACED_PREFIX: &str = "/grpc.";
@@ -77,7 +88,7 @@ impl GrpcServer {
         self.local_addr
     }
 
-    /// Adds a generated service. Its message limits are its own: see `MESSAGE_BYTES_MAX`.
+    /// Adds a generated service. Its message limits are its own (`max_decoding_message_size`).
     #[must_use]
     pub fn add_service<S>(mut self, service: S) -> Self
     where
