@@ -1,0 +1,50 @@
+//! The line of sequences that want blocks, in the order of their rank.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use super::sequence::Rank;
+use super::{PROMOTION_STEPS, Priority, SequenceId};
+
+#[derive(Default)]
+pub(super) struct Waiting {
+    line: BTreeMap<Rank, Place>,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    id: SequenceId,
+    /// Step in which it joined this class of the line.
+    since: u64,
+}
+
+impl Waiting {
+    /// Joins the line; a sequence that stands in it keeps its place.
+    pub(super) fn insert(&mut self, rank: Rank, id: SequenceId, step: u64) {
+        self.line.entry(rank).or_insert(Place { id, since: step });
+    }
+
+    pub(super) fn remove(&mut self, rank: Rank) {
+        self.line.remove(&rank);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.line.is_empty()
+    }
+
+    /// The first in line, or the first after a rank.
+    pub(super) fn first_after(&self, rank: Option<Rank>) -> Option<(Rank, SequenceId)> {
+        let from = rank.map_or(Bound::Unbounded, Bound::Excluded);
+        self.line.range((from, Bound::Unbounded)).next().map(|(&rank, place)| (rank, place.id))
+    }
+
+    /// Takes out those that have waited long enough in their class to be promoted.
+    pub(super) fn take_overdue(&mut self, step: u64) -> Vec<SequenceId> {
+        let overdue = |rank: &Rank, place: &Place| {
+            rank.class.0 < Priority::High && step.saturating_sub(place.since) >= PROMOTION_STEPS
+        };
+        let ranks = self.line.iter().filter(|(rank, place)| overdue(rank, place));
+        let ranks: Vec<Rank> = ranks.map(|(&rank, _)| rank).collect();
+        ranks.iter().filter_map(|rank| self.line.remove(rank)).map(|place| place.id).collect()
+    }
+}
