@@ -1,0 +1,266 @@
+//! Guidance arithmetic: c = z_base + Σ strength · z_reward, from whole rows or from lists of the largest logits.
+//!
+//! The sum is taken in `f32`, terms from left to right, each multiplied, rounded, added and rounded: whoever computes a
+//! guided logit computes the same bits. A term of strength 0 is skipped, so that it cannot turn an infinite logit into
+//! NaN. NaN in the result stands for −∞: a token that is not a number is never chosen before one that is.
+//!
+//! **Bounds.** For a token that a list does not name, z ≤ the list's last value ρ. With strength ≥ 0, replacing z by ρ bounds c
+//! from above, *rounding included*: z ↦ fl(s·z) and x ↦ fl(y + x) are monotone functions rounded to nearest, which is
+//! monotone. NaN arises only as ∞ − ∞, which absorbs whatever is added later and then counts as −∞; that is
+//! monotone too, as checking the three cases y = −∞, finite, ∞ shows. With strength < 0 nothing is bounded: the unlisted
+//! logits have no lower bound, and a very low one would lift the token above all others.
+
+use crate::elementary::{WEIGHT_ONE, ln};
+use crate::scan;
+
+/// The largest logits of a row, and what is known of the others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TopList {
+    ids: Vec<u32>,
+    values: Vec<f32>,
+    /// Listed and queried logits, by id.
+    known: Vec<(u32, f32)>,
+}
+
+/// A list that cannot be the top of a row.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ListError {
+    #[error("a list of {ids} ids has {values} values")]
+    Length { ids: usize, values: usize },
+    #[error("value {index} of a list is not a number, or larger than the one before")]
+    Order { index: usize },
+    #[error("token {id} is listed twice")]
+    Duplicate { id: u32 },
+}
+
+/// What is known of a reward model's logits at one position.
+#[derive(Clone, Copy, Debug)]
+pub enum TermLogits<'a> {
+    /// A value for each id of the vocabulary, at least.
+    Dense(&'a [f32]),
+    List(&'a TopList),
+}
+
+/// One reward model's part in a guided logit.
+#[derive(Clone, Copy, Debug)]
+pub struct Term<'a> {
+    pub strength: f32,
+    pub logits: TermLogits<'a>,
+}
+
+/// The `k` largest logits of a row, ties to the lower id; NaN counts as −∞.
+pub fn top_list(row: &[f32], k: usize) -> TopList {
+    let mut ranks = Vec::with_capacity(2 * k + 2 * crate::noise::BLOCK);
+    scan::top(row, k, &mut ranks);
+    let mut known: Vec<(u32, f32)> = ranks.iter().map(|rank| (rank.id, rank.value)).collect();
+    known.sort_unstable_by_key(|&(id, _)| id);
+    TopList {
+        ids: ranks.iter().map(|rank| rank.id).collect(),
+        values: ranks.iter().map(|rank| rank.value).collect(),
+        known,
+    }
+}
+
+/// ln Σ exp(row): turns logits into log-probabilities. −∞ for a row without a finite logit, ∞ if one is infinite.
+pub fn log_sum_exp(row: &[f32]) -> f32 {
+    let max = scan::max(row);
+    if max.is_infinite() {
+        return max;
+    }
+    let total = scan::total_weight(row, max) as f64 / WEIGHT_ONE as f64;
+    max + ln(total as f32)
+}
+
+impl TopList {
+    /// A list that came from elsewhere: values in descending order, no id twice.
+    pub fn new(ids: Vec<u32>, values: Vec<f32>) -> Result<Self, ListError> {
+        if ids.len() != values.len() {
+            return Err(ListError::Length { ids: ids.len(), values: values.len() });
+        }
+        let disorder =
+            |index: &usize| values[*index].is_nan() || (*index > 0 && values[*index] > values[index - 1]);
+        if let Some(index) = (0..values.len()).find(disorder) {
+            return Err(ListError::Order { index });
+        }
+        let mut known: Vec<(u32, f32)> = ids.iter().copied().zip(values.iter().copied()).collect();
+        known.sort_unstable_by_key(|&(id, _)| id);
+        if let Some(pair) = known.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(ListError::Duplicate { id: pair[0].0 });
+        }
+        Ok(Self { ids, values, known })
+    }
+
+    /// Ids of the list, largest logit first; without queried ones.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Logits of the list, in descending order.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// No logit outside the list is larger. An empty list bounds nothing.
+    pub fn bound(&self) -> f32 {
+        self.values.last().copied().unwrap_or(f32::INFINITY)
+    }
+
+    /// The logit of a token, where it is listed or was queried.
+    pub fn get(&self, id: u32) -> Option<f32> {
+        let index = self.known.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        Some(self.known[index].1)
+    }
+
+    /// Adds queried logits; ids that are known already keep their value.
+    pub fn add(&mut self, ids: &[u32], values: &[f32]) {
+        self.known.extend(ids.iter().copied().zip(values.iter().copied()));
+        // Stable, so that of two values of one id the older stays.
+        self.known.sort_by_key(|&(id, _)| id);
+        self.known.dedup_by_key(|&mut (id, _)| id);
+    }
+
+    /// How many logits were queried.
+    pub fn queried(&self) -> usize {
+        self.known.len() - self.ids.len()
+    }
+
+    /// Ids whose logits are known, ascending.
+    pub(crate) fn known_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.known.iter().map(|&(id, _)| id)
+    }
+}
+
+impl Term<'_> {
+    pub(crate) fn list(&self) -> Option<&TopList> {
+        match self.logits {
+            TermLogits::List(list) if self.strength != 0.0 => Some(list),
+            _ => None,
+        }
+    }
+
+    /// A logit, or its bound; and whether it is the logit itself.
+    fn logit(&self, id: u32) -> (f32, bool) {
+        match self.logits {
+            TermLogits::Dense(row) => (row[id as usize], true),
+            TermLogits::List(list) => match list.get(id) {
+                Some(value) => (value, true),
+                None => (list.bound(), false),
+            },
+        }
+    }
+}
+
+/// NaN stands for −∞.
+#[inline(always)]
+pub(crate) fn numeric(x: f32) -> f32 {
+    if x > f32::NEG_INFINITY { x } else { f32::NEG_INFINITY }
+}
+
+/// The guided logit of one token, or its bound; and whether it is the logit itself.
+pub(crate) fn combine_one(base: &[f32], terms: &[Term<'_>], id: u32) -> (f32, bool) {
+    let mut c = base[id as usize];
+    let mut exact = true;
+    for term in terms.iter().filter(|term| term.strength != 0.0) {
+        let (logit, known) = term.logit(id);
+        c += term.strength * logit;
+        exact &= known;
+    }
+    (numeric(c), exact)
+}
+
+widest! {
+    /// [`combine_one`] for the tokens 0..out.len() as if every list were empty but for its bound, divided by `divisor`.
+    pub(crate) fn combine(base: &[f32], terms: &[Term<'_>], divisor: f32, out: &mut [f32]) {
+        /// Stays in the first cache while the terms pass over it.
+        const CHUNK: usize = 1024;
+        for (index, out) in out.chunks_mut(CHUNK).enumerate() {
+            let range = index * CHUNK..index * CHUNK + out.len();
+            out.copy_from_slice(&base[range.clone()]);
+            for term in terms.iter().filter(|term| term.strength != 0.0) {
+                match term.logits {
+                    TermLogits::Dense(row) => {
+                        for (c, &z) in out.iter_mut().zip(&row[range.clone()]) {
+                            *c += term.strength * z;
+                        }
+                    }
+                    TermLogits::List(list) => {
+                        let addend = term.strength * list.bound();
+                        for c in out.iter_mut() {
+                            *c += addend;
+                        }
+                    }
+                }
+            }
+            if divisor == 1.0 {
+                for c in out.iter_mut() {
+                    *c = numeric(*c);
+                }
+            } else {
+                for c in out.iter_mut() {
+                    *c = numeric(*c) / divisor;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_bounds_what_it_does_not_name_and_learns_what_is_asked() {
+        let row = [0.5, 3.0, f32::NAN, 3.0, -1.0];
+        let mut list = top_list(&row, 2);
+        assert_eq!((list.ids(), list.values(), list.bound()), (&[1, 3][..], &[3.0, 3.0][..], 3.0));
+        assert_eq!(list.get(0), None);
+        list.add(&[4, 0, 3], &[-1.0, 0.5, 3.0]);
+        assert_eq!((list.get(0), list.get(4), list.queried(), list.bound()), (Some(0.5), Some(-1.0), 2, 3.0));
+        assert_eq!(TopList::default().bound(), f32::INFINITY);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_the_top_of_a_row_is_refused() {
+        assert_eq!(TopList::new(vec![1], vec![]), Err(ListError::Length { ids: 1, values: 0 }));
+        assert_eq!(TopList::new(vec![1, 2], vec![1.0, 2.0]), Err(ListError::Order { index: 1 }));
+        assert_eq!(TopList::new(vec![1], vec![f32::NAN]), Err(ListError::Order { index: 0 }));
+        assert_eq!(TopList::new(vec![1, 1], vec![2.0, 1.0]), Err(ListError::Duplicate { id: 1 }));
+        let list = top_list(&[1.0, 2.0, 0.0], 2);
+        assert_eq!(TopList::new(list.ids().to_vec(), list.values().to_vec()), Ok(list));
+    }
+
+    #[test]
+    fn rows_and_single_tokens_are_combined_to_the_same_bits() {
+        let row = |salt: u32| -> Vec<f32> {
+            (0..3000_u32).map(|i| (i.wrapping_mul(2_654_435_761) ^ salt) as f32 / 1e8 - 20.0).collect()
+        };
+        let (base, first, second) = (row(1), row(2), row(3));
+        let list = top_list(&second, 16);
+        let terms = [
+            Term { strength: 0.7, logits: TermLogits::Dense(&first) },
+            Term { strength: 0.0, logits: TermLogits::Dense(&[]) },
+            Term { strength: 1.3, logits: TermLogits::List(&list) },
+        ];
+        let mut bounds = vec![0.0; base.len()];
+        combine(&base, &terms, 0.9, &mut bounds);
+        for id in 0..base.len() as u32 {
+            let (c, exact) = combine_one(&base, &terms, id);
+            assert_eq!(exact, list.ids().contains(&id));
+            if exact {
+                assert!(bounds[id as usize] <= c / 0.9);
+            } else {
+                assert_eq!(bounds[id as usize].to_bits(), (c / 0.9).to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn log_sum_exp_is_right_and_survives_infinities() {
+        let row: Vec<f32> = (0..50_000).map(|i| (i % 1000) as f32 / 50.0 - 30.0).collect();
+        let exact = row.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
+        assert!((f64::from(log_sum_exp(&row)) - exact).abs() < 2e-6, "{} {exact}", log_sum_exp(&row));
+        assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
+        assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 1.0]), 1.0);
+        assert_eq!(log_sum_exp(&[f32::INFINITY, 1.0]), f32::INFINITY);
+    }
+}

@@ -1,0 +1,220 @@
+//! The noise that stands for chance: a pure function of (seed, choice, position, token id).
+//!
+//! One page, so that any worker, in any language, on a CPU or a GPU, can compute the same number.
+//!
+//! **Bits.** h(seed, choice, position, token) is word `token % 4` of Philox4x32-10 (Salmon, Moraes, Dror, Shaw: *Parallel
+//! random numbers: as easy as 1, 2, 3*, SC 2011) with
+//!
+//! ```text
+//! key     = (low 32 bits of seed, high 32 bits of seed)
+//! counter = (token / 4, position, choice, 0)
+//! ```
+//!
+//! **Gumbel.** With x = (h + ½)·2⁻³², uniform on (0, 1), G = −ln(−ln(1 − x)) is standard Gumbel noise: the argmax of
+//! logit/T + G is an exact sample of softmax(logit/T) (the Gumbel-max trick). The inner logarithm takes 1 − x, not x, so
+//! that the *upper* tail, which decides, comes from small x, where `f32` has all its resolution: the largest noise
+//! is G = 33·ln 2 ≈ 22.9 at h = 0, never infinity, while −ln(−ln x) in `f32` is infinite once in 2²⁵ tokens.
+//! For x ≥ 0.2929 the complement 1 − x = (!h + ½)·2⁻³² is taken from the bits, exactly.
+//!
+//! **Arithmetic.** Every operation is one rounded `f32` operation in the order written here, without the C library and
+//! without fused operations: the noise is the same bits everywhere, alone ([`Noise::at`]) or in rows ([`Noise::fill`]).
+
+use crate::elementary::{ln_of, split};
+
+/// Words that one round of the vectorised generator makes: 16 counters of 4 words.
+pub(crate) const BLOCK: usize = 64;
+/// The largest value of the noise is 33·ln 2; this bounds it.
+pub const NOISE_MAX: f32 = 22.9;
+
+const COUNTERS: usize = BLOCK / 4;
+const ROUNDS: u32 = 10;
+const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+const KEY_STEPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+
+/// The noise of one answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noise {
+    key: [u32; 2],
+    choice: u32,
+}
+
+/// Philox4x32 with ten rounds.
+pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = counter;
+    let [mut k0, mut k1] = key;
+    for _ in 0..ROUNDS {
+        let left = u64::from(MULTIPLIERS[0]) * u64::from(c0);
+        let right = u64::from(MULTIPLIERS[1]) * u64::from(c2);
+        (c0, c1, c2, c3) =
+            ((right >> 32) as u32 ^ c1 ^ k0, right as u32, (left >> 32) as u32 ^ c3 ^ k1, left as u32);
+        k0 = k0.wrapping_add(KEY_STEPS[0]);
+        k1 = k1.wrapping_add(KEY_STEPS[1]);
+    }
+    [c0, c1, c2, c3]
+}
+
+impl Noise {
+    /// `choice` tells the independent answers to one request apart.
+    pub fn new(seed: u64, choice: u32) -> Self {
+        Self { key: [seed as u32, (seed >> 32) as u32], choice }
+    }
+
+    /// G of the token ids 0..out.len() at a position of the answer.
+    pub fn fill(&self, position: u32, out: &mut [f32]) {
+        fill(self, position, out);
+    }
+
+    /// G of one token id: the same bits as in [`Noise::fill`].
+    pub fn at(&self, position: u32, token: u32) -> f32 {
+        let words = philox4x32_10([token / 4, position, self.choice, 0], self.key);
+        gumbel(words[token as usize % 4])
+    }
+
+    /// The random words of the tokens first..first + BLOCK; `first` is a multiple of four.
+    ///
+    /// [`philox4x32_10`] on sixteen counters at once. The halves of a counter live in 64-bit lanes whose upper half
+    /// is left dirty: the product of the lower halves is one instruction, and reads nothing else.
+    #[inline(always)]
+    pub(crate) fn words(&self, position: u32, first: u32) -> [u32; BLOCK] {
+        const LOW: u64 = 0xffff_ffff;
+        let mut c0: [u64; COUNTERS] = std::array::from_fn(|i| u64::from((first / 4).wrapping_add(i as u32)));
+        let mut c1 = [u64::from(position); COUNTERS];
+        let mut c2 = [u64::from(self.choice); COUNTERS];
+        let mut c3 = [0_u64; COUNTERS];
+        let [mut k0, mut k1] = self.key;
+        for _ in 0..ROUNDS {
+            for i in 0..COUNTERS {
+                let left = u64::from(MULTIPLIERS[0]).wrapping_mul(c0[i] & LOW);
+                let right = u64::from(MULTIPLIERS[1]).wrapping_mul(c2[i] & LOW);
+                c0[i] = (right >> 32) ^ c1[i] ^ u64::from(k0);
+                c1[i] = right;
+                c2[i] = (left >> 32) ^ c3[i] ^ u64::from(k1);
+                c3[i] = left;
+            }
+            k0 = k0.wrapping_add(KEY_STEPS[0]);
+            k1 = k1.wrapping_add(KEY_STEPS[1]);
+        }
+        let mut words = [0; BLOCK];
+        for i in 0..COUNTERS {
+            words[4 * i] = c0[i] as u32;
+            words[4 * i + 1] = c1[i] as u32;
+            words[4 * i + 2] = c2[i] as u32;
+            words[4 * i + 3] = c3[i] as u32;
+        }
+        words
+    }
+}
+
+widest! {
+    fn fill(noise: &Noise, position: u32, out: &mut [f32]) {
+        let mut first = 0;
+        for block in out.chunks_mut(BLOCK) {
+            let noise = noise.words(position, first).map(gumbel);
+            block.copy_from_slice(&noise[..block.len()]);
+            first += BLOCK as u32;
+        }
+    }
+}
+
+/// G = −ln(−ln(1 − x)), x = (h + ½)·2⁻³².
+#[inline(always)]
+pub(crate) fn gumbel(h: u32) -> f32 {
+    const UNIT: f32 = 1.0 / 4_294_967_296.0;
+    /// Below, 1 − x is in [√½, 1), and ln(1 − x) wants −x itself.
+    const NEAR_ZERO: f32 = 0.292_893_2;
+    let x = (h as f32 + 0.5) * UNIT;
+    let complement = (!h as f32 + 0.5) * UNIT;
+    let (mantissa, exponent) = split(complement);
+    let near = x < NEAR_ZERO;
+    let f = if near { -x } else { mantissa - 1.0 };
+    let e = if near { 0.0 } else { exponent };
+    let exponential = -ln_of(f, e); // standard exponential
+    let (mantissa, exponent) = split(exponential);
+    -ln_of(mantissa - 1.0, exponent)
+}
+
+/// A number that [`gumbel`] of the same word never exceeds, for a tenth of its cost.
+///
+/// −ln(1 − x) ≥ x gives G ≤ −ln x, and the bits of a float read as an integer are its logarithm interpolated linearly
+/// between powers of two, hence too low by at most 0.0861: −ln x ≤ 127·ln 2 − bits·ln 2·2⁻²³. The slack of 1e-3 is
+/// a hundred times what the roundings here and in [`gumbel`] add up to.
+#[inline(always)]
+pub(crate) fn gumbel_bound(h: u32) -> f32 {
+    const UNIT: f32 = 1.0 / 2_147_483_648.0;
+    const LN_2: f32 = std::f32::consts::LN_2;
+    let below_x = (h >> 1) as i32 as f32 * UNIT; // signed: SSE2 converts no other
+    (127.0 * LN_2 + 1e-3) - below_x.to_bits() as i32 as f32 * (LN_2 / 8_388_608.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// kat_vectors of the Random123 distribution, philox4x32 with 10 rounds.
+    #[test]
+    fn philox_gives_the_published_answers() {
+        let zeros = philox4x32_10([0; 4], [0; 2]);
+        assert_eq!(zeros, [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        let ones = philox4x32_10([u32::MAX; 4], [u32::MAX; 2]);
+        assert_eq!(ones, [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        let pi =
+            philox4x32_10([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]);
+        assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    #[test]
+    fn a_row_of_noise_is_the_noise_of_its_tokens() {
+        let noise = Noise::new(0x0123_4567_89ab_cdef, 3);
+        for length in [0, 1, 5, 63, 64, 65, 1000] {
+            let mut row = vec![0.0; length];
+            noise.fill(17, &mut row);
+            for (token, g) in row.iter().enumerate() {
+                assert_eq!(g.to_bits(), noise.at(17, token as u32).to_bits(), "token {token} of {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn noise_is_finite_right_and_monotone_from_the_first_word_to_the_last() {
+        let mut last = f32::INFINITY;
+        let near_the_ends_and_between = (0..100_000_u32)
+            .chain((100_000..u32::MAX - 100_000).step_by(9973))
+            .chain(u32::MAX - 100_000..=u32::MAX);
+        for h in near_the_ends_and_between {
+            let g = gumbel(h);
+            let x = (f64::from(h) + 0.5) / 4_294_967_296.0;
+            let exact = -(-(-x).ln_1p()).ln();
+            assert!((f64::from(g) - exact).abs() < 2e-6, "G({h}) = {g}, not {exact}");
+            // Neighbours may round into each other's place, by the last bits only.
+            assert!(g <= last + 1e-6, "G rises at {h}");
+            assert!(g <= gumbel_bound(h) && g <= NOISE_MAX, "G({h}) = {g} passes its bound");
+            last = g;
+        }
+    }
+
+    #[test]
+    fn gumbel_max_samples_softmax() {
+        const SAMPLES: u32 = 200_000;
+        let logits: Vec<f32> = (0..40).map(|i| ((i * 7) % 40) as f32 / 10.0 - 2.0).collect();
+        let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        let noise = Noise::new(20_260_209, 0);
+        let mut row = vec![0.0; logits.len()];
+        let mut counts = vec![0_u32; logits.len()];
+        for position in 0..SAMPLES {
+            noise.fill(position, &mut row);
+            let score = |v: &usize| logits[*v] + row[*v];
+            let best = (0..logits.len()).max_by(|a, b| score(a).total_cmp(&score(b))).unwrap();
+            counts[best] += 1;
+        }
+        let chi_square: f64 = logits
+            .iter()
+            .zip(&counts)
+            .map(|(&l, &count)| {
+                let expected = f64::from(SAMPLES) * f64::from(l).exp() / total;
+                (f64::from(count) - expected).powi(2) / expected
+            })
+            .sum();
+        // 39 degrees of freedom: 72.1 is exceeded once in a thousand.
+        assert!(chi_square < 72.1, "chi-square {chi_square}");
+    }
+}

@@ -1,0 +1,212 @@
+//! A token chosen from lists and queries is the token that whole rows give: always, and usually without a query.
+
+use proptest::prelude::*;
+use uniarm_decode::{
+    Choice, Chooser, History, Noise, Position, Sampling, Term, TermLogits, TopList, choose_dense, top_list,
+};
+
+/// A position with everything that its lists leave out.
+#[derive(Clone, Debug)]
+struct Situation {
+    base: Vec<f32>,
+    rewards: Vec<Reward>,
+    sampling: Sampling,
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+    seed: u64,
+    position: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Reward {
+    strength: f32,
+    row: Vec<f32>,
+    /// Length of the list; `None` for a whole row.
+    list: Option<usize>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Exchange {
+    queries: usize,
+    dense: bool,
+}
+
+impl Situation {
+    fn dense(&self) -> u32 {
+        let terms = self
+            .rewards
+            .iter()
+            .map(|reward| Term { strength: reward.strength, logits: TermLogits::Dense(&reward.row) });
+        let terms: Vec<Term<'_>> = terms.collect();
+        choose_dense(&self.position(&terms, &self.history(), &self.noise()))
+    }
+
+    /// Plays the reward side: lists first, then what is asked for.
+    fn certified(&self, chooser: &mut Chooser) -> (u32, Exchange) {
+        let mut lists: Vec<Option<TopList>> =
+            self.rewards.iter().map(|reward| reward.list.map(|k| top_list(&reward.row, k))).collect();
+        let mut exchange = Exchange::default();
+        loop {
+            let terms: Vec<Term<'_>> = self
+                .rewards
+                .iter()
+                .zip(&lists)
+                .map(|(reward, list)| Term {
+                    strength: reward.strength,
+                    logits: list.as_ref().map_or(TermLogits::Dense(&reward.row), TermLogits::List),
+                })
+                .collect();
+            match chooser.choose(&self.position(&terms, &self.history(), &self.noise())) {
+                Choice::Token(token) => return (token, exchange),
+                Choice::Query(ids) => {
+                    assert!(ids.is_sorted_by(|a, b| a < b), "ids ascend");
+                    assert!(!exchange.dense, "whole rows leave nothing to ask");
+                    exchange.queries += 1;
+                    let lacking = |list: &&TopList| ids.iter().any(|&id| list.get(id).is_none());
+                    assert!(
+                        lists.iter().flatten().any(|list| lacking(&list)),
+                        "a query asks for something new"
+                    );
+                    for (reward, list) in self.rewards.iter().zip(&mut lists) {
+                        let Some(list) = list else { continue };
+                        let ids: Vec<u32> =
+                            ids.iter().copied().filter(|&id| list.get(id).is_none()).collect();
+                        let values: Vec<f32> = ids.iter().map(|&id| reward.row[id as usize]).collect();
+                        list.add(&ids, &values);
+                    }
+                }
+                Choice::Dense => {
+                    assert!(!exchange.dense, "whole rows suffice");
+                    exchange.dense = true;
+                    lists.fill(None);
+                }
+            }
+        }
+    }
+
+    fn position<'a>(&'a self, terms: &'a [Term<'a>], history: &'a History, noise: &'a Noise) -> Position<'a> {
+        Position {
+            base: &self.base,
+            terms,
+            sampling: &self.sampling,
+            history,
+            noise,
+            position: self.position,
+        }
+    }
+
+    fn history(&self) -> History {
+        let mut history = History::new(&self.prompt);
+        self.answer.iter().for_each(|&token| history.push(token));
+        history
+    }
+
+    fn noise(&self) -> Noise {
+        Noise::new(self.seed, 0)
+    }
+}
+
+/// Logits of a language model in outline: a few large, most small; coarse ones tie often.
+fn row(vocabulary: usize, odd: bool) -> impl Strategy<Value = Vec<f32>> {
+    (any::<u64>(), 0.0_f32..6.0, prop_oneof![3 => Just(0.0_f32), 1 => Just(0.5)], 0_u32..8).prop_map(
+        move |(seed, spread, step, oddities)| {
+            let mut state = seed | 1;
+            let mut draw = move || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 40) as f32 / (1_u64 << 24) as f32
+            };
+            let mut row: Vec<f32> = (0..vocabulary)
+                .map(|_| {
+                    let z = spread * ((draw() + draw() + draw() - 1.5) * 2.0 + 2.0 * draw().powi(8));
+                    if step > 0.0 { (z / step).round() * step } else { z }
+                })
+                .collect();
+            if odd {
+                for _ in 0..oddities {
+                    let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, -0.0];
+                    row[(draw() * vocabulary as f32) as usize % vocabulary] =
+                        values[(draw() * 6.0) as usize % 6];
+                }
+                if oddities == 7 {
+                    row.fill(f32::NEG_INFINITY);
+                }
+            }
+            row
+        },
+    )
+}
+
+fn sampling() -> impl Strategy<Value = Sampling> {
+    let off_or = |off: f32, on: std::ops::Range<f32>| prop_oneof![2 => Just(off), 1 => on];
+    (
+        prop_oneof![1 => Just(0.0_f32), 2 => Just(1.0), 2 => 0.05_f32..2.0, 1 => 2.0_f32..100.0],
+        prop_oneof![2 => Just(0_u32), 1 => 1_u32..5, 1 => 5_u32..400],
+        off_or(1.0, 0.01..1.0),
+        off_or(0.0, 0.0..1.0),
+        off_or(1.0, 0.5..2.0),
+        off_or(0.0, -2.0..2.0),
+        off_or(0.0, -1.0..1.0),
+    )
+        .prop_map(
+            |(temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty)| {
+                Sampling {
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    repetition_penalty,
+                    presence_penalty,
+                    frequency_penalty,
+                }
+            },
+        )
+}
+
+fn situation(odd: bool) -> impl Strategy<Value = Situation> {
+    (1_usize..1500).prop_flat_map(move |vocabulary| {
+        let strength = prop_oneof![4 => Just(1.0_f32), 3 => 0.0_f32..3.0, 1 => Just(0.0), 1 => -1.0_f32..0.0];
+        let list = prop_oneof![1 => Just(None), 6 => (0_usize..100).prop_map(Some)];
+        let reward = (strength, row(vocabulary, odd), list).prop_map(|(strength, row, list)| Reward {
+            strength,
+            row,
+            list,
+        });
+        let tokens = || proptest::collection::vec(0..vocabulary as u32, 0..30);
+        (
+            row(vocabulary, odd),
+            proptest::collection::vec(reward, 0..4),
+            sampling(),
+            tokens(),
+            tokens(),
+            any::<u64>(),
+            any::<u32>(),
+        )
+            .prop_map(|(base, rewards, sampling, prompt, answer, seed, position)| Situation {
+                base,
+                rewards,
+                sampling,
+                prompt,
+                answer,
+                seed,
+                position,
+            })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn lists_and_queries_choose_what_whole_rows_choose(situation in situation(false)) {
+        let mut chooser = Chooser::new(situation.base.len());
+        prop_assert_eq!(situation.certified(&mut chooser).0, situation.dense());
+    }
+
+    #[test]
+    fn logits_that_are_infinite_or_not_numbers_change_nothing_about_that(situation in situation(true)) {
+        let mut chooser = Chooser::new(situation.base.len());
+        prop_assert_eq!(situation.certified(&mut chooser).0, situation.dense());
+    }
+}
