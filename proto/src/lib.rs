@@ -10,6 +10,7 @@ pub mod pb {
 }
 
 pub mod client;
+pub mod deadline;
 pub mod error;
 pub mod limits;
 pub mod member;
@@ -30,6 +31,9 @@ pub use session::{
     Answer, Failure, FailureCode, Load, Open, SessionGeneration, SessionId, SessionOp, SessionReply,
     SessionRow,
 };
+
+/// Details of a status, as they travel.
+pub type Details = bytes::Bytes;
 
 /// All descriptors of the contract, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

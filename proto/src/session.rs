@@ -57,6 +57,7 @@ pub struct Open {
 pub enum SessionReply {
     Opened {
         prompt_tokens: u32,
+        vocabulary: u32,
     },
     Row(SessionRow),
     Answer(Answer),
@@ -104,6 +105,16 @@ pub struct Load {
     pub waiting: u32,
     pub free_blocks: u32,
     pub total_blocks: u32,
+}
+
+/// What a base worker has to say to one reward worker since its last message.
+pub type OpBatch = Vec<(SessionId, SessionGeneration, SessionOp)>;
+
+/// Replies of one step of a reward worker to one base worker.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ReplyBatch {
+    pub replies: Vec<(SessionId, SessionGeneration, SessionReply)>,
+    pub load: Option<Load>,
 }
 
 // === impl SessionOp ===
@@ -229,7 +240,9 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
 
     fn try_from(wire: pb::session_reply::Reply) -> Result<Self, ProtocolError> {
         Ok(match wire {
-            pb::session_reply::Reply::Opened(pb::Opened { prompt_tokens }) => Self::Opened { prompt_tokens },
+            pb::session_reply::Reply::Opened(pb::Opened { prompt_tokens, vocabulary }) => {
+                Self::Opened { prompt_tokens, vocabulary }
+            }
             pb::session_reply::Reply::Row(row) => Self::Row(SessionRow {
                 position: row.position,
                 values: values_from_wire("row.values", &row.ids, &row.values)?,
@@ -249,7 +262,9 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
 impl From<SessionReply> for pb::session_reply::Reply {
     fn from(reply: SessionReply) -> Self {
         match reply {
-            SessionReply::Opened { prompt_tokens } => Self::Opened(pb::Opened { prompt_tokens }),
+            SessionReply::Opened { prompt_tokens, vocabulary } => {
+                Self::Opened(pb::Opened { prompt_tokens, vocabulary })
+            }
             SessionReply::Row(row) => Self::Row(pb::Row {
                 position: row.position,
                 ids: row.ids,

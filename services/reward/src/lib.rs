@@ -1,1 +1,15 @@
-//! uniarm-reward
+//! The reward worker: sessions from many base workers, any mixture of preferences in one batch, answered with
+//! top-k lists or whole rows.
+//!
+//! `catalogue` (what is served) → `prepare` (an Open becomes tokens and an adapter state) → `engine` (one OS thread
+//! owns the model) → `server` (the gRPC stream) or `local` (the same sessions inside one process).
+
+pub mod catalogue;
+pub mod engine;
+pub mod local;
+mod metrics;
+mod prepare;
+pub mod server;
+
+pub use catalogue::{Backbone, CatalogueError, RewardCatalogue};
+pub use engine::{RewardEngine, RewardHandle, RewardOptions};

@@ -1,0 +1,181 @@
+//! The step: plan → forward → commit. Where the pure scheduler and the model meet, for base and reward workers alike.
+
+pub mod prompt;
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use uniarm_decode::scheduler::{
+    AddError, NewSequence, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
+};
+use uniarm_model::{
+    ModelError,
+    adapter::Conditioned,
+    forward::{Forward, Row},
+};
+
+/// Sequences, their paged cache and the model, advanced one step at a time by the thread that owns it.
+pub struct Executor {
+    forward: Box<dyn Forward>,
+    scheduler: Scheduler,
+    adapters: HashMap<SequenceId, Conditioned>,
+    /// Wanted logits of the step, row-major; reused.
+    logits: Vec<f32>,
+    started: Instant,
+}
+
+/// Limits of an executor beyond those of the model itself.
+#[derive(Debug, Clone)]
+pub struct ExecutorOptions {
+    /// Tokens of one step over all sequences.
+    pub step_tokens: usize,
+    /// Tokens of one sequence's prefill in one step: a long prompt must not hold up the others for long.
+    pub prefill_chunk: usize,
+    /// Sequences that hold cache blocks at once.
+    pub running_max: usize,
+    /// Sequences that wait for their first step.
+    pub waiting_max: usize,
+    pub prefix_cache: bool,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Default)]
+pub struct StepReport {
+    /// Sequences in the forward; none: there was nothing to do.
+    pub sequences: Vec<SequenceId>,
+    pub tokens: usize,
+    pub schedule: Duration,
+    pub forward: Duration,
+    pub preempted: usize,
+    /// Sequences past their deadline: the caller removes them.
+    pub expired: Vec<SequenceId>,
+}
+
+// === impl ExecutorOptions ===
+
+impl Default for ExecutorOptions {
+    fn default() -> Self {
+        Self { step_tokens: 512, prefill_chunk: 256, running_max: 256, waiting_max: 1024, prefix_cache: true }
+    }
+}
+
+// === impl Executor ===
+
+impl Executor {
+    pub fn new(forward: Box<dyn Forward>, options: &ExecutorOptions) -> Self {
+        let scheduler = Scheduler::new(SchedulerOptions {
+            block_tokens: forward.block_tokens(),
+            blocks: forward.blocks(),
+            step_tokens: options.step_tokens,
+            prefill_chunk: options.prefill_chunk,
+            running_max: options.running_max,
+            waiting_max: options.waiting_max,
+            prefix_cache: options.prefix_cache,
+        });
+        Self { forward, scheduler, adapters: HashMap::new(), logits: Vec::new(), started: Instant::now() }
+    }
+
+    /// Logits of one row.
+    pub fn vocabulary(&self) -> usize {
+        self.forward.vocabulary()
+    }
+
+    pub fn context_tokens(&self) -> usize {
+        self.forward.context_tokens()
+    }
+
+    /// Time as the scheduler counts it; deadlines of sequences are on this clock.
+    pub fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The scheduler's time of an instant; one that has passed already is zero.
+    pub fn time_of(&self, instant: Instant) -> Duration {
+        instant.saturating_duration_since(self.started)
+    }
+
+    /// Takes a sequence in; `adapter` steers the model in its rows alone.
+    ///
+    /// # Errors
+    /// When the queue is full or the sequence can never fit.
+    pub fn add(&mut self, sequence: NewSequence, adapter: Option<Conditioned>) -> Result<(), AddError> {
+        let id = sequence.id;
+        self.scheduler.add(self.now(), sequence)?;
+        if let Some(adapter) = adapter {
+            self.adapters.insert(id, adapter);
+        }
+        Ok(())
+    }
+
+    /// Appends a chosen token: the next step computes it.
+    pub fn extend(&mut self, id: SequenceId, tokens: &[u32]) {
+        self.scheduler.extend(id, tokens);
+    }
+
+    /// Forgets the sequence and frees its blocks at once.
+    pub fn remove(&mut self, id: SequenceId) {
+        self.adapters.remove(&id);
+        self.scheduler.remove(id);
+    }
+
+    /// Prompt tokens that were found in the prefix cache.
+    pub fn cached_tokens(&self, id: SequenceId) -> usize {
+        self.scheduler.cached_tokens(id)
+    }
+
+    pub fn stats(&self) -> SchedulerStats {
+        self.scheduler.stats()
+    }
+
+    /// Plans a step, runs it, and hands each wanted row of logits, with the index of its token in the
+    /// sequence, to `deliver`. The plan is committed only after the forward succeeded: a failure leaves
+    /// every sequence where it was.
+    ///
+    /// # Errors
+    /// When the forward fails.
+    pub fn step(
+        &mut self,
+        mut deliver: impl FnMut(SequenceId, usize, &[f32]),
+    ) -> Result<StepReport, ModelError> {
+        let began = Instant::now();
+        let plan = self.scheduler.plan(self.now());
+        let mut report = StepReport {
+            sequences: plan.rows.iter().map(|row| row.sequence).collect(),
+            tokens: plan.rows.iter().map(|row| row.tokens.len()).sum(),
+            preempted: plan.preempted.len(),
+            expired: plan.expired.clone(),
+            schedule: began.elapsed(),
+            ..StepReport::default()
+        };
+        if plan.rows.is_empty() {
+            return Ok(report);
+        }
+
+        let began = Instant::now();
+        let rows: Vec<Row<'_>> = plan
+            .rows
+            .iter()
+            .map(|row| Row {
+                tokens: &row.tokens,
+                start: row.start,
+                blocks: &row.blocks,
+                logits_from: row.logits_from,
+                adapter: self.adapters.get(&row.sequence),
+            })
+            .collect();
+        self.forward.forward(&rows, &mut self.logits)?; // (wanted rows, vocabulary)
+        report.forward = began.elapsed();
+
+        let mut wanted = self.logits.chunks_exact(self.forward.vocabulary());
+        for row in &plan.rows {
+            for index in row.logits_from..row.tokens.len() {
+                let logits = wanted.next().expect("the forward writes every wanted row");
+                deliver(row.sequence, row.start + index, logits);
+            }
+        }
+        self.scheduler.commit(&plan);
+        Ok(report)
+    }
+}

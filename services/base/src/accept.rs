@@ -1,0 +1,125 @@
+//! A placed request becomes what the engine works with: token ids, settings, a deadline. Off the engine's thread,
+//! because tokenising a long prompt must not hold up a step.
+
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use uniarm_decode::sampling::Sampling;
+use uniarm_engine::prompt::{Prompt, Reader};
+use uniarm_model::{
+    template::{ChatTemplate, Message},
+    tokenizer::Tokenizer,
+};
+use uniarm_proto::{Event, Exchange, Input, Placed, Refusal, TokenizerFingerprint};
+
+/// What a base worker serves and how.
+pub struct BaseSettings {
+    pub model: String,
+    pub tokenizer: Tokenizer,
+    pub template: Option<ChatTemplate>,
+    pub context_tokens: usize,
+    /// Logits of one row.
+    pub vocabulary: usize,
+    /// For requests that do not choose.
+    pub exchange: Exchange,
+    /// K of the lists.
+    pub list_length: u32,
+}
+
+/// A request that the engine can start.
+pub(crate) struct Accepted {
+    pub(crate) placed: Placed,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) seed: u64,
+    pub(crate) sampling: Sampling,
+    /// 0: whole rows.
+    pub(crate) list_length: u32,
+    pub(crate) accepted_at: Instant,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) events: mpsc::Sender<Result<Event, Refusal>>,
+    /// A place among the requests that this worker holds; given back when the request ends.
+    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) span: tracing::Span,
+}
+
+// === impl BaseSettings ===
+
+impl BaseSettings {
+    pub fn tokenizer_fingerprint(&self) -> TokenizerFingerprint {
+        let own = self.tokenizer.fingerprint();
+        TokenizerFingerprint { core: own.core, core_tokens: own.core_tokens, full: own.full }
+    }
+
+    /// Token ids of the request's input.
+    pub(crate) fn read(&self, input: &Input) -> Result<Vec<u32>, Refusal> {
+        let reader = Reader {
+            tokenizer: &self.tokenizer,
+            template: self.template.as_ref(),
+            vocabulary: self.vocabulary,
+        };
+        let messages;
+        let prompt = match input {
+            Input::Prompt(text) => Prompt::Text(text),
+            Input::Tokens(ids) => Prompt::Tokens(ids),
+            Input::Chat(chat) => {
+                messages = chat
+                    .iter()
+                    .map(|m| Message { role: m.role.clone(), content: m.content.clone() })
+                    .collect::<Vec<_>>();
+                Prompt::Chat(&messages)
+            }
+        };
+        let tokens = reader.read(prompt, None).map_err(|error| Refusal::invalid("input", error))?;
+        if tokens.len() >= self.context_tokens {
+            let reason = format!(
+                "has {} tokens, the context of {} is {} and the answer wants room",
+                tokens.len(),
+                self.model,
+                self.context_tokens
+            );
+            return Err(Refusal::invalid("input", reason));
+        }
+        Ok(tokens)
+    }
+
+    /// K for this request. Alternatives want the guided distribution, and so whole rows.
+    pub(crate) fn list_length_for(&self, placed: &Placed) -> u32 {
+        let wants_distribution = placed.request.sampling.logprobs.unwrap_or(0) > 0;
+        match placed.request.exchange.unwrap_or(self.exchange) {
+            Exchange::Certified if !wants_distribution => self.list_length,
+            Exchange::Certified | Exchange::Dense => 0,
+        }
+    }
+
+    /// Refuses what only the model's owner can judge.
+    pub(crate) fn check(&self, placed: &Placed) -> Result<(), Refusal> {
+        let asked = &placed.request.model;
+        if !asked.is_empty() && *asked != self.model {
+            return Err(Refusal::not_found(
+                "model",
+                format!("{asked:?} is not served here, {:?} is", self.model),
+            ));
+        }
+        let stop_ids = &placed.request.sampling.stop_token_ids;
+        if let Some(id) = stop_ids.iter().find(|id| **id as usize >= self.vocabulary) {
+            let reason = format!("{id} is outside the vocabulary of {}", self.vocabulary);
+            return Err(Refusal::invalid("sampling.stop_token_ids", reason));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn decode_sampling(asked: &uniarm_proto::Sampling) -> Sampling {
+    Sampling {
+        temperature: asked.temperature,
+        top_k: asked.top_k,
+        top_p: asked.top_p,
+        min_p: asked.min_p,
+        repetition_penalty: asked.repetition_penalty,
+        presence_penalty: asked.presence_penalty,
+        frequency_penalty: asked.frequency_penalty,
+    }
+}
+
+/// Shared by the engine's thread and the gRPC edge.
+pub(crate) type SharedSettings = Arc<BaseSettings>;

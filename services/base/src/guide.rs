@@ -1,0 +1,292 @@
+//! Standing streams to the reward workers: one for each pair, kept up by a task, used by all sequences.
+//!
+//! The engine pushes operations without waiting and hears of replies, of a stream that came up and of one that went
+//! down through its inbox. Each life of a stream has an epoch: operations meant for an earlier life are dropped.
+
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, sync::mpsc::Sender, time::Duration};
+
+use futures_util::StreamExt as _;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use uniarm_proto::{
+    OpBatch, ProtocolError, ReplyBatch, RewardWorker, SessionGeneration, SessionId, SessionOp, client, pb,
+    session::{op_to_wire, reply_from_wire},
+};
+
+use crate::engine::Command;
+
+/// First wait before a lost worker is dialled again; doubles up to the longest.
+const REDIAL_FIRST: Duration = Duration::from_millis(50);
+const REDIAL_LONGEST: Duration = Duration::from_secs(2);
+
+/// A worker that does not complete a dial within this is treated as away.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Messages on their way into a stream: the engine sends at most one for each step.
+const OUTGOING_MESSAGES_MAX: usize = 16;
+
+/// How guidance is scored: over gRPC or in this process.
+pub trait Scorer: Send + Sync + 'static {
+    /// Opens a stream to a reward worker.
+    fn dial(&self, worker: &RewardWorker) -> DialFuture;
+}
+
+pub type DialFuture = Pin<Box<dyn Future<Output = Result<LinkStream, LinkError>> + Send>>;
+
+/// An open stream. It is lost when either end closes.
+pub struct LinkStream {
+    pub ops: mpsc::Sender<OpBatch>,
+    pub replies: mpsc::UnboundedReceiver<ReplyBatch>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("reward worker {worker} at {address} cannot be reached: {reason}")]
+    Unreachable { worker: String, address: String, reason: String },
+}
+
+/// Dials reward workers over gRPC.
+#[derive(Default)]
+pub struct GrpcScorer;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct LinkId(u64);
+
+/// One life of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Epoch(u64);
+
+/// The engine's side of all streams.
+pub(crate) struct Links {
+    scorer: Arc<dyn Scorer>,
+    runtime: tokio::runtime::Handle,
+    inbox: Sender<Command>,
+    by_worker: HashMap<RewardWorker, LinkId>,
+    links: HashMap<LinkId, LinkHandle>,
+    next: u64,
+}
+
+struct LinkHandle {
+    worker: RewardWorker,
+    ops: mpsc::UnboundedSender<(Epoch, OpBatch)>,
+    /// The stream's life, while it is up.
+    up: Option<Epoch>,
+    /// Operations of this step, sent as one message.
+    outbox: OpBatch,
+}
+
+// === impl GrpcScorer ===
+
+impl Scorer for GrpcScorer {
+    fn dial(&self, worker: &RewardWorker) -> DialFuture {
+        let worker = worker.clone();
+        Box::pin(async move {
+            let unreachable = |reason: String| LinkError::Unreachable {
+                worker: worker.member.to_string(),
+                address: worker.address.clone(),
+                reason,
+            };
+            let endpoint = client::endpoint(&worker.address).map_err(|e| unreachable(e.to_string()))?;
+            let channel = endpoint.connect().await.map_err(|error| unreachable(reason_of(&error)))?;
+            let (ops, outgoing) = mpsc::channel::<OpBatch>(OUTGOING_MESSAGES_MAX);
+            let outgoing = ReceiverStream::new(outgoing).map(ops_to_wire);
+            let response = client::reward(channel).exchange(outgoing).await;
+            let mut incoming = response.map_err(|status| unreachable(status.to_string()))?.into_inner();
+            let (sender, replies) = mpsc::unbounded_channel();
+            tokio::spawn(async move {
+                loop {
+                    match incoming.message().await.map(|message| message.map(replies_from_wire)) {
+                        Ok(Some(Ok(batch))) => {
+                            if sender.send(batch).is_err() {
+                                return;
+                            }
+                        }
+                        Ok(None) => return,
+                        Ok(Some(Err(error))) => {
+                            tracing::error!(worker = %worker.member, %error, "a reward worker broke the contract");
+                            return;
+                        }
+                        Err(status) => {
+                            tracing::info!(worker = %worker.member, %status, "the reward stream ended");
+                            return;
+                        }
+                    }
+                }
+            });
+            Ok(LinkStream { ops, replies })
+        })
+    }
+}
+
+fn ops_to_wire(batch: OpBatch) -> pb::RewardRequest {
+    let ops =
+        batch.into_iter().map(|(session, generation, op)| op_to_wire(session, generation, op)).collect();
+    pb::RewardRequest { ops }
+}
+
+fn replies_from_wire(message: pb::RewardReply) -> Result<ReplyBatch, ProtocolError> {
+    let mut batch = ReplyBatch { replies: Vec::new(), load: message.load.map(Into::into) };
+    for reply in message.replies {
+        let (session, generation, reply) = reply_from_wire(reply);
+        if let Some(reply) = reply? {
+            batch.replies.push((session, generation, reply));
+        }
+    }
+    Ok(batch)
+}
+
+/// The last cause says what happened; tonic's own words are "transport error".
+fn reason_of(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+// === impl Links ===
+
+impl Links {
+    pub(crate) fn new(
+        scorer: Arc<dyn Scorer>,
+        runtime: tokio::runtime::Handle,
+        inbox: Sender<Command>,
+    ) -> Self {
+        Self { scorer, runtime, inbox, by_worker: HashMap::new(), links: HashMap::new(), next: 0 }
+    }
+
+    /// The stream to `worker`; a new one is dialled.
+    pub(crate) fn to(&mut self, worker: &RewardWorker) -> LinkId {
+        if let Some(id) = self.by_worker.get(worker) {
+            return *id;
+        }
+        let id = LinkId(self.next);
+        self.next += 1;
+        let (ops, incoming) = mpsc::unbounded_channel();
+        let task = LinkTask {
+            id,
+            worker: worker.clone(),
+            scorer: Arc::clone(&self.scorer),
+            ops: incoming,
+            inbox: self.inbox.clone(),
+        };
+        self.runtime.spawn(task.run());
+        self.by_worker.insert(worker.clone(), id);
+        self.links.insert(id, LinkHandle { worker: worker.clone(), ops, up: None, outbox: Vec::new() });
+        id
+    }
+
+    pub(crate) fn is_up(&self, id: LinkId) -> bool {
+        self.links.get(&id).is_some_and(|link| link.up.is_some())
+    }
+
+    pub(crate) fn came_up(&mut self, id: LinkId, epoch: Epoch) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.up = Some(epoch);
+        }
+    }
+
+    pub(crate) fn went_down(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.up = None;
+            link.outbox.clear();
+        }
+    }
+
+    /// Forgets a stream that is down and that nobody waits for: its worker may never come back.
+    pub(crate) fn forget(&mut self, id: LinkId) {
+        if let Some(link) = self.links.remove(&id) {
+            self.by_worker.remove(&link.worker);
+        }
+    }
+
+    /// Queues an operation for the next `flush`; without a stream it is dropped, and its session is opened again
+    /// when the stream comes up.
+    pub(crate) fn push(
+        &mut self,
+        id: LinkId,
+        session: SessionId,
+        generation: SessionGeneration,
+        op: SessionOp,
+    ) {
+        if let Some(link) = self.links.get_mut(&id)
+            && link.up.is_some()
+        {
+            link.outbox.push((session, generation, op));
+        }
+    }
+
+    /// Sends what has gathered: one message for each reward worker.
+    pub(crate) fn flush(&mut self) {
+        for link in self.links.values_mut() {
+            if let Some(epoch) = link.up
+                && !link.outbox.is_empty()
+            {
+                // The receiver lives as long as this handle.
+                let _ = link.ops.send((epoch, std::mem::take(&mut link.outbox)));
+            }
+        }
+    }
+}
+
+/// Keeps one stream up.
+struct LinkTask {
+    id: LinkId,
+    worker: RewardWorker,
+    scorer: Arc<dyn Scorer>,
+    ops: mpsc::UnboundedReceiver<(Epoch, OpBatch)>,
+    inbox: Sender<Command>,
+}
+
+// === impl LinkTask ===
+
+impl LinkTask {
+    /// Runs until the engine forgets the stream.
+    async fn run(mut self) {
+        let mut wait = REDIAL_FIRST;
+        for life in 0.. {
+            match timeout(DIAL_TIMEOUT, self.scorer.dial(&self.worker)).await {
+                Ok(Ok(stream)) => {
+                    wait = REDIAL_FIRST;
+                    if self.pump(stream, Epoch(life)).await.is_none() {
+                        return;
+                    }
+                    tracing::warn!(worker = %self.worker.member, address = %self.worker.address, "a reward stream was lost");
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "dial failed"),
+                Err(_) => tracing::debug!(worker = %self.worker.member, "dial timed out"),
+            }
+            if self.inbox.send(Command::LinkDown { link: self.id }).is_err() {
+                return;
+            }
+            let rest = tokio::time::sleep(wait);
+            tokio::pin!(rest);
+            loop {
+                tokio::select! {
+                    () = &mut rest => break,
+                    stale = self.ops.recv() => if stale.is_none() { return },
+                }
+            }
+            wait = (wait * 2).min(REDIAL_LONGEST);
+        }
+    }
+
+    /// Moves messages both ways until the stream is lost (`Some`) or the engine forgets it (`None`).
+    async fn pump(&mut self, mut stream: LinkStream, epoch: Epoch) -> Option<()> {
+        self.inbox.send(Command::LinkUp { link: self.id, epoch }).ok()?;
+        loop {
+            tokio::select! {
+                batch = self.ops.recv() => {
+                    let (meant_for, batch) = batch?;
+                    if meant_for == epoch && stream.ops.send(batch).await.is_err() {
+                        return Some(());
+                    }
+                }
+                batch = stream.replies.recv() => {
+                    let Some(batch) = batch else { return Some(()) };
+                    self.inbox.send(Command::Replies { batch }).ok()?;
+                }
+            }
+        }
+    }
+}

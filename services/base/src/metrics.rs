@@ -1,0 +1,92 @@
+//! What a base worker reports to Prometheus.
+
+use uniarm_runtime::{
+    Metrics,
+    metrics::buckets,
+    prometheus_client::{
+        encoding::EncodeLabelSet,
+        metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    },
+};
+
+/// How a guided token was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ModeLabel {
+    pub(crate) mode: &'static str,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OutcomeLabel {
+    pub(crate) outcome: &'static str,
+}
+
+#[derive(Clone)]
+pub(crate) struct BaseMetrics {
+    pub(crate) requests: Family<OutcomeLabel, Counter>,
+    pub(crate) running: Gauge,
+    pub(crate) waiting: Gauge,
+    pub(crate) free_blocks: Gauge,
+    pub(crate) steps: Counter,
+    pub(crate) computed: Counter,
+    pub(crate) tokens: Counter,
+    pub(crate) unguided: Counter,
+    pub(crate) preemptions: Counter,
+    pub(crate) schedule: Histogram,
+    pub(crate) forward: Histogram,
+    pub(crate) reward_wait: Histogram,
+    pub(crate) choose: Histogram,
+    pub(crate) emit: Histogram,
+    pub(crate) first_token: Histogram,
+    pub(crate) inter_token: Histogram,
+    pub(crate) decided: Family<ModeLabel, Counter>,
+    pub(crate) exchange_bytes: Family<ModeLabel, Counter>,
+    pub(crate) query_ids: Histogram,
+    pub(crate) reward_losses: Counter,
+}
+
+impl BaseMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let metrics = metrics.scope("base");
+        let seconds = &buckets::SECONDS;
+        Self {
+            requests: metrics.register("requests", "Requests that ended, by outcome", Family::default()),
+            running: metrics.gauge("sequences_running", "Sequences that hold cache blocks"),
+            waiting: metrics.gauge("sequences_waiting", "Sequences that wait for their first step"),
+            free_blocks: metrics.gauge("kv_free_blocks", "Free blocks of the paged cache"),
+            steps: metrics.counter("steps", "Forward passes"),
+            computed: metrics.counter("computed_tokens", "Tokens computed, prompts included"),
+            tokens: metrics.counter("tokens", "Tokens chosen"),
+            unguided: metrics.counter("unguided_tokens", "Tokens chosen without a reward that was asked for"),
+            preemptions: metrics.counter("preemptions", "Sequences that lost their blocks to others"),
+            schedule: metrics.histogram("step_schedule_seconds", "Planning of a step", seconds),
+            forward: metrics.histogram("step_forward_seconds", "Forward pass of a step", seconds),
+            reward_wait: metrics.histogram(
+                "reward_stall_seconds",
+                "From a token's base logits to its last reward row, for each token",
+                seconds,
+            ),
+            choose: metrics.histogram("step_choose_seconds", "Choosing one token", seconds),
+            emit: metrics.histogram(
+                "step_emit_seconds",
+                "Text, events and bookkeeping of one token",
+                seconds,
+            ),
+            first_token: metrics.histogram("time_to_first_token_seconds", "Accepted to first token", seconds),
+            inter_token: metrics.histogram("inter_token_seconds", "Between two tokens of an answer", seconds),
+            decided: metrics.register(
+                "decided_tokens",
+                "Guided tokens by what they needed",
+                Family::default(),
+            ),
+            exchange_bytes: metrics.register(
+                "exchange_bytes",
+                "Payload of reward answers and queries, by what the token needed",
+                Family::default(),
+            ),
+            query_ids: metrics.histogram("query_ids", "Ids of one query for named logits", &buckets::COUNTS),
+            reward_losses: metrics
+                .counter("reward_losses", "Sessions lost with a reward worker or its stream"),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! What a reward worker reports to Prometheus.
+
+use uniarm_runtime::{
+    Metrics,
+    metrics::buckets,
+    prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
+};
+
+#[derive(Clone)]
+pub(crate) struct RewardMetrics {
+    pub(crate) sessions: Gauge,
+    pub(crate) waiting: Gauge,
+    pub(crate) free_blocks: Gauge,
+    pub(crate) steps: Counter,
+    pub(crate) rows: Counter,
+    pub(crate) tokens: Counter,
+    pub(crate) queries: Counter,
+    pub(crate) preemptions: Counter,
+    pub(crate) schedule: Histogram,
+    pub(crate) forward: Histogram,
+    pub(crate) reply: Histogram,
+    pub(crate) stall: Histogram,
+}
+
+impl RewardMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let metrics = metrics.scope("reward");
+        let seconds = &buckets::SECONDS;
+        Self {
+            sessions: metrics.gauge("sessions", "Open sessions"),
+            waiting: metrics.gauge("sessions_waiting", "Sessions whose first step has not been planned"),
+            free_blocks: metrics.gauge("kv_free_blocks", "Free blocks of the paged cache"),
+            steps: metrics.counter("steps", "Forward passes"),
+            rows: metrics.counter("rows", "Rows of logits answered"),
+            tokens: metrics.counter("tokens", "Tokens computed, prompts included"),
+            queries: metrics.counter("queries", "Queries for named logits or whole rows"),
+            preemptions: metrics.counter("preemptions", "Sessions that lost their blocks to others"),
+            schedule: metrics.histogram("step_schedule_seconds", "Planning of a step", seconds),
+            forward: metrics.histogram("step_forward_seconds", "Forward pass of a step", seconds),
+            reply: metrics.histogram("step_reply_seconds", "Lists of a step", seconds),
+            stall: metrics.histogram(
+                "base_stall_seconds",
+                "Sessions were open and no base worker asked",
+                seconds,
+            ),
+        }
+    }
+}

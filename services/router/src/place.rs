@@ -1,0 +1,369 @@
+//! Where a request goes. Pure: a snapshot, what is under way, and dice are arguments.
+
+use std::collections::BTreeSet;
+
+use uniarm_cluster::Snapshot;
+use uniarm_proto::{GenerateRequest, GuidanceTerm, Member, MemberId, Placed, Refusal, RewardModel, Role};
+
+/// Names of served things that a refusal lists; more would hide the sentence.
+const NAMES_LISTED_MAX: usize = 12;
+
+/// What this router has under way on a member.
+pub trait Loads {
+    fn under_way(&self, member: &MemberId) -> usize;
+}
+
+/// A base worker and the request as that worker will get it.
+#[derive(Debug)]
+pub struct Placement {
+    pub base: std::sync::Arc<Member>,
+    pub placed: Placed,
+}
+
+/// Chooses a base worker that serves the request's model, and the reward workers for each of its terms. `dice` are two
+/// random numbers; members in `avoid` have failed this request already.
+///
+/// # Errors
+/// When a name is not served (the field is named, and the nearest valid name), or nobody is there to serve it.
+pub fn place(
+    snapshot: &Snapshot,
+    request: &GenerateRequest,
+    loads: &dyn Loads,
+    dice: [u32; 2],
+    avoid: &BTreeSet<MemberId>,
+) -> Result<Placement, Refusal> {
+    let base = choose_base(snapshot, &request.model, loads, dice, avoid)?;
+    let mut request = request.clone();
+    request.guidance = resolve_guidance(snapshot, request.guidance)?;
+    let placements = request
+        .guidance
+        .iter()
+        .map(|term| {
+            let mut workers: Vec<_> = snapshot
+                .with_role(Role::Reward)
+                .filter(|member| serving(member, &term.reward).is_some())
+                .collect();
+            workers.sort_by_key(|member| loads.under_way(&member.id));
+            workers.into_iter().map(|member| member.as_reward_worker()).collect()
+        })
+        .collect();
+    Ok(Placement { placed: Placed { request, placements, generation: base.generation }, base })
+}
+
+/// The less loaded of two random ones: as good as the least loaded of all, without every router choosing the same.
+fn choose_base(
+    snapshot: &Snapshot,
+    model: &str,
+    loads: &dyn Loads,
+    dice: [u32; 2],
+    avoid: &BTreeSet<MemberId>,
+) -> Result<std::sync::Arc<Member>, Refusal> {
+    let model_of = |member: &Member| member.base_model.as_ref().map(|served| served.name.clone());
+    let served: BTreeSet<String> =
+        snapshot.with_role(Role::Base).filter_map(|member| model_of(member)).collect();
+    if served.is_empty() {
+        return Err(Refusal::unavailable("no_base_worker", "no base worker is registered yet"));
+    }
+    let model = match (model, served.len()) {
+        ("", 1) => served.first().expect("it has one").clone(),
+        ("", _) => {
+            return Err(Refusal::invalid(
+                "model",
+                format!("is empty, and several are served: {}", list(&served)),
+            ));
+        }
+        (asked, _) => asked.to_owned(),
+    };
+    if !served.contains(&model) {
+        return Err(Refusal::not_found("model", unknown(&model, &served)));
+    }
+    let candidates: Vec<_> = snapshot
+        .with_role(Role::Base)
+        .filter(|member| model_of(member).as_ref() == Some(&model) && !avoid.contains(&member.id))
+        .collect();
+    if candidates.is_empty() {
+        return Err(Refusal::unavailable(
+            "base_lost",
+            format!("no base worker of {model} could take the request"),
+        ));
+    }
+    let drawn = dice.map(|die| candidates[die as usize % candidates.len()]);
+    let [first, second] = drawn;
+    let better = if loads.under_way(&second.id) < loads.under_way(&first.id) { second } else { first };
+    Ok(std::sync::Arc::clone(better))
+}
+
+/// Gives every term a reward model. A preference over several prompted models becomes a term for each of them.
+fn resolve_guidance(snapshot: &Snapshot, asked: Vec<GuidanceTerm>) -> Result<Vec<GuidanceTerm>, Refusal> {
+    let rewards = rewards(snapshot);
+    if rewards.is_empty() && !asked.is_empty() {
+        return Err(Refusal::unavailable("no_reward_worker", "no reward worker is registered yet"));
+    }
+    let mut resolved = Vec::with_capacity(asked.len());
+    for (index, term) in asked.into_iter().enumerate() {
+        resolve_term(&rewards, index, term, &mut resolved)?;
+    }
+    Ok(resolved)
+}
+
+fn resolve_term(
+    rewards: &[&RewardModel],
+    index: usize,
+    mut term: GuidanceTerm,
+    resolved: &mut Vec<GuidanceTerm>,
+) -> Result<(), Refusal> {
+    let field = |name: &str| format!("guidance[{index}].{name}");
+    if !term.reward.is_empty() {
+        let Some(reward) = rewards.iter().find(|reward| reward.name == term.reward) else {
+            let names = rewards.iter().map(|reward| reward.name.clone()).collect();
+            return Err(Refusal::not_found(field("reward"), unknown(&term.reward, &names)));
+        };
+        check_objectives(reward, &term).map_err(|reason| Refusal::invalid(field("preference"), reason))?;
+        resolved.push(term);
+        return Ok(());
+    }
+    if term.preference.is_empty() {
+        let [only] = rewards else {
+            let names = rewards.iter().map(|reward| reward.name.clone()).collect();
+            let reason = format!("is empty, and so is the preference; several are served: {}", list(&names));
+            return Err(Refusal::invalid(field("reward"), reason));
+        };
+        term.reward.clone_from(&only.name);
+        check_objectives(only, &term).map_err(|reason| Refusal::invalid(field("preference"), reason))?;
+        resolved.push(term);
+        return Ok(());
+    }
+    let serves_all = |reward: &&&RewardModel| term.preference.iter().all(|(name, _)| reward.serves(name));
+    if let Some(reward) = rewards.iter().find(serves_all) {
+        term.reward.clone_from(&reward.name);
+        resolved.push(term);
+        return Ok(());
+    }
+    let total: f32 = term.preference.iter().map(|(_, weight)| weight).sum();
+    for (objective, weight) in &term.preference {
+        let stands_for = |reward: &&&RewardModel| reward.single_objective && reward.serves(objective);
+        let Some(reward) = rewards.iter().find(stands_for) else {
+            let known = rewards.iter().flat_map(|r| r.objectives.iter().map(|o| o.name.clone())).collect();
+            let reason = if rewards.iter().any(|reward| reward.serves(objective)) {
+                format!("no single reward model serves all of {:?}", names_of(&term.preference))
+            } else {
+                format!("objective {}", unknown(objective, &known))
+            };
+            return Err(Refusal::invalid(field("preference"), reason));
+        };
+        if *weight > 0.0 {
+            resolved.push(GuidanceTerm {
+                reward: reward.name.clone(),
+                preference: vec![(objective.clone(), 1.0)],
+                strength: term.strength * weight / total,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_objectives(reward: &RewardModel, term: &GuidanceTerm) -> Result<(), String> {
+    let known: BTreeSet<String> = reward.objectives.iter().map(|o| o.name.clone()).collect();
+    if let Some((objective, _)) = term.preference.iter().find(|(name, _)| !known.contains(name)) {
+        if known.is_empty() {
+            return Err(format!("reward {:?} has no objectives: send no preference", reward.name));
+        }
+        return Err(format!("objective {}", unknown(objective, &known)));
+    }
+    if term.preference.is_empty() && known.len() > 1 {
+        return Err(format!("is missing; reward {:?} wants weights for {}", reward.name, list(&known)));
+    }
+    Ok(())
+}
+
+/// Reward models of all workers, each once, in the order of members and their own.
+pub fn rewards(snapshot: &Snapshot) -> Vec<&RewardModel> {
+    let mut seen = BTreeSet::new();
+    snapshot
+        .with_role(Role::Reward)
+        .flat_map(|member| &member.reward_models)
+        .filter(|reward| seen.insert(reward.name.as_str()))
+        .collect()
+}
+
+fn serving<'a>(member: &'a Member, reward: &str) -> Option<&'a RewardModel> {
+    member.reward_models.iter().find(|served| served.name == reward)
+}
+
+fn names_of(preference: &[(String, f32)]) -> Vec<&str> {
+    preference.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+fn unknown(asked: &str, known: &BTreeSet<String>) -> String {
+    let nearest = known.iter().min_by_key(|name| edit_distance(asked, name));
+    match nearest.filter(|name| edit_distance(asked, name) <= asked.len().div_ceil(2)) {
+        Some(nearest) => {
+            format!("{asked:?} is not served; did you mean {nearest:?}? Served: {}", list(known))
+        }
+        None => format!("{asked:?} is not served. Served: {}", list(known)),
+    }
+}
+
+fn list(names: &BTreeSet<String>) -> String {
+    let shown: Vec<&str> = names.iter().take(NAMES_LISTED_MAX).map(String::as_str).collect();
+    let more = if names.len() > NAMES_LISTED_MAX { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+/// Levenshtein distance over bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uniarm_proto::{BaseModel, Code, Generation, Input, Objective, OnRewardLoss, Sampling};
+
+    use super::*;
+
+    struct Idle;
+
+    impl Loads for Idle {
+        fn under_way(&self, _: &MemberId) -> usize {
+            0
+        }
+    }
+
+    struct Busy(&'static str);
+
+    impl Loads for Busy {
+        fn under_way(&self, member: &MemberId) -> usize {
+            usize::from(member.0 == self.0)
+        }
+    }
+
+    fn member(id: &str, role: Role) -> Member {
+        Member {
+            id: MemberId(id.into()),
+            generation: Generation(7),
+            role,
+            address: format!("{id}:1"),
+            tokenizer: None,
+            vocabulary: 10,
+            capacity: 1,
+            base_model: None,
+            reward_models: Vec::new(),
+            group: String::new(),
+            rank: 0,
+            size: 1,
+        }
+    }
+
+    fn base(id: &str, model: &str) -> Arc<Member> {
+        let base_model =
+            BaseModel { name: model.into(), context_tokens: 10, vocabulary: 10, has_chat_template: true };
+        Arc::new(Member { base_model: Some(base_model), ..member(id, Role::Base) })
+    }
+
+    fn reward(id: &str, models: &[(&str, &[&str])]) -> Arc<Member> {
+        let reward_models = models
+            .iter()
+            .map(|(name, objectives)| RewardModel {
+                name: (*name).into(),
+                objectives: objectives
+                    .iter()
+                    .map(|o| Objective { name: (*o).into(), description: String::new() })
+                    .collect(),
+                backbone: "b".into(),
+                method: "prompted".into(),
+                single_objective: objectives.len() == 1,
+            })
+            .collect();
+        Arc::new(Member { reward_models, ..member(id, Role::Reward) })
+    }
+
+    fn request(guidance: Vec<GuidanceTerm>) -> GenerateRequest {
+        GenerateRequest {
+            request_id: "r".into(),
+            model: String::new(),
+            input: Input::Prompt("x".into()),
+            sampling: Sampling::default(),
+            guidance,
+            on_reward_loss: OnRewardLoss::Wait,
+            priority: uniarm_proto::Priority::Normal,
+            exchange: None,
+            skip: 0,
+        }
+    }
+
+    fn term(reward: &str, preference: &[(&str, f32)]) -> GuidanceTerm {
+        GuidanceTerm {
+            reward: reward.into(),
+            preference: preference.iter().map(|(name, weight)| ((*name).into(), *weight)).collect(),
+            strength: 2.0,
+        }
+    }
+
+    fn cluster() -> Snapshot {
+        let members = [
+            base("b1", "m"),
+            base("b2", "m"),
+            reward("r1", &[("ham", &["harmless"]), ("help", &["helpful"])]),
+            reward("r2", &[("uni", &["positive", "concise"])]),
+        ];
+        Snapshot::new(members, 1)
+    }
+
+    fn placed(guidance: Vec<GuidanceTerm>) -> Result<Placement, Refusal> {
+        place(&cluster(), &request(guidance), &Idle, [0, 1], &BTreeSet::new())
+    }
+
+    #[test]
+    fn one_reward_that_serves_every_objective_is_preferred() {
+        let placement = placed(vec![term("", &[("concise", 0.5), ("positive", 0.5)])]).unwrap();
+        assert_eq!(placement.placed.request.guidance[0].reward, "uni");
+        assert_eq!(placement.placed.placements[0][0].address, "r2:1");
+        assert_eq!(placement.placed.generation, Generation(7));
+    }
+
+    #[test]
+    fn prompted_rewards_share_a_mixed_preference_as_terms_of_their_own() {
+        let placement = placed(vec![term("", &[("harmless", 3.0), ("helpful", 1.0)])]).unwrap();
+        let terms = placement.placed.request.guidance;
+        let split: Vec<_> = terms.iter().map(|t| (t.reward.as_str(), t.strength)).collect();
+        assert_eq!(split, [("ham", 1.5), ("help", 0.5)]);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_nearest_valid_one() {
+        let refusal = placed(vec![term("", &[("harmles", 1.0)])]).unwrap_err();
+        assert_eq!(refusal.field.as_deref(), Some("guidance[0].preference"));
+        assert!(refusal.message.contains("did you mean \"harmless\""), "{refusal}");
+
+        let refusal = placed(vec![term("uno", &[("positive", 1.0)])]).unwrap_err();
+        assert_eq!((refusal.code, refusal.field.as_deref()), (Code::NotFound, Some("guidance[0].reward")));
+
+        let refusal = placed(vec![term("uni", &[("harmless", 1.0)])]).unwrap_err();
+        assert_eq!(refusal.field.as_deref(), Some("guidance[0].preference"));
+    }
+
+    #[test]
+    fn the_less_loaded_of_two_base_workers_is_chosen_and_failed_ones_are_avoided() {
+        let none = BTreeSet::new();
+        let chosen = place(&cluster(), &request(vec![]), &Busy("b1"), [0, 1], &none).unwrap();
+        assert_eq!(chosen.base.id.0, "b2");
+        let failed = BTreeSet::from([MemberId("b2".into())]);
+        let chosen = place(&cluster(), &request(vec![]), &Busy("b1"), [0, 1], &failed).unwrap();
+        assert_eq!(chosen.base.id.0, "b1");
+        let all = BTreeSet::from([MemberId("b1".into()), MemberId("b2".into())]);
+        let refusal = place(&cluster(), &request(vec![]), &Idle, [0, 1], &all).unwrap_err();
+        assert_eq!(refusal.code, Code::Unavailable);
+    }
+}

@@ -1,0 +1,127 @@
+//! The front door: a request is made valid or its bad field is named, takes a permit, and is relayed.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::Stream;
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+use uniarm_cluster::SnapshotReceiver;
+use uniarm_proto::{
+    GenerateRequest, Refusal, Role, deadline,
+    limits::REQUEST_MESSAGE_BYTES_MAX,
+    pb::{
+        self,
+        inference_server::{Inference, InferenceServer},
+    },
+};
+use uniarm_runtime::Metrics;
+
+use crate::{
+    load::LoadTable,
+    metrics::RouterMetrics,
+    place::rewards,
+    relay::{Channels, Relay},
+};
+
+/// What a refused client is told to wait.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Limits of a router.
+#[derive(Debug, Clone)]
+pub struct RouterOptions {
+    /// Requests that it relays at once.
+    pub requests_max: usize,
+}
+
+/// Serves `Inference` over the members of one cluster.
+#[derive(Clone)]
+pub struct RouterService {
+    relay: Relay,
+    permits: Arc<Semaphore>,
+    options: RouterOptions,
+}
+
+// === impl RouterOptions ===
+
+impl Default for RouterOptions {
+    fn default() -> Self {
+        Self { requests_max: 4096 }
+    }
+}
+
+// === impl RouterService ===
+
+impl RouterService {
+    pub fn new(members: SnapshotReceiver, options: RouterOptions, metrics: &Metrics) -> Self {
+        let relay = Relay {
+            members,
+            channels: Channels::default(),
+            loads: LoadTable::default(),
+            metrics: RouterMetrics::new(metrics),
+        };
+        Self { relay, permits: Arc::new(Semaphore::new(options.requests_max)), options }
+    }
+
+    pub fn inference_server(&self) -> InferenceServer<Self> {
+        InferenceServer::new(self.clone()).max_decoding_message_size(REQUEST_MESSAGE_BYTES_MAX)
+    }
+
+    async fn admit(&self, request: Request<pb::GenerateRequest>) -> Result<GenerateStream, Status> {
+        let timeout = deadline::timeout(request.metadata()).map_err(Refusal::from)?;
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut request = GenerateRequest::try_from(request.into_inner()).map_err(Refusal::from)?;
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
+            let limit = self.options.requests_max;
+            Refusal::exhausted(
+                "router_full",
+                format!("this router relays {limit} requests already"),
+                RETRY_AFTER,
+            )
+        })?;
+        if request.request_id.is_empty() {
+            request.request_id = format!("{:032x}", rand::random::<u128>());
+        }
+        request.sampling.seed.get_or_insert_with(rand::random);
+        let relayed = self.relay.run(request, deadline, permit).await?;
+        Ok(Box::pin(relayed))
+    }
+}
+
+type GenerateStream = Pin<Box<dyn Stream<Item = Result<pb::GenerateResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Inference for RouterService {
+    type GenerateStream = GenerateStream;
+
+    async fn generate(
+        &self,
+        request: Request<pb::GenerateRequest>,
+    ) -> Result<Response<GenerateStream>, Status> {
+        match self.admit(request).await {
+            Ok(stream) => Ok(Response::new(stream)),
+            Err(status) => {
+                self.relay.metrics.ended("refused");
+                Err(status)
+            }
+        }
+    }
+
+    async fn list_models(
+        &self,
+        _: Request<pb::ListModelsRequest>,
+    ) -> Result<Response<pb::ListModelsResponse>, Status> {
+        let snapshot = Arc::clone(&self.relay.members.borrow());
+        let mut base_models: Vec<_> =
+            snapshot.with_role(Role::Base).filter_map(|member| member.base_model.clone()).collect();
+        base_models.sort_by(|a, b| a.name.cmp(&b.name));
+        base_models.dedup_by(|a, b| a.name == b.name);
+        Ok(Response::new(pb::ListModelsResponse {
+            base_models: base_models.into_iter().map(Into::into).collect(),
+            reward_models: rewards(&snapshot).into_iter().cloned().map(Into::into).collect(),
+        }))
+    }
+}
