@@ -1,0 +1,33 @@
+# `make demo` shows what this is; `make test` checks all of it. Both begin on a bare machine and say what is missing.
+
+SHELL := /bin/sh
+UNIARM := $(or $(CARGO_TARGET_DIR),target)/release/uniarm
+
+.DEFAULT_GOAL := help
+.PHONY: help prerequisites build demo up test bench clean
+
+help: ## List what can be made
+	@echo 'UniARM: a base model steered, token by token, toward the preference of each request.'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+prerequisites: ## Check for a C compiler, Rust and Python, and install what may be installed
+	@scripts/prerequisites.sh
+
+build: prerequisites ## Build the binary target/release/uniarm
+	cargo build --release --locked --package uniarm
+
+demo: build ## Fetch the demo model, start a cluster of three processes, answer one prompt under several preferences
+	UNIARM_DEMO_MODEL="$$(scripts/fetch-demo-model.sh)" $(UNIARM) demo
+
+up: build ## Run the whole cluster in one process on port 7000, until it is interrupted
+	UNIARM_DEMO_MODEL="$$(scripts/fetch-demo-model.sh)" $(UNIARM) up
+
+test: prerequisites ## Format, lints, tests, clients, chart and deployment files: everything that CI runs
+	@scripts/test.sh
+
+bench: build ## Print tokens per second beside the machine's own limits
+	UNIARM_DEMO_MODEL="$$(scripts/fetch-demo-model.sh)" $(UNIARM) bench step
+
+clean: ## Remove what was built; models and tools stay in the cache folder
+	cargo clean

@@ -1,0 +1,33 @@
+{{/* Values that are well-formed each by itself and cannot work together. The schema refuses the others. */}}
+{{- define "uniarm.refuse" -}}
+{{- if and .Values.etcd.enabled .Values.store.endpoints -}}
+{{- fail "store.endpoints names an etcd of your own, and etcd.enabled would start another one: set etcd.enabled to false, or leave store.endpoints empty." -}}
+{{- end -}}
+{{- if not (or .Values.etcd.enabled .Values.store.endpoints) -}}
+{{- fail "The processes need an etcd to find each other: name one in store.endpoints, or set etcd.enabled to true." -}}
+{{- end -}}
+{{- if and .Values.etcd.enabled (gt (int .Values.etcd.replicas) 1) (not .Values.etcd.storage) -}}
+{{- fail (printf "etcd.replicas is %d and etcd.storage is empty: a member that loses its data cannot rejoin the others. Give etcd.storage a size, such as 1Gi, or set etcd.replicas to 1." (int .Values.etcd.replicas)) -}}
+{{- end -}}
+{{- range list "base" "reward" -}}
+{{- $model := (index $.Values .).model -}}
+{{- if not (regexMatch "^(/models/.+|hf://[^/@\\s]+/[^/@\\s]+(@[^/@\\s]+)?)$" $model) -}}
+{{- fail (printf "%s.model is %s, which is neither a path under /models nor of the form hf://organisation/name. Is hf://%s meant?" . $model (trimPrefix "/" $model)) -}}
+{{- end -}}
+{{- if and (hasPrefix "/models/" $model) (not $.Values.modelVolume) -}}
+{{- fail (printf "%s.model is %s, but modelVolume is empty and so nothing is mounted at /models: set modelVolume, for instance to persistentVolumeClaim: {claimName: models}, or give the model as hf://organisation/name." . $model) -}}
+{{- end -}}
+{{- end -}}
+{{- if not .Values.modelVolume -}}
+{{- with .Values.reward.adapters -}}
+{{- fail (printf "reward.adapters lists %s, but modelVolume is empty and so nothing is mounted at /models: set modelVolume to the volume that holds the adapters." (first .)) -}}
+{{- end -}}
+{{- end -}}
+{{- $names := dict -}}
+{{- range .Values.reward.prompted -}}
+{{- if hasKey $names .name -}}
+{{- fail (printf "reward.prompted names %s twice: a preference could not tell the two apart." .name) -}}
+{{- end -}}
+{{- $_ := set $names .name true -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,67 @@
+#!/bin/sh
+# Everything that is checked before a change is accepted: `make test`. A step that fails does not hide the next one.
+# Usage: scripts/test.sh [STEP...]      steps: format, lint, rust, chart, deploy; all of them by default
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+trap 'exit 130' HUP INT TERM
+began=$(date +%s)
+passed=0 failed=0 skipped=0
+: >"$logs/summary"
+
+# The steps. Each prints what it does; lines "ok …", "FAILED …", "skipped: …" and Cargo's own results are counted.
+
+step_format() {
+    cargo fmt --version >/dev/null 2>&1 || { echo "skipped: formatting, because cargo fmt is not installed (rustup component add rustfmt)" && return; }
+    cargo fmt --all --check -- --color never && echo "ok      formatted"
+}
+
+step_lint() {
+    cargo clippy --version >/dev/null 2>&1 || { echo "skipped: lints, because cargo clippy is not installed (rustup component add clippy)" && return; }
+    cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings && echo "ok      no lint"
+}
+
+# The binary is built first: the cluster tests start it, and the chart's command lines are tried with it.
+# The model is fetched first: tests that need it at the same moment would each wait for the download.
+step_rust() {
+    model=$(scripts/fetch-demo-model.sh) && export UNIARM_DEMO_MODEL="$model" ||
+        echo "skipped: tests on real weights, because the demo model cannot be fetched (see above)"
+    cargo build --release --locked --package uniarm &&
+        cargo test --release --locked --workspace --no-fail-fast -- --show-output
+}
+
+step_chart() { tests/helm/check.sh; }
+
+step_deploy() { tests/deploy/check.sh; }
+
+# run STEP: shows its output as it comes, and counts what it says.
+run() {
+    name=$1
+    echo "== $name"
+    step_began=$(date +%s)
+    { "step_$name" 2>&1 && echo 0 >"$logs/status" || echo 1 >"$logs/status"; } | tee "$logs/$name"
+    # Cargo: "test result: ok. 12 passed; 0 failed; 1 ignored; …", once for each test binary.
+    counts=$(awk '
+        /^test result:/ { passed += $4; failed += $6; skipped += $8 }
+        /^ok / { passed++ }
+        /^FAILED / { failed++ }
+        /^ *skipped:/ { skipped++ }
+        END { print passed + 0, failed + 0, skipped + 0 }' "$logs/$name")
+    # shellcheck disable=SC2086 # three numbers
+    set -- $counts "$(cat "$logs/status")"
+    # A step can fail as a whole, without a failed test: what does not compile has none.
+    [ "$4" = 0 ] || [ "$2" -gt 0 ] || set -- "$1" 1 "$3" "$4"
+    passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
+    printf '%-8s %5d passed %5d failed %5d skipped %6d s\n' "$name" "$1" "$2" "$3" "$(($(date +%s) - step_began))" >>"$logs/summary"
+}
+
+for step in ${*:-format lint rust chart deploy}; do run "$step"; done
+
+echo "== summary"
+grep -h '^ *skipped:' "$logs"/* | sed 's/^ *//' | sort -u
+grep -h -e '^FAILED ' -e '^test .* FAILED$' "$logs"/* | sort -u
+cat "$logs/summary"
+echo "$passed passed, $failed failed, $skipped skipped in $((($(date +%s) - began) / 60)) min"
+[ "$failed" = 0 ]

@@ -1,0 +1,58 @@
+#!/bin/sh
+# The deployment files: the Dockerfile lints, the compose file holds together and its command lines are the binary's,
+# Prometheus and the collector are told of processes that exist.
+# Usage: tests/deploy/check.sh [UNIARM]      UNIARM: the binary that the command lines are tried with
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+
+uniarm=${1:-${CARGO_TARGET_DIR:-target}/release/uniarm}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+passed=0 failed=0
+
+# check WHAT COMMAND...: what the command prints is shown only when it fails.
+check() {
+    what=$1
+    shift
+    if "$@" >"$scratch/output" 2>&1; then
+        passed=$((passed + 1)) && echo "ok      deploy: $what"
+    else
+        failed=$((failed + 1)) && echo "FAILED  deploy: $what" && sed 's/^/        /' "$scratch/output"
+    fi
+}
+skip() { echo "skipped: deploy: $1, because $2"; }
+
+if hadolint=$(scripts/k8s-tools.sh hadolint); then
+    check "the Dockerfile lints" "$hadolint" deploy/Dockerfile
+else
+    skip "the Dockerfile's lint" "hadolint cannot be had"
+fi
+
+if docker compose version >/dev/null 2>&1; then
+    check "compose takes the compose file" docker compose --file deploy/compose.yaml --profile observe config --quiet
+    check "and with the example of an environment" \
+        docker compose --file deploy/compose.yaml --env-file deploy/config/compose.env config --quiet
+else
+    skip "compose's own opinion" "docker compose is not installed"
+fi
+
+if command -v promtool >/dev/null; then
+    check "Prometheus takes its configuration" promtool check config --syntax-only deploy/prometheus.yml
+else
+    skip "Prometheus' own opinion" "promtool is not installed"
+fi
+
+if python=$(scripts/k8s-tools.sh python); then
+    check "names in the deployment files refer to what exists" "$python" tests/deploy/relations.py
+    if [ -x "$uniarm" ]; then
+        check "the binary takes the compose file's command lines" \
+            "$python" tests/deploy/command_lines.py "$uniarm" compose deploy/compose.yaml
+    else
+        skip "the compose file's command lines" "$uniarm is not built"
+    fi
+else
+    skip "what the files say of each other" "PyYAML cannot be had"
+fi
+
+echo "deploy: $passed passed, $failed failed"
+[ "$failed" = 0 ]

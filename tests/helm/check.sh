@@ -1,0 +1,86 @@
+#!/bin/sh
+# The chart: lints, renders to what Kubernetes accepts, agrees with itself and with the binary, refuses in sentences.
+# Usage: tests/helm/check.sh [UNIARM]      UNIARM: the binary that the pods' command lines are tried with
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+
+KUBERNETES="1.30 1.31 1.32 1.33 1.34 1.35"
+uniarm=${1:-${CARGO_TARGET_DIR:-target}/release/uniarm}
+chart=helm/uniarm
+
+if ! { helm=$(scripts/k8s-tools.sh helm) && python=$(scripts/k8s-tools.sh python); }; then
+    echo "skipped: the chart, because its tools cannot be had (see above)"
+    exit 0
+fi
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+passed=0 failed=0
+
+# check WHAT COMMAND...: what the command prints is shown only when it fails.
+check() {
+    what=$1
+    shift
+    if "$@" >"$scratch/output" 2>&1; then
+        passed=$((passed + 1)) && echo "ok      chart: $what"
+    else
+        failed=$((failed + 1)) && echo "FAILED  chart: $what" && sed 's/^/        /' "$scratch/output"
+    fi
+}
+
+render() { "$helm" template trial "$chart" --namespace steering "$@"; }
+valid() { "$python" -m kubernetes_validate --strict -k "$1" "$2"; }
+
+# refuses SENTENCE ARGUMENT...: the values are not rendered, and the reason is given in these words.
+refuses() {
+    sentence=$1
+    shift
+    if render "$@" >/dev/null 2>"$scratch/reason"; then
+        echo "it was rendered" && return 1
+    fi
+    grep -qF -- "$sentence" "$scratch/reason" || { cat "$scratch/reason" && return 1; }
+}
+
+for values in $chart/values.yaml tests/helm/values/*.yaml; do
+    name=$(basename "$values" .yaml)
+    manifests=$scratch/$name.yaml
+    check "$name: lint" "$helm" lint --strict --quiet "$chart" --values "$values"
+    render --values "$values" >"$manifests" 2>"$scratch/error"
+    check "$name: renders" test ! -s "$scratch/error"
+    for version in $KUBERNETES; do
+        check "$name: valid for Kubernetes $version" valid "$version" "$manifests"
+    done
+    check "$name: names refer to what exists" "$python" tests/helm/relations.py "$manifests"
+    if [ -x "$uniarm" ]; then
+        check "$name: the binary takes the pods' command lines" "$python" tests/deploy/command_lines.py "$uniarm" pods "$manifests"
+    else
+        echo "skipped: $name: the pods' command lines, because $uniarm is not built"
+    fi
+done
+check "texts arrive as they were written" "$python" tests/helm/texts.py tests/helm/values/everything.yaml "$scratch/everything.yaml"
+check "the schema is written in sentences" "$python" tests/helm/sentences.py "$chart"
+
+check "refuses two stores" refuses "set etcd.enabled to false, or leave store.endpoints empty" \
+    --set 'store.endpoints={etcd:2379}'
+check "refuses no store" refuses "name one in store.endpoints, or set etcd.enabled to true" \
+    --set etcd.enabled=false
+check "refuses three etcds that forget" refuses "a member that loses its data cannot rejoin" \
+    --set etcd.replicas=3 --set etcd.storage=
+check "refuses two etcds" refuses "at '/etcd/replicas': value must be one of 1, 3, 5" \
+    --set etcd.replicas=2
+check "refuses a model on no volume" refuses "base.model is /models/llama, but modelVolume is empty" \
+    --set base.model=/models/llama
+check "refuses an adapter on no volume" refuses "reward.adapters lists /models/harmless, but modelVolume is empty" \
+    --set 'reward.adapters={/models/harmless}'
+check "refuses an objective named twice" refuses "reward.prompted names kind twice" \
+    --set 'reward.prompted[0].name=kind,reward.prompted[0].text=a,reward.prompted[1].name=kind,reward.prompted[1].text=b'
+check "refuses an unknown exchange" refuses "at '/base/exchange': value must be one of 'certified', 'dense'" \
+    --set base.exchange=sparse
+check "refuses a misspelt value" refuses "additional properties 'replica' not allowed" \
+    --set router.replica=2
+check "refuses a model that is no model" refuses "Is hf://meta-llama/Llama-2-7b-hf meant?" \
+    --set base.model=meta-llama/Llama-2-7b-hf
+check "refuses an old Kubernetes" refuses "requires kubeVersion: >=1.30.0-0" \
+    --kube-version 1.29.0
+
+echo "chart: $passed passed, $failed failed"
+[ "$failed" = 0 ]
