@@ -55,7 +55,7 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 impl Noise {
     /// `choice` tells the independent answers to one request apart.
-    pub fn new(seed: u64, choice: u32) -> Self {
+    pub const fn new(seed: u64, choice: u32) -> Self {
         Self { key: [seed as u32, (seed >> 32) as u32], choice }
     }
 

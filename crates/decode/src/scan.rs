@@ -3,7 +3,7 @@
 //! Rows hold no NaN (see [`crate::guidance`]). Each pass looks at a block's maximum first and skips what cannot matter.
 
 use crate::elementary::weight;
-use crate::noise::{BLOCK, Noise, gumbel, gumbel_bound};
+use crate::noise::{BLOCK, NOISE_MAX, Noise, gumbel, gumbel_bound};
 
 const LANES: usize = 16;
 
@@ -172,14 +172,16 @@ widest! {
 widest! {
     /// The best of value + noise among the tokens that rank above `cut` by their values.
     pub(crate) fn best_noisy(row: &[f32], cut: Rank, noise: &Noise, position: u32) -> Option<Rank> {
-        let mut best: Option<Rank> = None;
-        visit_noisy(row, cut, noise, position, f32::NEG_INFINITY, |score| {
-            if best.is_none_or(|best| score.above(best)) {
-                best = Some(score);
+        // The most probable token is likely to win or to come near: what cannot reach it is passed over from the start.
+        let start = argmax(row).filter(|first| first.above(cut))?;
+        let mut best = Rank { value: start.value + noise.at(position, start.id), id: start.id };
+        visit_noisy(row, cut, noise, position, best.value, |score| {
+            if score.above(best) {
+                best = score;
             }
-            best.map_or(f32::NEG_INFINITY, |best| best.value)
+            best.value
         });
-        best
+        Some(best)
     }
 }
 
@@ -208,7 +210,8 @@ fn visit_noisy(
     mut visit: impl FnMut(Rank) -> f32,
 ) {
     for (index, block) in row.chunks(BLOCK).enumerate() {
-        if block_max(block) < cut.value {
+        let largest = block_max(block);
+        if largest < cut.value || largest + NOISE_MAX < bar {
             continue;
         }
         let first = (index * BLOCK) as u32;
