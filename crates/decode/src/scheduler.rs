@@ -172,6 +172,7 @@ pub struct Scheduler {
     deadlines: BTreeSet<(Duration, SequenceId)>,
     pool: BlockPool,
     step: u64,
+    turns: u64,
     arrivals: u64,
     preemptions: u64,
     prefix_query_tokens: u64,
@@ -212,6 +213,7 @@ impl Scheduler {
             waiting: Waiting::default(),
             deadlines: BTreeSet::new(),
             step: 0,
+            turns: 0,
             arrivals: 0,
             preemptions: 0,
             prefix_query_tokens: 0,
@@ -268,16 +270,18 @@ impl Scheduler {
         true
     }
 
-    /// Records that the rows of a plan have been computed and their logits delivered; full blocks become
-    /// findable.
+    /// Records that the rows of the latest plan have been computed and their logits delivered; full blocks
+    /// become findable. A commit of an earlier plan, or a second one, does nothing.
     ///
     /// A plan that failed is simply not committed: the next one repeats its tokens. What happened to a
-    /// sequence since the plan (removed, truncated, extended, preempted by a later plan) is respected;
-    /// repeating a commit does nothing.
+    /// sequence since the plan (removed, truncated, extended) is respected.
     pub fn commit(&mut self, plan: &StepPlan) {
+        if plan.step != self.step {
+            return;
+        }
         for row in &plan.rows {
             let Some(sequence) = self.sequences.get_mut(&row.sequence) else { continue };
-            if sequence.commit(plan.step) && self.options.prefix_cache {
+            if sequence.commit() && self.options.prefix_cache {
                 register_full_blocks(sequence, &mut self.pool, self.options.block_tokens);
             }
         }
@@ -371,3 +375,6 @@ fn register_full_blocks(sequence: &mut Sequence, pool: &mut BlockPool, block_tok
         sequence.registered += 1;
     }
 }
+
+#[cfg(test)]
+mod tests;

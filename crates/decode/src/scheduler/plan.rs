@@ -31,7 +31,7 @@ const PREFILL_SHARE: usize = 4;
 /// long line of sequences that all wait for one prefix to be computed.
 const ADMISSION_LOOKAHEAD: usize = 64;
 
-/// Order of the short rows.
+/// Order of the short rows: class, last turn, arrival.
 type Turn = (Reverse<Priority>, u64, u64, SequenceId);
 
 /// A step in the making.
@@ -104,7 +104,7 @@ impl Scheduler {
             }
             let rank = sequence.rank();
             match sequence.pending() <= SHORT_ROW_TOKENS {
-                true => short.push((rank.class, sequence.since(), rank.arrival, id)),
+                true => short.push((rank.class, sequence.turn, rank.arrival, id)),
                 false => long.push((rank, id)),
             }
         }
@@ -176,7 +176,8 @@ impl Scheduler {
             sequence.blocks.push(block);
         }
         let end = (start + wish).min(sequence.blocks.len() * block_tokens);
-        sequence.serve(self.step, end);
+        self.turns += 1;
+        sequence.serve(end, self.turns, self.step);
         draft.tokens_left -= end - start;
         draft.plan.rows.push(row(id, sequence, start..end, block_tokens));
         if self.options.prefix_cache {

@@ -36,21 +36,17 @@ pub(super) struct Sequence {
     delivered: usize,
     /// First index whose logits are wanted and not yet delivered.
     pub(super) wanted_from: usize,
-    /// The plan that includes the sequence and up to where that plan computes it.
-    planned: Option<Planned>,
+    /// Up to where the step in flight computes it.
+    planned_end: Option<usize>,
 
     /// Prefix found at the first admission.
     pub(super) cached_tokens: Option<usize>,
+    /// Number of its last row among all rows planned: who was served longest ago has the smallest.
+    pub(super) turn: u64,
     /// Last step in which it was served or promoted, or had nothing to compute.
     since: u64,
     /// Since when it has had nothing to compute while holding blocks.
     idle_since: Option<Duration>,
-}
-
-#[derive(Clone, Copy)]
-struct Planned {
-    step: u64,
-    end: usize,
 }
 
 impl Sequence {
@@ -68,8 +64,9 @@ impl Sequence {
             computed: 0,
             delivered: 0,
             wanted_from: new.logits_from,
-            planned: None,
+            planned_end: None,
             cached_tokens: None,
+            turn: 0,
             since: 0,
             idle_since: None,
         }
@@ -99,11 +96,6 @@ impl Sequence {
     /// Whether it has been idle for so long that its blocks are anyone's.
     pub(super) fn unprotected(&self, now: Duration) -> bool {
         self.idle_since.is_some_and(|since| now.saturating_sub(since) >= IDLE_PATIENCE)
-    }
-
-    /// The step in which it was last served: who waited longest comes first.
-    pub(super) fn since(&self) -> u64 {
-        self.since
     }
 
     /// Notes, once per step, whether a running sequence has something to compute; returns whether it has.
@@ -150,17 +142,18 @@ impl Sequence {
         self.since = step;
     }
 
-    pub(super) fn serve(&mut self, step: u64, end: usize) {
-        self.planned = Some(Planned { step, end });
+    pub(super) fn serve(&mut self, end: usize, turn: u64, step: u64) {
+        self.planned_end = Some(end);
+        self.turn = turn;
         self.since = step;
     }
 
-    /// Whether the sequence was, and still is, part of that step.
-    pub(super) fn commit(&mut self, step: u64) -> bool {
-        let Some(planned) = self.planned.take_if(|planned| planned.step == step) else { return false };
-        self.computed = planned.end;
-        self.delivered = self.delivered.max(planned.end);
-        self.wanted_from = self.wanted_from.max(planned.end);
+    /// Takes over what the step in flight has computed; false if it was not part of it.
+    pub(super) fn commit(&mut self) -> bool {
+        let Some(end) = self.planned_end.take() else { return false };
+        self.computed = end;
+        self.delivered = self.delivered.max(end);
+        self.wanted_from = self.wanted_from.max(end);
         true
     }
 
@@ -194,7 +187,7 @@ impl Sequence {
         self.running = false;
         self.registered = 0;
         self.computed = 0;
-        self.planned = None;
+        self.planned_end = None;
         self.idle_since = None;
     }
 
@@ -206,8 +199,6 @@ impl Sequence {
 
     fn keep_computed(&mut self, len: usize) {
         self.computed = self.computed.min(len);
-        if let Some(planned) = &mut self.planned {
-            planned.end = planned.end.min(len);
-        }
+        self.planned_end = self.planned_end.map(|end| end.min(len));
     }
 }
