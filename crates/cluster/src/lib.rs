@@ -8,6 +8,8 @@ pub mod etcd;
 pub mod memory;
 pub mod snapshot;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 mod backoff;
 mod error;

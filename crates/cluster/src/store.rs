@@ -27,7 +27,8 @@ pub trait MemberStore: Send + Sync {
     /// Waits while the store is unavailable; bound it with a timeout where that matters.
     async fn register(&self, member: Member) -> Result<Registration, StoreError>;
 
-    /// The members as this store last saw them. The snapshot stays while the store is away.
+    /// The members as this store last saw them. The snapshot stays while the store is away; it
+    /// changes no more once this store and its registrations are dropped.
     fn watch(&self) -> SnapshotReceiver;
 
     /// Ends all registrations made here and stops watching. Calls that come later fail with `Closed`.

@@ -1,0 +1,166 @@
+//! A real etcd for tests: one node of its own, which can be killed and started again on its data.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Finds or fetches an etcd binary.
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/etcd.sh");
+
+/// Set to 1 where no etcd can be had: the tests that need one then pass without running.
+const SKIP_VARIABLE: &str = "UNIARM_SKIP_ETCD";
+
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const START_POLL: Duration = Duration::from_millis(20);
+
+/// The ports are free when they are chosen, but another process may be quicker.
+const START_ATTEMPTS: usize = 5;
+
+/// One etcd node on loopback. It dies with this value.
+pub struct EtcdServer {
+    binary: PathBuf,
+    folder: TempDir,
+    client_port: u16,
+    peer_port: u16,
+    child: Option<Child>,
+}
+
+impl EtcdServer {
+    /// A running node without data; `None` where `UNIARM_SKIP_ETCD=1` says so.
+    ///
+    /// # Panics
+    /// When no etcd can be had or it does not start: a test that needs one has failed.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        let mut server = Self::stopped()?;
+        for _ in 0..START_ATTEMPTS {
+            if server.try_start() {
+                return Some(server);
+            }
+            (server.client_port, server.peer_port) = free_ports();
+        }
+        panic!("etcd does not start:\n{}", server.log());
+    }
+
+    /// A node that is not running yet, but whose address is known.
+    ///
+    /// # Panics
+    /// When no etcd can be had.
+    #[must_use]
+    pub fn stopped() -> Option<Self> {
+        if std::env::var(SKIP_VARIABLE).is_ok_and(|value| value == "1") {
+            eprintln!("skipped: {SKIP_VARIABLE}=1");
+            return None;
+        }
+        let folder = tempfile::tempdir().expect("a folder for etcd's data can be made");
+        let (client_port, peer_port) = free_ports();
+        Some(Self { binary: binary(), folder, client_port, peer_port, child: None })
+    }
+
+    /// host:port
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// The store's address, as `--store` takes it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("etcd://{}", self.endpoint())
+    }
+
+    /// SIGKILL: nothing is flushed, nobody is told.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().and_then(|()| child.wait()).expect("a child of ours can be killed");
+        }
+    }
+
+    /// Starts again at the same address on the same data.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "etcd is running");
+        assert!(self.try_start(), "etcd does not start again:\n{}", self.log());
+    }
+
+    /// Throws the data of a killed node away, as a lost disk would.
+    ///
+    /// # Panics
+    /// When it is running.
+    pub fn lose_data(&mut self) {
+        assert!(self.child.is_none(), "etcd is running");
+        std::fs::remove_dir_all(self.data()).expect("etcd's data can be removed");
+    }
+
+    fn try_start(&mut self) -> bool {
+        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let log = File::create(self.folder.path().join("log")).expect("a log file can be made");
+        let child = Command::new(&self.binary)
+            .arg("--data-dir")
+            .arg(self.data())
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}")])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the binary was tried before");
+        self.child = Some(child);
+        let answers = self.wait_until_it_listens();
+        if !answers {
+            self.kill();
+        }
+        answers
+    }
+
+    fn wait_until_it_listens(&mut self) -> bool {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while Instant::now() < deadline {
+            let exited = self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
+            if exited {
+                return false;
+            }
+            if TcpStream::connect((Ipv4Addr::LOCALHOST, self.client_port)).is_ok() {
+                return true;
+            }
+            std::thread::sleep(START_POLL);
+        }
+        false
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for EtcdServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn binary() -> PathBuf {
+    let found = Command::new(SCRIPT).arg("path").stderr(Stdio::inherit()).output();
+    let found = found.expect("scripts/etcd.sh can be run");
+    assert!(found.status.success(), "no etcd; set {SKIP_VARIABLE}=1 to go without");
+    Path::new(String::from_utf8_lossy(&found.stdout).trim()).to_owned()
+}
+
+/// Two ports that were free a moment ago.
+fn free_ports() -> (u16, u16) {
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
+    let port = |listener: &TcpListener| listener.local_addr().expect("it is bound").port();
+    let (first, second) = (bind(), bind());
+    (port(&first), port(&second))
+}

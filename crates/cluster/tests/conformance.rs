@@ -1,0 +1,241 @@
+//! What every member store promises, run against each of them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uniarm_cluster::testing::EtcdServer;
+use uniarm_cluster::{
+    EtcdOptions, MemberStore, MemoryStore, RegistrationState, Snapshot, SnapshotReceiver, StoreAddress,
+    StoreError,
+};
+use uniarm_proto::{Generation, Member, MemberId, Objective, RewardModel, Role, TokenizerFingerprint};
+
+/// Far above what any step takes, so that only a promise that is broken runs into it.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A kind of store. Every call of `open` is another process that uses the same one.
+trait World {
+    fn open(&self) -> Arc<dyn MemberStore>;
+}
+
+struct MemoryWorld(MemoryStore);
+
+struct EtcdWorld(EtcdServer);
+
+impl World for MemoryWorld {
+    fn open(&self) -> Arc<dyn MemberStore> {
+        Arc::new(self.0.clone())
+    }
+}
+
+impl World for EtcdWorld {
+    fn open(&self) -> Arc<dyn MemberStore> {
+        let address = StoreAddress::parse(&self.0.address()).unwrap();
+        uniarm_cluster::open(&address, EtcdOptions::default()).unwrap()
+    }
+}
+
+/// Every promise, for every store.
+macro_rules! conformance {
+    ($($promise:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $promise() {
+                super::$promise(&super::MemoryWorld(super::MemoryStore::new())).await;
+            })*
+        }
+
+        mod etcd {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $promise() {
+                if let Some(server) = super::EtcdServer::start() {
+                    super::$promise(&super::EtcdWorld(server)).await;
+                }
+            })*
+        }
+    };
+}
+
+conformance! {
+    a_member_that_registers_is_seen_by_every_store
+    an_updated_record_is_seen_by_every_store
+    a_second_life_is_refused_while_the_first_one_lives
+    of_two_lives_that_register_at_once_one_wins
+    a_member_that_leaves_or_is_dropped_is_gone_at_once
+    generations_grow_over_stores_and_concurrent_callers
+    a_closed_store_takes_its_members_along_and_refuses_further_calls
+    a_record_that_readers_would_refuse_is_refused_at_once
+}
+
+async fn a_member_that_registers_is_seen_by_every_store(world: &impl World) {
+    let (one, two) = (world.open(), world.open());
+    let (mut seen_by_one, mut seen_by_two) = (one.watch(), two.watch());
+    let (base, reward) = (member("base-0", Role::Base, 1), member("reward-0", Role::Reward, 7));
+
+    let _base = one.register(base.clone()).await.unwrap();
+    let _reward = two.register(reward.clone()).await.unwrap();
+
+    for seen in [&mut seen_by_one, &mut seen_by_two] {
+        let snapshot = wait_for(seen, |snapshot| snapshot.members().len() == 2).await;
+        assert_eq!(snapshot.get(&base.id).unwrap().as_ref(), &base);
+        assert_eq!(snapshot.with_role(Role::Reward).map(AsRef::as_ref).collect::<Vec<_>>(), [&reward]);
+        assert!(snapshot.revision() > 0);
+    }
+    let late = world.open();
+    wait_for(&mut late.watch(), |snapshot| snapshot.members().len() == 2).await;
+}
+
+async fn an_updated_record_is_seen_by_every_store(world: &impl World) {
+    let (one, two) = (world.open(), world.open());
+    let mut seen = two.watch();
+    let original = member("reward-0", Role::Reward, 1);
+    let registration = one.register(original.clone()).await.unwrap();
+    let before = wait_for(&mut seen, |snapshot| !snapshot.members().is_empty()).await;
+
+    let updated = Member { capacity: original.capacity + 1, ..original.clone() };
+    registration.update(updated.clone()).unwrap();
+
+    let after = wait_for(&mut seen, |snapshot| *snapshot.members()[0] == updated).await;
+    assert!(after.revision() > before.revision());
+    let of_another_life = Member { generation: Generation(2), ..updated };
+    let refused = registration.update(of_another_life).unwrap_err();
+    assert!(matches!(refused, StoreError::InvalidMember(_)), "{refused}");
+}
+
+async fn a_second_life_is_refused_while_the_first_one_lives(world: &impl World) {
+    let (one, two) = (world.open(), world.open());
+    let first = one.register(member("base-0", Role::Base, 1)).await.unwrap();
+
+    let refused = two.register(member("base-0", Role::Base, 2)).await.err().unwrap();
+    assert!(
+        matches!(&refused, StoreError::AlreadyRegistered { id, generation }
+            if id.0 == "base-0" && *generation == Generation(1)),
+        "{refused}"
+    );
+    assert_eq!(first.state(), RegistrationState::Held);
+
+    let patient = tokio::spawn(async move {
+        two.register_within(member("base-0", Role::Base, 2), PATIENCE).await.map(|held| (two, held))
+    });
+    first.leave().await;
+    let (_two, second) = patient.await.unwrap().unwrap();
+    assert_eq!(second.generation(), Generation(2));
+}
+
+async fn of_two_lives_that_register_at_once_one_wins(world: &impl World) {
+    let stores = [world.open(), world.open()];
+    for round in 0..8 {
+        let id = format!("base-{round}");
+        let (one, two) = tokio::join!(
+            stores[0].register(member(&id, Role::Base, 1)),
+            stores[1].register(member(&id, Role::Base, 2)),
+        );
+        let winner = match (one, two) {
+            (Ok(one), Err(StoreError::AlreadyRegistered { generation: Generation(1), .. })) => one,
+            (Err(StoreError::AlreadyRegistered { generation: Generation(2), .. }), Ok(two)) => two,
+            (one, two) => panic!("round {round}: {:?}, {:?}", one.err(), two.err()),
+        };
+        winner.leave().await;
+    }
+}
+
+async fn a_member_that_leaves_or_is_dropped_is_gone_at_once(world: &impl World) {
+    let (one, two) = (world.open(), world.open());
+    let mut seen = two.watch();
+    let leaving = one.register(member("base-0", Role::Base, 1)).await.unwrap();
+    let dropped = one.register(member("base-1", Role::Base, 1)).await.unwrap();
+    wait_for(&mut seen, |snapshot| snapshot.members().len() == 2).await;
+
+    // Well within the lease, whose default is 10 s.
+    let soon = Duration::from_secs(5);
+    leaving.leave().await;
+    drop(dropped);
+    let gone = wait_for(&mut seen, |snapshot| snapshot.members().is_empty());
+    tokio::time::timeout(soon, gone).await.expect("both are gone long before a lease could run out");
+
+    let again = one.register(member("base-0", Role::Base, 2)).await;
+    assert!(again.is_ok(), "the id is free again");
+}
+
+async fn generations_grow_over_stores_and_concurrent_callers(world: &impl World) {
+    let id = MemberId("reward-0".to_owned());
+    let stores = [world.open(), world.open()];
+    let mut last = Generation(0);
+    for turn in 0..6 {
+        let next = stores[turn % 2].next_generation(&id).await.unwrap();
+        assert!(next > last, "{next} follows {last}");
+        last = next;
+    }
+    let callers = (0..8).map(|caller| {
+        let (store, id) = (stores[caller % 2].clone(), id.clone());
+        tokio::spawn(async move { store.next_generation(&id).await.unwrap() })
+    });
+    let mut distinct = HashSet::new();
+    for caller in callers.collect::<Vec<_>>() {
+        let generation = caller.await.unwrap();
+        assert!(generation > last);
+        assert!(distinct.insert(generation), "{generation} was given out twice");
+    }
+}
+
+async fn a_closed_store_takes_its_members_along_and_refuses_further_calls(world: &impl World) {
+    let (closing, staying) = (world.open(), world.open());
+    let registration = closing.register(member("base-0", Role::Base, 1)).await.unwrap();
+    let mut seen = staying.watch();
+    wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
+
+    closing.close().await;
+
+    wait_for(&mut seen, |snapshot| snapshot.members().is_empty()).await;
+    registration.lost().await;
+    let id = MemberId("base-0".to_owned());
+    assert!(matches!(closing.next_generation(&id).await, Err(StoreError::Closed)));
+    assert!(matches!(closing.register(member("base-0", Role::Base, 2)).await, Err(StoreError::Closed)));
+    registration.leave().await;
+}
+
+async fn a_record_that_readers_would_refuse_is_refused_at_once(world: &impl World) {
+    let store = world.open();
+    for id in ["", &"x".repeat(10_000)] {
+        let refused = store.register(member(id, Role::Base, 1)).await.err().unwrap();
+        assert!(matches!(refused, StoreError::InvalidMember(_)), "{refused}");
+        assert!(!refused.is_retryable());
+    }
+    assert!(matches!(
+        store.next_generation(&MemberId(String::new())).await,
+        Err(StoreError::InvalidMember(_))
+    ));
+}
+
+fn member(id: &str, role: Role, generation: u64) -> Member {
+    Member {
+        id: MemberId(id.to_owned()),
+        generation: Generation(generation),
+        role,
+        address: "127.0.0.1:7001".to_owned(),
+        tokenizer: Some(TokenizerFingerprint { core: [1; 32], core_tokens: 49_152, full: [2; 32] }),
+        vocabulary: 49_152,
+        capacity: 64,
+        base_model: None,
+        reward_models: vec![RewardModel {
+            name: "assistant".to_owned(),
+            objectives: vec![Objective {
+                name: "harmless".to_owned(),
+                description: "Do no harm — in any language.".to_owned(),
+            }],
+            backbone: "smollm2".to_owned(),
+            method: "moslora".to_owned(),
+            single_objective: false,
+        }],
+        group: String::new(),
+        rank: 0,
+        size: 1,
+    }
+}
+
+async fn wait_for(seen: &mut SnapshotReceiver, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+    let waiting = seen.wait_for(|snapshot| wanted(snapshot));
+    let result = tokio::time::timeout(PATIENCE, waiting).await.map(|held| held.unwrap().clone());
+    result.unwrap_or_else(|_| panic!("not seen in time: {:?}", seen.borrow()))
+}
