@@ -1,0 +1,156 @@
+//! Chat templates: the model's own Jinja source, rendered the way `transformers` renders it.
+
+use std::io;
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
+use minijinja_contrib::pycompat;
+
+use crate::error::ModelError;
+
+/// Instructions a template may take: some thousand messages' worth, a fraction of a second.
+const FUEL: u64 = 20_000_000;
+/// Bytes a prompt may have: far beyond any context, far below what hurts.
+const PROMPT_BYTES_MAX: usize = 64 << 20;
+/// Source bytes of a template; the largest published ones (tool calling) have some 10 KiB.
+const SOURCE_BYTES_MAX: usize = 1 << 20;
+const NAME: &str = "chat_template";
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or what the template knows.
+    pub role: String,
+    pub content: String,
+}
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: String,
+    eos_token: String,
+}
+
+/// Passes on what fits the limit.
+struct Bounded(Vec<u8>);
+
+impl ChatTemplate {
+    /// Compiles a template; `file` is named in errors. `bos_token` and `eos_token` are the written tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::Malformed`] for a template that does not parse.
+    pub(crate) fn new(
+        file: &Path,
+        source: String,
+        bos_token: String,
+        eos_token: String,
+    ) -> Result<Self, ModelError> {
+        if source.len() > SOURCE_BYTES_MAX {
+            return Err(ModelError::malformed(file, format!("a chat template of {} bytes", source.len())));
+        }
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let syntax = syntax.expect("only whitespace differs from the default syntax");
+        let mut environment = Environment::new();
+        environment.set_syntax(syntax);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", |format: String| strftime_template_date(&format));
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(|error| ModelError::malformed(file, format!("chat template: {error:#}")))?;
+        Ok(Self { environment, bos_token, eos_token })
+    }
+
+    /// The prompt of a conversation; with `add_generation_prompt` it ends where the assistant begins.
+    ///
+    /// # Errors
+    /// [`ModelError::Template`] where the template refuses the messages, or takes too long.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ModelError> {
+        let template = self.environment.get_template(NAME).expect("added on construction");
+        let mut prompt = Bounded(Vec::new());
+        let message = |message: &Message| context! { role => &*message.role, content => &*message.content };
+        let context = context! {
+            messages => messages.iter().map(message).collect::<Vec<Value>>(),
+            add_generation_prompt,
+            bos_token => &*self.bos_token,
+            eos_token => &*self.eos_token,
+            tools => (),
+            documents => (),
+        };
+        let rendered = template.render_captured_to(context, &mut prompt);
+        rendered.map_err(|error| ModelError::Template(sentence(&error)))?;
+        Ok(String::from_utf8(prompt.0).expect("a template renders text"))
+    }
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > PROMPT_BYTES_MAX {
+            return Err(io::Error::other(format!("the prompt exceeds {PROMPT_BYTES_MAX} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The error and its causes in one line: what a template raises is meant for the client.
+fn sentence(error: &Error) -> String {
+    let mut sentence = match (error.kind(), error.detail()) {
+        (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
+        _ => error.to_string(),
+    };
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        sentence = format!("{sentence}: {error}");
+        cause = error.source();
+    }
+    sentence
+}
+
+/// `strftime` of a day that never changes, 26 July 2024: the one that the templates of Llama 3.1 fall back to
+/// where there is no clock. A prompt that depends on today could not be rendered again by the worker that
+/// takes a request over after midnight, or stands in another time zone.
+fn strftime_template_date(format: &str) -> String {
+    let mut text = String::with_capacity(format.len());
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            text.push(character);
+            continue;
+        }
+        // `%-d` is `%d` without padding.
+        let mut directive = characters.next();
+        let plain = directive == Some('-');
+        if plain {
+            directive = characters.next();
+        }
+        text.push_str(match directive {
+            Some('d' | 'e') => "26",
+            Some('m') if plain => "7",
+            Some('m') => "07",
+            Some('b' | 'h') => "Jul",
+            Some('B') => "July",
+            Some('Y') => "2024",
+            Some('y') => "24",
+            Some('a') => "Fri",
+            Some('A') => "Friday",
+            Some('j') => "208",
+            Some('F') => "2024-07-26",
+            Some('H' | 'M' | 'S') if plain => "0",
+            Some('H' | 'M' | 'S') => "00",
+            Some('T' | 'X') => "00:00:00",
+            Some('%') => "%",
+            _ => "",
+        });
+    }
+    text
+}

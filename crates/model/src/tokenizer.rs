@@ -1,0 +1,280 @@
+//! Text to token ids and back: a `tokenizers` pipeline, plus the bytes of every single token.
+
+mod rebuilt;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::error::ModelError;
+use crate::gguf::Gguf;
+
+/// More than any published vocabulary; a larger id in a file would become an allocation.
+const TOKENS_MAX: usize = 1 << 24;
+/// How SentencePiece writes a space.
+const META_SPACE: char = '\u{2581}';
+
+/// A model's tokenizer. Encoding is the pipeline's; decoding is by concatenating the bytes of tokens, so that
+/// any worker can turn any part of an answer into text without knowing what came before.
+pub struct Tokenizer {
+    pipeline: tokenizers::Tokenizer,
+    tokens: Tokens,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    fingerprint: TokenizerFingerprint,
+}
+
+/// What two tokenizers must have in common to guide one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenizerFingerprint {
+    /// SHA-256 over the bytes of the first `core_tokens` tokens.
+    pub core: [u8; 32],
+    /// Tokens that are not trailing added ones: fine-tuning appends, and never changes what was there.
+    pub core_tokens: u32,
+    /// SHA-256 over all tokens.
+    pub full: [u8; 32],
+}
+
+/// How a vocabulary spells bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// GPT-2: one printable character for each byte.
+    ByteLevel,
+    /// SentencePiece: `▁` for a space, `<0xE2>` for a byte, everything else as it is.
+    SentencePiece,
+}
+
+/// One token as a file describes it.
+struct Piece {
+    text: String,
+    /// Not part of the trained vocabulary: matched in the text before the model sees it.
+    added: bool,
+    /// Stands for no text: begin, end, turn markers.
+    special: bool,
+}
+
+/// The bytes of all tokens, one after the other.
+struct Tokens {
+    bytes: Vec<u8>,
+    /// End of each token in `bytes`.
+    ends: Vec<u32>,
+    special: Vec<bool>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`. It knows neither begin nor end of text: see [`Tokenizer::set_ends`].
+    ///
+    /// # Errors
+    /// [`ModelError::Io`], [`ModelError::Malformed`], [`ModelError::Unsupported`] for vocabularies that spell
+    /// bytes in neither of the two common ways.
+    pub(crate) fn from_json(file: &Path) -> Result<Self, ModelError> {
+        let bytes = std::fs::read(file).map_err(|error| ModelError::io(file, error))?;
+        let malformed = |error: tokenizers::Error| ModelError::malformed(file, error.to_string());
+        let mut pipeline = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
+        // A file may carry the settings of a training run: prompts are neither cut nor filled up here.
+        pipeline.with_truncation(None).map_err(malformed)?;
+        pipeline.with_padding(None);
+
+        let spelling = Spelling::of(&pipeline)
+            .ok_or_else(|| ModelError::unsupported(file, "a tokenizer without a byte-exact decoder"))?;
+        let mut pieces: BTreeMap<u32, Piece> = pipeline
+            .get_vocab(false)
+            .into_iter()
+            .map(|(text, id)| (id, Piece { text, added: false, special: false }))
+            .collect();
+        for (id, token) in pipeline.get_added_tokens_decoder() {
+            pieces.insert(id, Piece { text: token.content, added: true, special: token.special });
+        }
+        Self::new(pipeline, &pieces, spelling).map_err(|reason| ModelError::malformed(file, reason))
+    }
+
+    /// Rebuilds the tokenizer that a GGUF describes.
+    ///
+    /// # Errors
+    /// [`ModelError::Malformed`]; [`ModelError::Unsupported`] for kinds that are not rebuilt.
+    pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self, ModelError> {
+        let rebuilt = rebuilt::rebuild(gguf)?;
+        Self::new(rebuilt.pipeline, &rebuilt.pieces, rebuilt.spelling)
+            .map_err(|reason| ModelError::malformed(gguf.path(), reason))
+    }
+
+    fn new(
+        pipeline: tokenizers::Tokenizer,
+        pieces: &BTreeMap<u32, Piece>,
+        spelling: Spelling,
+    ) -> Result<Self, String> {
+        let tokens = Tokens::new(pieces, spelling)?;
+        let fingerprint = TokenizerFingerprint::of(pieces, &tokens);
+        Ok(Self { pipeline, tokens, bos: None, eos: Vec::new(), fingerprint })
+    }
+
+    /// Token ids of a text. Special tokens written out in the text become those tokens, as in every chat
+    /// template; `add_special` asks for the begin-of-text token where the model wants one, and is off for
+    /// rendered templates, which write their own.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`].
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.pipeline.encode_fast(text, add_special);
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|e| ModelError::Tokenizer(e.to_string()))
+    }
+
+    /// The bytes that a token adds to an answer, whatever stands before it: the text of an answer is the
+    /// concatenation. Not always whole UTF-8 characters. Empty for special tokens and ids that name none.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        if self.is_special(id) { &[] } else { self.tokens.raw(id) }
+    }
+
+    /// Tokens, counted up to the largest id. A model's vocabulary can be larger: its rows are padded.
+    pub fn vocabulary(&self) -> usize {
+        self.tokens.ends.len()
+    }
+
+    /// Whether a token stands for no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokens.special.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// The begin-of-text token.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// Tokens that end an answer, ascending.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// The id of a token by its written form, special tokens included.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.pipeline.token_to_id(text)
+    }
+
+    /// Begin and end tokens are settled only after other files of a folder have been asked.
+    pub(crate) fn set_ends(&mut self, bos: Option<u32>, eos: &[u32]) {
+        self.bos = bos;
+        self.eos = eos.to_vec();
+    }
+
+    /// How a token is written: of special tokens too.
+    pub(crate) fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(self.tokens.raw(id)).into_owned()
+    }
+
+    pub fn fingerprint(&self) -> TokenizerFingerprint {
+        self.fingerprint
+    }
+}
+
+impl TokenizerFingerprint {
+    fn of(pieces: &BTreeMap<u32, Piece>, tokens: &Tokens) -> Self {
+        let core_tokens = pieces.iter().rev().find(|(_, piece)| !piece.added).map_or(0, |(id, _)| id + 1);
+        let digest = |count: u32| {
+            let mut hash = Sha256::new();
+            for id in 0..count {
+                let bytes = tokens.raw(id);
+                hash.update((bytes.len() as u64).to_le_bytes());
+                hash.update(bytes);
+            }
+            hash.finalize().into()
+        };
+        Self { core: digest(core_tokens), core_tokens, full: digest(tokens.ends.len() as u32) }
+    }
+}
+
+impl Spelling {
+    /// Reads it off the decoder.
+    fn of(pipeline: &tokenizers::Tokenizer) -> Option<Self> {
+        let decoder = serde_json::to_value(pipeline.get_decoder()?).ok()?;
+        let steps = match &decoder["decoders"] {
+            Value::Array(steps) => steps.clone(),
+            _ => vec![decoder],
+        };
+        let has = |kind: &str| steps.iter().any(|step| step["type"] == kind);
+        if has("ByteLevel") {
+            Some(Self::ByteLevel)
+        } else if has("Metaspace") || has("ByteFallback") {
+            Some(Self::SentencePiece)
+        } else {
+            None
+        }
+    }
+
+    fn bytes(self, text: &str) -> Vec<u8> {
+        match self {
+            Self::ByteLevel => {
+                let bytes: Option<Vec<u8>> = text.chars().map(byte_of).collect();
+                bytes.unwrap_or_else(|| text.as_bytes().to_vec())
+            }
+            Self::SentencePiece => match byte_token(text) {
+                Some(byte) => vec![byte],
+                None => text.replace(META_SPACE, " ").into_bytes(),
+            },
+        }
+    }
+}
+
+impl Tokens {
+    fn new(pieces: &BTreeMap<u32, Piece>, spelling: Spelling) -> Result<Self, String> {
+        let count = pieces.last_key_value().map_or(0, |(id, _)| *id as usize + 1);
+        if count > TOKENS_MAX {
+            return Err(format!("token id {} exceeds {TOKENS_MAX}", count - 1));
+        }
+        let mut tokens =
+            Self { bytes: Vec::new(), ends: Vec::with_capacity(count), special: vec![false; count] };
+        for id in 0..count as u32 {
+            if let Some(piece) = pieces.get(&id) {
+                // Added tokens are matched in the text itself, so they are spelled as they read.
+                let literal = piece.special || (piece.added && spelling == Spelling::ByteLevel);
+                let bytes =
+                    if literal { piece.text.as_bytes().to_vec() } else { spelling.bytes(&piece.text) };
+                tokens.bytes.extend_from_slice(&bytes);
+                tokens.special[id as usize] = piece.special;
+            }
+            let end = u32::try_from(tokens.bytes.len()).map_err(|_| "a vocabulary of 4 GiB".to_owned())?;
+            tokens.ends.push(end);
+        }
+        Ok(tokens)
+    }
+
+    /// The bytes of a token, special ones as they are written; empty for ids that name none.
+    fn raw(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let Some(end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.bytes[start as usize..*end as usize]
+    }
+}
+
+/// The byte behind a character of GPT-2's byte-level alphabet: printable bytes stand for themselves, the
+/// others, in order, for the characters from U+0100.
+fn byte_of(character: char) -> Option<u8> {
+    let printable = |byte: u8| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    match u32::from(character) {
+        code @ 0..=0xFF => Some(code as u8).filter(|byte| printable(*byte)),
+        code => (0..=u8::MAX).filter(|byte| !printable(*byte)).nth(usize::try_from(code - 0x100).ok()?),
+    }
+}
+
+/// The byte of a SentencePiece byte token, `<0x0A>`.
+fn byte_token(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_level_alphabet_names_every_byte_once() {
+        let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
+        let mut bytes: Vec<u8> = alphabet.iter().map(|character| byte_of(*character).unwrap()).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=u8::MAX).collect::<Vec<_>>());
+        assert_eq!(byte_of('Ġ'), Some(b' '));
+        assert_eq!(byte_of('中'), None);
+    }
+}
