@@ -1,0 +1,529 @@
+//! Causal attention of a few query vectors over one key-value head of the paged cache.
+//!
+//! Two passes: all scores, their maximum and exponentials; then the weighted sum of the values. A sum over
+//! keys runs in the order of positions and is never split, so neither the cut into chunks nor the blocks that
+//! hold the cache show in the result. (Online softmax would save the score buffer and cost a rescaling per
+//! block.) Queries that share a key-value head, by grouping or by following one another, are taken together
+//! and read the cache once.
+
+use super::buffer::Buffer;
+use super::gemm::{Output, accumulate};
+use super::simd::{F32x16, Isa, Kernel, LANES};
+
+/// Query vectors taken together, at most.
+const QUERIES_WIDE: usize = 12;
+const QUERIES_NARROW: usize = 6;
+
+/// Where one layer's keys and values lie. Per block: keys (kv_heads, block_tokens / 16, head_dim, 16), each
+/// 16 positions a panel as of a weight, then values (kv_heads, block_tokens, head_dim).
+#[derive(Clone, Copy)]
+pub struct LayerCache {
+    pub start: *mut f32,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub block_tokens: usize,
+}
+
+/// Queries of one sequence that attend together: `tokens` consecutive positions × `heads` consecutive query
+/// heads of one key-value head.
+pub struct Queries<'a> {
+    /// Position of the first token; all lie in one run of 16 positions, see [`tokens_together`].
+    pub position: usize,
+    pub tokens: usize,
+    pub heads: usize,
+    pub kv_head: usize,
+    /// First head of the first token: (tokens, stride) of which heads × head_dim are read. Scaled already.
+    pub query: *const f32,
+    pub query_stride: usize,
+    /// The result, as `query`.
+    pub output: *mut f32,
+    pub output_stride: usize,
+    /// Block table of the sequence.
+    pub blocks: &'a [u32],
+}
+
+/// One call's work.
+struct Attention<'a> {
+    queries: &'a Queries<'a>,
+    cache: LayerCache,
+    /// (head_dim, queries)
+    packed: *mut f32,
+    /// (queries, score_stride)
+    scores: *mut f32,
+    score_stride: usize,
+}
+
+// Safety: a pointer and dimensions; users keep writers of one slot apart (`LayerCache::write`).
+unsafe impl Send for LayerCache {}
+unsafe impl Sync for LayerCache {}
+
+/// How many query heads of a group, at most, are taken together.
+pub fn heads_together(isa: Isa, group: usize) -> usize {
+    group.min(queries_max(isa.is_wide()))
+}
+
+/// How many of `remaining` tokens from `position` on are taken together, for `heads` heads each: as many as
+/// fit a tile and do not cross into the next 16 positions, so that they differ in one panel only.
+pub fn tokens_together(isa: Isa, position: usize, remaining: usize, heads: usize) -> usize {
+    let fit = (queries_max(isa.is_wide()) / heads).max(1);
+    remaining.min(fit).min(LANES - position % LANES)
+}
+
+const fn queries_max(wide: bool) -> usize {
+    if wide { QUERIES_WIDE } else { QUERIES_NARROW }
+}
+
+/// Writes the attention of `queries` over their sequence so far, which includes themselves.
+///
+/// # Safety
+/// `queries` points to as many floats as it says, its output to memory that nobody else uses, its blocks to
+/// blocks of `cache` whose positions up to the last query are written and not being written.
+pub unsafe fn attend(isa: Isa, queries: &Queries<'_>, cache: LayerCache, scratch: &mut Buffer) {
+    let count = queries.tokens * queries.heads;
+    debug_assert!(count <= queries_max(isa.is_wide()));
+    // The extra vector keeps rows of a power-of-two context out of one cache set.
+    let score_stride = (queries.position + queries.tokens).next_multiple_of(LANES) + LANES;
+    scratch.reserve(count * (cache.head_dim + score_stride));
+    let (packed, scores) = scratch.split_at_mut(count * cache.head_dim);
+    isa.run(Attention {
+        queries,
+        cache,
+        packed: packed.as_mut_ptr(),
+        scores: scores.as_mut_ptr(),
+        score_stride,
+    });
+}
+
+impl LayerCache {
+    /// Floats of one block: keys and values of every head.
+    pub fn block_floats(kv_heads: usize, head_dim: usize, block_tokens: usize) -> usize {
+        2 * kv_heads * head_dim * block_tokens
+    }
+
+    /// Stores one position's keys and values, (kv_heads, head_dim) each.
+    ///
+    /// # Safety
+    /// `slot` (block × block_tokens + offset) lies in the cache, and nobody else uses it.
+    pub unsafe fn write(self, slot: usize, keys: &[f32], values: &[f32]) {
+        let Self { kv_heads, head_dim, block_tokens, .. } = self;
+        let (block, offset) = (slot / block_tokens, slot % block_tokens);
+        for head in 0..kv_heads {
+            let key = &keys[head * head_dim..][..head_dim];
+            let value = &values[head * head_dim..][..head_dim];
+            unsafe {
+                let column = self.keys(block, head, offset / LANES).add(offset % LANES);
+                for (index, x) in key.iter().enumerate() {
+                    *column.add(index * LANES) = *x;
+                }
+                let row = self.values(block, head, offset / LANES).add(offset % LANES * head_dim);
+                std::ptr::copy_nonoverlapping(value.as_ptr(), row, head_dim);
+            }
+        }
+    }
+
+    /// Keys of 16 positions: (head_dim, 16).
+    #[inline(always)]
+    fn keys(self, block: usize, head: usize, panel: usize) -> *mut f32 {
+        let Self { kv_heads, head_dim, block_tokens, .. } = self;
+        let block = block * Self::block_floats(kv_heads, head_dim, block_tokens);
+        self.start.wrapping_add(block + (head * block_tokens + panel * LANES) * head_dim)
+    }
+
+    /// Values of 16 positions: (16, head_dim).
+    #[inline(always)]
+    fn values(self, block: usize, head: usize, panel: usize) -> *mut f32 {
+        self.keys(block, head, panel).wrapping_add(self.kv_heads * self.head_dim * self.block_tokens)
+    }
+}
+
+impl Kernel for Attention<'_> {
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        // Safety: as promised to `attend`.
+        unsafe {
+            self.pack_queries();
+            self.score::<V>();
+            self.softmax::<V>();
+            self.weigh::<V>();
+            self.normalise::<V>();
+        }
+    }
+}
+
+impl Attention<'_> {
+    /// Queries in order of token, then head.
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.queries.tokens * self.queries.heads
+    }
+
+    /// Keys that a query sees: those up to its own position.
+    #[inline(always)]
+    fn visible(&self, query: usize) -> usize {
+        self.queries.position + query / self.queries.heads + 1
+    }
+
+    #[inline(always)]
+    fn key_panel(&self, panel: usize) -> *const f32 {
+        let per_block = self.cache.block_tokens / LANES;
+        let block = self.queries.blocks[panel / per_block] as usize;
+        self.cache.keys(block, self.queries.kv_head, panel % per_block)
+    }
+
+    #[inline(always)]
+    fn value_panel(&self, panel: usize) -> *const f32 {
+        let per_block = self.cache.block_tokens / LANES;
+        let block = self.queries.blocks[panel / per_block] as usize;
+        self.cache.values(block, self.queries.kv_head, panel % per_block)
+    }
+
+    #[inline(always)]
+    fn output(&self, query: usize) -> *mut f32 {
+        let Queries { heads, output, output_stride, .. } = *self.queries;
+        output.wrapping_add(query / heads * output_stride + query % heads * self.cache.head_dim)
+    }
+
+    /// (queries, head_dim) → (head_dim, queries)
+    #[inline(always)]
+    unsafe fn pack_queries(&self) {
+        let Queries { heads, query, query_stride, .. } = *self.queries;
+        let count = self.count();
+        for q in 0..count {
+            let from = query.wrapping_add(q / heads * query_stride + q % heads * self.cache.head_dim);
+            for index in 0..self.cache.head_dim {
+                unsafe { *self.packed.add(index * count + q) = *from.add(index) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn score<V: F32x16>(&self) {
+        unsafe {
+            if V::WIDE {
+                match self.count() {
+                    1 => self.score_tiles::<V, 1, 8>(),
+                    2 => self.score_tiles::<V, 2, 8>(),
+                    3 => self.score_tiles::<V, 3, 8>(),
+                    4 => self.score_tiles::<V, 4, 4>(),
+                    5 => self.score_tiles::<V, 5, 4>(),
+                    6 => self.score_tiles::<V, 6, 4>(),
+                    7 => self.score_tiles::<V, 7, 4>(),
+                    8 => self.score_tiles::<V, 8, 2>(),
+                    9 => self.score_tiles::<V, 9, 2>(),
+                    10 => self.score_tiles::<V, 10, 2>(),
+                    11 => self.score_tiles::<V, 11, 2>(),
+                    12 => self.score_tiles::<V, 12, 2>(),
+                    _ => {}
+                }
+            } else {
+                match self.count() {
+                    1 => self.score_tiles::<V, 1, 4>(),
+                    2 => self.score_tiles::<V, 2, 2>(),
+                    3 => self.score_tiles::<V, 3, 1>(),
+                    4 => self.score_tiles::<V, 4, 1>(),
+                    5 => self.score_tiles::<V, 5, 1>(),
+                    6 => self.score_tiles::<V, 6, 1>(),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Scores of R queries, P panels of keys at a time.
+    #[inline(always)]
+    unsafe fn score_tiles<V: F32x16, const R: usize, const P: usize>(&self) {
+        let panels = self.visible(R - 1).div_ceil(LANES);
+        let mut panel = 0;
+        while panel < panels {
+            unsafe {
+                let output = Output::new(self.scores.add(panel * LANES), self.score_stride);
+                if panel + P <= panels {
+                    let mut keys = [std::ptr::null(); P];
+                    for (p, keys) in keys.iter_mut().enumerate() {
+                        *keys = self.key_panel(panel + p);
+                    }
+                    accumulate::<V, R, P>(self.packed, keys, self.cache.head_dim, output, false);
+                    panel += P;
+                } else {
+                    accumulate::<V, R, 1>(
+                        self.packed,
+                        [self.key_panel(panel)],
+                        self.cache.head_dim,
+                        output,
+                        false,
+                    );
+                    panel += 1;
+                }
+            }
+        }
+    }
+
+    /// Scores → e^(score - greatest), 0 for keys after the query; their sum lands past the last panel.
+    #[inline(always)]
+    unsafe fn softmax<V: F32x16>(&self) {
+        for query in 0..self.count() {
+            let visible = self.visible(query);
+            let panels = visible.div_ceil(LANES);
+            unsafe {
+                let scores = self.scores.add(query * self.score_stride);
+                // Whatever lies there, NaN included, is not this sequence's past.
+                for key in visible..panels * LANES {
+                    *scores.add(key) = f32::NEG_INFINITY;
+                }
+                let mut greatest = V::splat(f32::NEG_INFINITY);
+                for panel in 0..panels {
+                    greatest = V::load(scores.add(panel * LANES)).max(greatest);
+                }
+                let offset = V::splat(-greatest.greatest());
+                let mut sum = V::splat(0.0);
+                for panel in 0..panels {
+                    let weight = V::load(scores.add(panel * LANES)).add(offset).exp();
+                    weight.store(scores.add(panel * LANES));
+                    sum = sum.add(weight);
+                }
+                *scores.add(self.score_stride - LANES) = sum.sum();
+            }
+        }
+    }
+
+    /// Sums of values, weighted: first over the panels that all queries see whole, then token by token over
+    /// the last one. Masked keys are left out rather than weighted by zero: stale values may be anything.
+    #[inline(always)]
+    unsafe fn weigh<V: F32x16>(&self) {
+        let Queries { position, tokens, heads, .. } = *self.queries;
+        unsafe {
+            if tokens == 1 {
+                return self.weigh_columns::<V>(0..heads, 0..position + 1);
+            }
+            let common = position / LANES * LANES;
+            self.weigh_columns::<V>(0..tokens * heads, 0..common);
+            for token in 0..tokens {
+                self.weigh_columns::<V>(token * heads..(token + 1) * heads, common..position + token + 1);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weigh_columns<V: F32x16>(&self, queries: std::ops::Range<usize>, keys: std::ops::Range<usize>) {
+        let columns = self.cache.head_dim / LANES;
+        let mut first = queries.start;
+        while first < queries.end {
+            let together = (queries.end - first).min(if V::WIDE { 6 } else { 4 });
+            let mut column = 0;
+            while column < columns {
+                let (keys, from) = (keys.clone(), first);
+                let four = V::WIDE && column + 4 <= columns;
+                unsafe {
+                    match (together, four) {
+                        (1, true) => self.weigh_tile::<V, 1, 4>(from, column, keys),
+                        (2, true) => self.weigh_tile::<V, 2, 4>(from, column, keys),
+                        (3, true) => self.weigh_tile::<V, 3, 4>(from, column, keys),
+                        (4, true) => self.weigh_tile::<V, 4, 4>(from, column, keys),
+                        (5, true) => self.weigh_tile::<V, 5, 4>(from, column, keys),
+                        (6, true) => self.weigh_tile::<V, 6, 4>(from, column, keys),
+                        (1, false) => self.weigh_tile::<V, 1, 1>(from, column, keys),
+                        (2, false) => self.weigh_tile::<V, 2, 1>(from, column, keys),
+                        (3, false) => self.weigh_tile::<V, 3, 1>(from, column, keys),
+                        (4, false) => self.weigh_tile::<V, 4, 1>(from, column, keys),
+                        (5, false) => self.weigh_tile::<V, 5, 1>(from, column, keys),
+                        (6, false) => self.weigh_tile::<V, 6, 1>(from, column, keys),
+                        _ => {}
+                    }
+                }
+                column += if four { 4 } else { 1 };
+            }
+            first += together;
+        }
+    }
+
+    /// R queries × P × 16 columns of the values; goes on from the output unless `keys` start at 0.
+    #[inline(always)]
+    unsafe fn weigh_tile<V: F32x16, const R: usize, const P: usize>(
+        &self,
+        first: usize,
+        column: usize,
+        keys: std::ops::Range<usize>,
+    ) {
+        let head_dim = self.cache.head_dim;
+        let mut outputs = [std::ptr::null_mut(); R];
+        let mut weights = [std::ptr::null(); R];
+        for r in 0..R {
+            outputs[r] = self.output(first + r).wrapping_add(column * LANES);
+            weights[r] = self.scores.wrapping_add((first + r) * self.score_stride).cast_const();
+        }
+        let mut sums = [[V::splat(0.0); P]; R];
+        unsafe {
+            if keys.start > 0 {
+                for r in 0..R {
+                    for p in 0..P {
+                        sums[r][p] = V::load(outputs[r].add(p * LANES));
+                    }
+                }
+            }
+            let mut key = keys.start;
+            while key < keys.end {
+                let values = self.value_panel(key / LANES).wrapping_add(column * LANES);
+                let panel_end = keys.end.min((key / LANES + 1) * LANES);
+                while key < panel_end {
+                    let row = values.add(key % LANES * head_dim);
+                    let mut vectors = [V::splat(0.0); P];
+                    for (p, vector) in vectors.iter_mut().enumerate() {
+                        *vector = V::load(row.add(p * LANES));
+                    }
+                    for r in 0..R {
+                        let weight = V::splat(*weights[r].add(key));
+                        for p in 0..P {
+                            sums[r][p] = weight.mul_add(vectors[p], sums[r][p]);
+                        }
+                    }
+                    key += 1;
+                }
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    sums[r][p].store(outputs[r].add(p * LANES));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn normalise<V: F32x16>(&self) {
+        for query in 0..self.count() {
+            unsafe {
+                let sum = *self.scores.add(query * self.score_stride + self.score_stride - LANES);
+                let scale = V::splat(1.0 / sum);
+                let output = self.output(query);
+                for column in 0..self.cache.head_dim / LANES {
+                    let at = output.add(column * LANES);
+                    V::load(at).mul(scale).store(at);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KV_HEADS: usize = 2;
+    const GROUP: usize = 3;
+
+    fn number(seed: usize) -> f32 {
+        let x = (seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// A cache full of NaN, a sequence written through a scattered block table, and its queries.
+    struct Scene {
+        cache: Vec<f32>,
+        layout: LayerCache,
+        blocks: Vec<u32>,
+        /// (tokens, heads, head_dim)
+        queries: Vec<f32>,
+        tokens: usize,
+    }
+
+    impl Scene {
+        fn new(tokens: usize, head_dim: usize, block_tokens: usize, stride: usize) -> Self {
+            let blocks: Vec<u32> =
+                (0..tokens.div_ceil(block_tokens)).map(|b| (b * stride % 11) as u32).collect();
+            let mut cache = vec![f32::NAN; 11 * LayerCache::block_floats(KV_HEADS, head_dim, block_tokens)];
+            let layout = LayerCache { start: cache.as_mut_ptr(), kv_heads: KV_HEADS, head_dim, block_tokens };
+            for token in 0..tokens {
+                let (keys, values) = (Self::rows(token, 1, head_dim), Self::rows(token, 2, head_dim));
+                let slot = blocks[token / block_tokens] as usize * block_tokens + token % block_tokens;
+                unsafe { layout.write(slot, &keys, &values) };
+            }
+            let queries = (0..tokens * KV_HEADS * GROUP * head_dim).map(|i| number(i * 5 + 3)).collect();
+            Self { cache, layout, blocks, queries, tokens }
+        }
+
+        fn rows(token: usize, kind: usize, head_dim: usize) -> Vec<f32> {
+            (0..KV_HEADS * head_dim).map(|i| number((token * 1000 + i) * 7 + kind)).collect()
+        }
+
+        /// Attention of all tokens from `from` on, at most `together` at once.
+        fn attend(&mut self, isa: Isa, from: usize, together: usize) -> Vec<f32> {
+            self.layout.start = self.cache.as_mut_ptr();
+            let stride = KV_HEADS * GROUP * self.layout.head_dim;
+            let mut output = vec![0.0; self.tokens * stride];
+            let mut scratch = Buffer::new();
+            for kv_head in 0..KV_HEADS {
+                let mut token = from;
+                while token < self.tokens {
+                    let tokens = tokens_together(isa, token, (self.tokens - token).min(together), GROUP);
+                    let at = token * stride + kv_head * GROUP * self.layout.head_dim;
+                    let queries = Queries {
+                        position: token,
+                        tokens,
+                        heads: GROUP,
+                        kv_head,
+                        query: self.queries[at..].as_ptr(),
+                        query_stride: stride,
+                        output: output[at..].as_mut_ptr(),
+                        output_stride: stride,
+                        blocks: &self.blocks,
+                    };
+                    unsafe { attend(isa, &queries, self.layout, &mut scratch) };
+                    token += tokens;
+                }
+            }
+            output
+        }
+
+        /// The definition, in f64.
+        fn reference(&self, token: usize, head: usize) -> Vec<f64> {
+            let head_dim = self.layout.head_dim;
+            let query = &self.queries[(token * KV_HEADS * GROUP + head) * head_dim..][..head_dim];
+            let at = head / GROUP * head_dim;
+            let weights: Vec<f64> = (0..=token)
+                .map(|key| {
+                    let key = &Self::rows(key, 1, head_dim)[at..][..head_dim];
+                    query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>().exp()
+                })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            let mut output = vec![0.0; head_dim];
+            for (key, weight) in weights.iter().enumerate() {
+                let value = &Self::rows(key, 2, head_dim)[at..][..head_dim];
+                for (y, v) in output.iter_mut().zip(value) {
+                    *y += weight / total * f64::from(*v);
+                }
+            }
+            output
+        }
+    }
+
+    #[test]
+    fn attention_is_the_definition_and_ignores_what_lies_in_unused_slots() {
+        for (head_dim, block_tokens) in [(64, 16), (80, 32), (16, 16)] {
+            let mut scene = Scene::new(75, head_dim, block_tokens, 4);
+            let output = scene.attend(Isa::best(), 0, usize::MAX);
+            for token in [0, 1, 15, 16, 17, 40, 74] {
+                for head in 0..KV_HEADS * GROUP {
+                    let found = &output[(token * KV_HEADS * GROUP + head) * head_dim..][..head_dim];
+                    for (y, exact) in found.iter().zip(scene.reference(token, head)) {
+                        assert!(
+                            (f64::from(*y) - exact).abs() < 1e-5,
+                            "token {token} head {head}: {y} {exact}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_tiles_blocks_or_instruction_set() {
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let expected = bits(&Scene::new(75, 80, 16, 1).attend(Isa::best(), 0, 1));
+        for isa in Isa::available() {
+            for together in [1, 2, 3, 16] {
+                let output = Scene::new(75, 80, 32, 4).attend(isa, 0, together);
+                assert_eq!(bits(&output), expected, "{} {together} together", isa.name());
+            }
+        }
+    }
+}

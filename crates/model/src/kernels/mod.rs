@@ -1,0 +1,14 @@
+//! The arithmetic of a step on the CPU: fixed-order f32 kernels whose bits do not depend on batch or machine.
+
+// In reading order; blank lines keep rustfmt from sorting them.
+pub mod simd;
+
+pub mod buffer;
+
+pub mod gemm;
+
+pub mod attention;
+
+pub mod elementwise;
+
+pub mod team;
