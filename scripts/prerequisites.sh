@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks what a build needs that Cargo cannot fetch: a C compiler, Rust, and Python 3 with venv.
+# Checks what a build needs that Cargo cannot fetch: a C compiler, Rust, and Python 3 with venv and pip.
 # What is missing it installs where it may (apt, as root; rustup for Rust's own components);
 # otherwise it says exactly what to install, and fails. Nothing is changed when all is there.
 set -eu
@@ -19,26 +19,29 @@ compiles() {
     printf '#include <stdio.h>\nint main(void) { return puts("") < 0; }\n' >"$probe/probe.c"
     "${CC:-cc}" -o "$probe/probe" "$probe/probe.c" 2>/dev/null && status=0 || status=1
     rm -rf "$probe"
-    return $status
+    return "$status"
 }
 
 survey() {
     packages="" missing=""
     compiles || need "gcc libc6-dev" "a C compiler with its headers: gcc and libc6-dev (Debian), gcc and glibc-devel (Fedora), xcode-select --install (macOS)"
     if ! python3 -c "import sys; sys.exit(sys.version_info < (3, $PYTHON_MINOR_MIN))" 2>/dev/null; then
-        need "python3 python3-venv" "Python 3.$PYTHON_MINOR_MIN or later with venv: python3 and python3-venv (Debian), python3 (elsewhere)"
-    elif ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-        need "python3-venv" "Python's venv: python3-venv (Debian)"
+        need "python3 python3-venv python3-pip" "Python 3.$PYTHON_MINOR_MIN or later with venv and pip: python3, python3-venv and python3-pip (Debian), python3 and python3-pip (Fedora)"
+    elif ! python3 -c 'import ensurepip, venv, pip' 2>/dev/null; then
+        need "python3-venv python3-pip" "Python's venv and pip: python3-venv and python3-pip (Debian)"
     fi
 }
 
 survey
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "prerequisites: installing$packages" >&2
+    log=$(mktemp)
     # shellcheck disable=SC2086 # a list of words
-    if ! { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $packages; } >&2; then
-        echo "prerequisites: apt-get could not install them" >&2
+    if ! { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $packages; } >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        echo "prerequisites: apt-get could not install them (its last words are above)" >&2
     fi
+    rm -f "$log"
     survey
 fi
 

