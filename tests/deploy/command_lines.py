@@ -17,13 +17,12 @@ CHECK_SECONDS = 20
 
 
 def expanded(text, variables):
-    """`text` as Kubernetes passes it: $(NAME) is replaced where NAME is known, $$(NAME) is the escape."""
+    """`text` as Kubernetes passes it: $$ is a dollar sign, $(NAME) is replaced where NAME is known."""
 
     def replacement(match):
-        escaped, name = match.groups()
-        return match.group(0)[1:] if escaped else variables.get(name, match.group(0))
+        return "$" if match[0] == "$$" else variables.get(match[1], match[0])
 
-    return re.sub(r"(\$)?\$\(([A-Za-z_][A-Za-z0-9_]*)\)", replacement, text)
+    return re.sub(r"\$\$|\$\(([^)]*)\)", replacement, text)
 
 
 def pods(text):

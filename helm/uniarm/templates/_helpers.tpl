@@ -45,9 +45,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- printf "etcd://%s%s" (join "," $endpoints) (.Values.store.prefix | empty | ternary "" (printf "/%s" (trimPrefix "/" .Values.store.prefix))) -}}
 {{- end -}}
 
-{{/* One argument. Kubernetes would expand $(NAME) in it: a person's text is passed as it was written. */}}
+{{/* One argument. Kubernetes would expand $(NAME) and shorten $$ in it: a person's text is passed as it was written. */}}
 {{- define "uniarm.literal" -}}
-{{- . | replace "$(" "$$(" | quote -}}
+{{- . | replace "$" "$$" | quote -}}
 {{- end -}}
 
 {{/* The flags of every process. Takes root, role, port, adminPort. */}}
