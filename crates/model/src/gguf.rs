@@ -15,7 +15,7 @@ use crate::weights::{Format, Stored, map_file};
 
 const MAGIC: &[u8] = b"GGUF";
 /// Alignment of tensor data where `general.alignment` says nothing.
-const ALIGNMENT: u64 = 32;
+const ALIGNMENT: usize = 32;
 /// `GGML_MAX_DIMS`.
 const DIMENSIONS_MAX: u32 = 4;
 /// The smallest key-value pair: an empty key, a type and one byte. The smallest tensor entry: an empty
@@ -69,7 +69,7 @@ impl Gguf {
         let mut reader = Reader { path, bytes: &map, at: 0 };
         let (tensor_count, metadata_count) = reader.preamble()?;
 
-        let mut metadata = HashMap::with_capacity(metadata_count);
+        let mut metadata = HashMap::new();
         for _ in 0..metadata_count {
             let key = reader.text("a metadata key")?;
             let kind = reader.u32("a metadata type")?;
@@ -77,7 +77,7 @@ impl Gguf {
             metadata.insert(key, value);
         }
 
-        let mut tensors = HashMap::with_capacity(tensor_count);
+        let mut tensors = HashMap::new();
         for _ in 0..tensor_count {
             let (name, entry) = reader.tensor_entry()?;
             if tensors.insert(name.clone(), entry).is_some() {
@@ -85,9 +85,11 @@ impl Gguf {
             }
         }
 
-        let data = data_offset(&reader, &metadata)?;
+        let alignment = alignment(&metadata).map_err(|reason| ModelError::malformed(path, reason))?;
+        let data = reader.at.next_multiple_of(alignment);
         for (name, entry) in &mut tensors {
-            entry.place(name, data, map.len(), path)?;
+            let placed = entry.place(data, alignment, map.len());
+            placed.map_err(|reason| ModelError::malformed(path, format!("tensor '{name}' {reason}")))?;
         }
         Ok(Self { path: path.to_owned(), map, metadata, tensors })
     }
@@ -158,8 +160,12 @@ impl Gguf {
 }
 
 impl Entry {
-    /// Turns the offset within the data section into one within the file, and checks both ends.
-    fn place(&mut self, name: &str, data: usize, file_bytes: usize, path: &Path) -> Result<(), ModelError> {
+    /// Turns the offset within the data section into one within the file. Blocks are read in place, so they
+    /// must be aligned as the format promises.
+    fn place(&mut self, data: usize, alignment: usize, file_bytes: usize) -> Result<(), String> {
+        if !self.offset.is_multiple_of(alignment) {
+            return Err(format!("is not aligned to {alignment} bytes"));
+        }
         let start = data.checked_add(self.offset);
         let end = start.and_then(|start| start.checked_add(self.bytes));
         match (start, end) {
@@ -167,10 +173,7 @@ impl Entry {
                 self.offset = start;
                 Ok(())
             }
-            _ => {
-                let reason = format!("tensor '{name}' lies outside the file: truncated or corrupt");
-                Err(ModelError::malformed(path, reason))
-            }
+            _ => Err("lies outside the file: truncated or corrupt".to_owned()),
         }
     }
 }
@@ -314,16 +317,16 @@ impl Reader<'_> {
     }
 }
 
-/// Where tensor data begins: after the header, aligned.
-fn data_offset(reader: &Reader<'_>, metadata: &HashMap<String, Value>) -> Result<usize, ModelError> {
-    let alignment = match metadata.get("general.alignment") {
-        None => ALIGNMENT,
-        // The format asks for a multiple of 8; block formats need 2, so that rows can be read in place.
-        Some(Value::Integer(alignment @ 8..=65536)) if alignment % 8 == 0 => alignment.unsigned_abs(),
-        Some(other) => return Err(reader.malformed(format!("general.alignment is {other:?}"))),
-    };
-    let alignment = usize::try_from(alignment).expect("at most 65536");
-    Ok(reader.at.next_multiple_of(alignment))
+/// Tensor data and every tensor in it begin at a multiple of this.
+fn alignment(metadata: &HashMap<String, Value>) -> Result<usize, String> {
+    match metadata.get("general.alignment") {
+        None => Ok(ALIGNMENT),
+        // The format asks for a multiple of 8.
+        Some(Value::Integer(alignment @ 8..=65536)) if alignment % 8 == 0 => {
+            Ok(usize::try_from(*alignment).expect("between 8 and 65536"))
+        }
+        Some(other) => Err(format!("general.alignment is {other:?}")),
+    }
 }
 
 /// The tensor formats of ggml that are read; the error names one that is not.

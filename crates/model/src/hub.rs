@@ -288,3 +288,6 @@ fn link(blob: &Path, path: &Path) -> Result<(), ModelError> {
         Err(error) => Err(ModelError::io(path, error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

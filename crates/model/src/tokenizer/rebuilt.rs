@@ -29,6 +29,9 @@ const USER_DEFINED: i64 = 4;
 /// Fills a vocabulary up to the rows of its embedding.
 const UNUSED: i64 = 5;
 
+/// The longest tokens of published vocabularies are runs of some hundred spaces.
+const TOKEN_BYTES_MAX: usize = 4096;
+
 /// A pipeline and what is needed to decode its tokens.
 pub(super) struct Rebuilt {
     pub pipeline: tokenizers::Tokenizer,
@@ -70,6 +73,10 @@ impl<'a> Description<'a> {
         let texts = gguf
             .texts("tokenizer.ggml.tokens")
             .ok_or_else(|| ModelError::malformed(gguf.path(), "'tokenizer.ggml.tokens' is missing"))?;
+        if let Some(long) = texts.iter().find(|text| text.len() > TOKEN_BYTES_MAX) {
+            let reason = format!("a token of {} bytes", long.len());
+            return Err(ModelError::malformed(gguf.path(), reason));
+        }
         let kinds = match gguf.get("tokenizer.ggml.token_type") {
             Some(Value::Integers(kinds)) if kinds.len() == texts.len() => kinds.clone(),
             Some(_) => {
@@ -248,5 +255,40 @@ impl<'a> Description<'a> {
 
     fn malformed(&self, error: &tokenizers::Error) -> ModelError {
         ModelError::malformed(self.gguf.path(), format!("tokenizer: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::gguf::Gguf;
+    use crate::tokenizer::Tokenizer;
+
+    /// llama.cpp keeps vocabularies of published models with texts (`.inp`) and the ids that their original
+    /// tokenizers gave (`.out`). `LLAMA_CPP` names a checkout of it.
+    #[test]
+    fn published_vocabularies_give_the_ids_of_their_original_tokenizers() {
+        let Some(checkout) = std::env::var_os("LLAMA_CPP") else {
+            println!("skipped: LLAMA_CPP names no checkout of llama.cpp");
+            return;
+        };
+        for name in ["llama-spm", "llama-bpe", "qwen2", "gpt-2", "starcoder", "refact", "command-r"] {
+            let path = Path::new(&checkout).join(format!("models/ggml-vocab-{name}.gguf"));
+            let beside =
+                |kind: &str| std::fs::read_to_string(path.with_extension(format!("gguf.{kind}"))).unwrap();
+            let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
+            let (texts, answers) = (beside("inp"), beside("out"));
+            let texts: Vec<&str> = texts.split("\n__ggml_vocab_test__\n").collect();
+            assert!(texts.len() > 40, "{name}");
+            for (text, answer) in texts.iter().zip(answers.lines()) {
+                let expected: Vec<u32> = answer.split_whitespace().map(|id| id.parse().unwrap()).collect();
+                assert_eq!(tokenizer.encode(text, false).unwrap(), expected, "{name}: {text:?}");
+                let bytes: Vec<u8> =
+                    expected.iter().flat_map(|id| tokenizer.token_bytes(*id)).copied().collect();
+                let decoded = String::from_utf8(bytes).unwrap();
+                assert_eq!(decoded.trim_start_matches(' '), text.trim_start_matches(' '), "{name}");
+            }
+        }
     }
 }
