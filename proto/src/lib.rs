@@ -17,6 +17,7 @@ pub mod member;
 pub mod refusal;
 pub mod request;
 pub mod session;
+pub mod transcript;
 
 pub use error::ProtocolError;
 pub use member::{
@@ -28,9 +29,11 @@ pub use request::{
     ChatMessage, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Placed, Priority, Sampling,
 };
 pub use session::{
-    Answer, Failure, FailureCode, Load, Open, SessionGeneration, SessionId, SessionOp, SessionReply,
-    SessionRow,
+    Answer, Failure, FailureCode, Load, OpBatch, Open, ReplyBatch, SessionGeneration, SessionId, SessionOp,
+    SessionReply, SessionRow,
 };
+
+pub use transcript::{ChoiceTranscript, Transcript};
 
 /// Details of a status, as they travel.
 pub type Details = bytes::Bytes;

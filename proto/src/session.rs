@@ -50,15 +50,14 @@ pub struct Open {
     pub seed: u64,
     pub choice: u32,
     pub temperature: f32,
+    /// The answer will not be longer.
+    pub answer_tokens_max: u32,
 }
 
 /// reward → base.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SessionReply {
-    Opened {
-        prompt_tokens: u32,
-        vocabulary: u32,
-    },
+    Opened { prompt_tokens: u32, vocabulary: u32, answer_tokens_max: u32 },
     Row(SessionRow),
     Answer(Answer),
     /// The session is gone.
@@ -184,6 +183,7 @@ impl TryFrom<pb::Open> for Open {
             seed: wire.seed,
             choice: wire.choice,
             temperature: wire.temperature,
+            answer_tokens_max: wire.answer_tokens_max,
         })
     }
 }
@@ -202,6 +202,7 @@ impl From<Open> for pb::Open {
             seed: open.seed,
             choice: open.choice,
             temperature: open.temperature,
+            answer_tokens_max: open.answer_tokens_max,
         }
     }
 }
@@ -240,8 +241,8 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
 
     fn try_from(wire: pb::session_reply::Reply) -> Result<Self, ProtocolError> {
         Ok(match wire {
-            pb::session_reply::Reply::Opened(pb::Opened { prompt_tokens, vocabulary }) => {
-                Self::Opened { prompt_tokens, vocabulary }
+            pb::session_reply::Reply::Opened(pb::Opened { prompt_tokens, vocabulary, answer_tokens_max }) => {
+                Self::Opened { prompt_tokens, vocabulary, answer_tokens_max }
             }
             pb::session_reply::Reply::Row(row) => Self::Row(SessionRow {
                 position: row.position,
@@ -262,8 +263,8 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
 impl From<SessionReply> for pb::session_reply::Reply {
     fn from(reply: SessionReply) -> Self {
         match reply {
-            SessionReply::Opened { prompt_tokens, vocabulary } => {
-                Self::Opened(pb::Opened { prompt_tokens, vocabulary })
+            SessionReply::Opened { prompt_tokens, vocabulary, answer_tokens_max } => {
+                Self::Opened(pb::Opened { prompt_tokens, vocabulary, answer_tokens_max })
             }
             SessionReply::Row(row) => Self::Row(pb::Row {
                 position: row.position,

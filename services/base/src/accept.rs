@@ -6,11 +6,10 @@ use std::{sync::Arc, time::Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use uniarm_decode::sampling::Sampling;
 use uniarm_engine::prompt::{Prompt, Reader};
-use uniarm_model::{
-    template::{ChatTemplate, Message},
-    tokenizer::Tokenizer,
+use uniarm_model::{ChatTemplate, Message, Tokenizer};
+use uniarm_proto::{
+    BaseModel, Event, Exchange, Generation, Input, Member, MemberId, Placed, Refusal, Role, TokenizerFingerprint,
 };
-use uniarm_proto::{Event, Exchange, Input, Placed, Refusal, TokenizerFingerprint};
 
 /// What a base worker serves and how.
 pub struct BaseSettings {
@@ -48,6 +47,29 @@ impl BaseSettings {
     pub fn tokenizer_fingerprint(&self) -> TokenizerFingerprint {
         let own = self.tokenizer.fingerprint();
         TokenizerFingerprint { core: own.core, core_tokens: own.core_tokens, full: own.full }
+    }
+
+    /// What the store says of this worker; id, generation and address are its process's to fill in.
+    pub fn member(&self) -> Member {
+        Member {
+            id: MemberId(String::new()),
+            generation: Generation(0),
+            role: Role::Base,
+            address: String::new(),
+            tokenizer: Some(self.tokenizer_fingerprint()),
+            vocabulary: self.vocabulary as u32,
+            capacity: 0,
+            base_model: Some(BaseModel {
+                name: self.model.clone(),
+                context_tokens: self.context_tokens as u32,
+                vocabulary: self.vocabulary as u32,
+                has_chat_template: self.template.is_some(),
+            }),
+            reward_models: Vec::new(),
+            group: self.model.clone(),
+            rank: 0,
+            size: 1,
+        }
     }
 
     /// Token ids of the request's input.

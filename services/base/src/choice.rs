@@ -1,12 +1,15 @@
 //! One answer to a request: its rows, its terms, and the decision for its next token (design: the certificate).
 
-use std::time::Instant;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use uniarm_decode::{
     Choice as Verdict, Chooser, History, Noise, Position, Sampling, TextStream, guidance::log_sum_exp,
     guidance::top_list, scheduler::SequenceId,
 };
-use uniarm_model::tokenizer::Tokenizer;
+use uniarm_model::Tokenizer;
 use uniarm_proto::{OnRewardLoss, pb};
 
 use crate::{
@@ -66,7 +69,7 @@ pub(crate) struct Chosen {
     pub(crate) unguided: bool,
     pub(crate) detail: Option<pb::TokenDetail>,
     /// How long the base row waited for the last reward row.
-    pub(crate) stalled: std::time::Duration,
+    pub(crate) stalled: Duration,
 }
 
 // === impl Mode ===
@@ -121,7 +124,7 @@ impl Choice {
     pub(crate) fn decide(
         &mut self,
         rules: &Rules<'_>,
-        chooser: &mut Chooser,
+        choosers: &mut HashMap<usize, Chooser>,
         links: &mut Links,
         metrics: &BaseMetrics,
     ) -> Option<Chosen> {
@@ -139,6 +142,7 @@ impl Choice {
         let position = self.answer.len();
         let terms: Vec<_> = rows.iter().map(|(strength, row)| row.as_decode(*strength, vocabulary)).collect();
         let began = Instant::now();
+        let chooser = choosers.entry(vocabulary).or_insert_with(|| Chooser::new(vocabulary));
         let verdict = chooser.choose(&Position {
             base,
             terms: &terms,
@@ -193,6 +197,12 @@ impl Choice {
         for term in &mut self.terms {
             term.close(links);
         }
+    }
+
+    /// Tokens that the answer may have: every model that reads it needs room.
+    pub(crate) fn room(&self, context_tokens: usize) -> usize {
+        let rewards = self.terms.iter().map(Term::answer_tokens_max);
+        rewards.fold(context_tokens - self.prompt_tokens, usize::min)
     }
 
     fn push(&mut self, token: u32) {

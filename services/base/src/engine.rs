@@ -14,10 +14,11 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uniarm_decode::{
     Chooser, Sampling,
-    scheduler::{AddError, CacheRoot, NewSequence, Priority as Rank, SequenceId},
+    blocks::CacheRoot,
+    scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
 use uniarm_engine::{Executor, ExecutorOptions};
-use uniarm_model::forward::Forward;
+use uniarm_model::Forward;
 use uniarm_proto::{
     Event, Failure, FailureCode, OnRewardLoss, Open, Placed, Priority, Refusal, ReplyBatch,
     SessionGeneration, SessionId, SessionReply, pb,
@@ -107,7 +108,8 @@ struct Request {
 struct Engine {
     settings: SharedSettings,
     executor: Executor,
-    chooser: Chooser,
+    /// One for each length of a row: a reward model may have the shorter vocabulary.
+    choosers: HashMap<usize, Chooser>,
     links: Links,
     runtime: tokio::runtime::Handle,
     requests: HashMap<RequestKey, Request>,
@@ -147,7 +149,7 @@ impl BaseEngine {
         let runtime = tokio::runtime::Handle::current();
         let engine = Engine {
             settings: Arc::clone(&settings),
-            chooser: Chooser::new(forward.vocabulary()),
+            choosers: HashMap::new(),
             executor: Executor::new(forward, &options.executor),
             links: Links::new(scorer, runtime.clone(), inbox.clone()),
             runtime,
@@ -342,8 +344,8 @@ impl Engine {
         let bytes = reply.payload_bytes() as u64;
         request.exchange.bytes += bytes;
         let received = match reply {
-            SessionReply::Opened { vocabulary, .. } => {
-                term.opened(vocabulary as usize);
+            SessionReply::Opened { vocabulary, answer_tokens_max, .. } => {
+                term.opened(vocabulary as usize, answer_tokens_max as usize);
                 Ok(())
             }
             SessionReply::Row(row) => {
@@ -457,7 +459,7 @@ impl Engine {
             logprobs: asked.sampling.logprobs,
             tokenizer: &self.settings.tokenizer,
         };
-        if let Some(chosen) = choice.decide(&rules, &mut self.chooser, &mut self.links, &self.metrics) {
+        if let Some(chosen) = choice.decide(&rules, &mut self.choosers, &mut self.links, &self.metrics) {
             self.take(sequence, chosen);
         }
     }
@@ -473,7 +475,7 @@ impl Engine {
         let position = choice.answer.len();
         let asked = &request.placed.request.sampling;
         let tokenizer = &self.settings.tokenizer;
-        let ends = (tokenizer.is_eos(token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token);
+        let ends = (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token);
         let mut text = String::new();
         let mut stop = String::new();
         let mut reason = None;
@@ -487,7 +489,7 @@ impl Engine {
                 stop.clone_from(&asked.stop[index]);
             } else if position + 1 >= asked.max_tokens as usize {
                 reason = Some(pb::FinishReason::Length);
-            } else if choice.prompt_tokens + position + 1 >= self.executor.context_tokens() {
+            } else if position + 1 >= choice.room(self.executor.context_tokens()) {
                 reason = Some(pb::FinishReason::Context);
             }
         }
@@ -498,7 +500,8 @@ impl Engine {
             }
         } else {
             choice.accept(token, &mut self.links);
-            self.executor.extend(sequence, &[token]);
+            let extended = self.executor.extend(sequence, &[token]);
+            extended.expect("an answer that goes on is known and has room");
         }
         if position >= request.placed.request.skip as usize {
             request.outlet.send(Ok(Event::Tokens(pb::Tokens {
@@ -697,6 +700,7 @@ fn open_message(
         seed: request.seed,
         choice: number,
         temperature: request.sampling.temperature,
+        answer_tokens_max: request.placed.request.sampling.max_tokens,
     }
 }
 

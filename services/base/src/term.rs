@@ -27,6 +27,8 @@ pub(crate) struct Term {
     not_before: Option<Instant>,
     /// Logits of its rows, once the worker has said so.
     vocabulary: Option<usize>,
+    /// Tokens of the answer for which its session has room.
+    answer_tokens_max: usize,
 }
 
 /// What a reward worker owes us.
@@ -75,6 +77,7 @@ impl Term {
             losses: 0,
             not_before: None,
             vocabulary: None,
+            answer_tokens_max: usize::MAX,
         }
     }
 
@@ -84,6 +87,10 @@ impl Term {
 
     pub(crate) fn vocabulary(&self) -> Option<usize> {
         self.vocabulary
+    }
+
+    pub(crate) fn answer_tokens_max(&self) -> usize {
+        self.answer_tokens_max
     }
 
     pub(crate) fn worker(&self) -> &RewardWorker {
@@ -128,8 +135,9 @@ impl Term {
         self.link = links.to(&self.workers[self.current]);
     }
 
-    pub(crate) fn opened(&mut self, vocabulary: usize) {
+    pub(crate) fn opened(&mut self, vocabulary: usize, answer_tokens_max: usize) {
         self.vocabulary = Some(vocabulary);
+        self.answer_tokens_max = answer_tokens_max;
     }
 
     /// Awaiting => Ready. A row for another position is late or repeated.
@@ -148,7 +156,8 @@ impl Term {
             if row.ids.iter().any(|id| *id as usize >= vocabulary) {
                 return Err(self.bad("an id outside the vocabulary"));
             }
-            Phase::Ready(TermRow::List { list: TopList::new(row.ids, row.values), log_normalizer })
+            let list = TopList::new(row.ids, row.values).map_err(|error| self.bad(&error.to_string()))?;
+            Phase::Ready(TermRow::List { list, log_normalizer })
         };
         self.losses = 0;
         Ok(())

@@ -1,1 +1,45 @@
-fn main() {}
+//! The `uniarm` binary: parse, wire, run. Its role is its subcommand.
+
+mod args;
+mod client;
+mod demo;
+mod generate;
+mod local;
+mod models;
+mod roles;
+mod worker;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no threads for the runtime: {error}");
+            return std::process::ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Up(args) => roles::up(args).await,
+            Command::Router(args) => roles::router(args).await,
+            Command::Base(args) => roles::base(args).await,
+            Command::Reward(args) => roles::reward(args).await,
+            Command::Generate(args) => generate::run(args).await,
+            Command::Models(args) => models::run(args).await,
+            Command::Demo(args) => demo::run(args).await,
+        }
+    });
+    // A reading thread of a worker may still be in a forward: nobody waits for it.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

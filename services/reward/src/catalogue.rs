@@ -2,14 +2,8 @@
 
 use std::{path::Path, sync::Arc};
 
-use uniarm_model::{
-    ModelError,
-    adapter::{Adapter, Method},
-    config::Config,
-    template::ChatTemplate,
-    tokenizer::Tokenizer,
-};
-use uniarm_proto::{Objective, RewardModel, TokenizerFingerprint};
+use uniarm_model::{Adapter, ChatTemplate, Config, Method, ModelError, Tokenizer};
+use uniarm_proto::{Generation, Member, MemberId, Objective, RewardModel, Role, TokenizerFingerprint};
 
 /// The language model under all reward models of a worker.
 pub struct Backbone {
@@ -90,6 +84,24 @@ impl RewardCatalogue {
     /// As clients and the store see them.
     pub fn records(&self) -> Vec<RewardModel> {
         self.served.iter().map(|served| served.record.clone()).collect()
+    }
+
+    /// What the store says of this worker; id, generation and address are its process's to fill in.
+    pub fn member(&self) -> Member {
+        Member {
+            id: MemberId(String::new()),
+            generation: Generation(0),
+            role: Role::Reward,
+            address: String::new(),
+            tokenizer: Some(self.tokenizer_fingerprint()),
+            vocabulary: self.backbone.vocabulary as u32,
+            capacity: 0,
+            base_model: None,
+            reward_models: self.records(),
+            group: String::new(),
+            rank: 0,
+            size: 1,
+        }
     }
 
     pub fn tokenizer_fingerprint(&self) -> TokenizerFingerprint {

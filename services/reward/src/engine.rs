@@ -17,7 +17,7 @@ use uniarm_decode::{
     scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
 use uniarm_engine::{Executor, ExecutorOptions};
-use uniarm_model::forward::Forward;
+use uniarm_model::Forward;
 use uniarm_proto::{
     Answer, Failure, FailureCode, Load, Priority, ProtocolError, ReplyBatch, SessionGeneration, SessionId,
     SessionOp, SessionReply, SessionRow,
@@ -204,7 +204,7 @@ impl Drop for Connection {
 }
 
 fn ready_ops(catalogue: &RewardCatalogue, ops: Vec<IncomingOp>) -> Vec<ReadyOp> {
-    let ready = |(session, generation, op)| {
+    let ready = |(session, generation, op): IncomingOp| {
         let kind = match op {
             Ok(SessionOp::Open(open)) => match prepare(catalogue, &open) {
                 Ok(prepared) => ReadyKind::Open(Box::new(prepared)),
@@ -301,7 +301,7 @@ impl Engine {
         let new = NewSequence {
             id: sequence,
             logits_from: tokens - 1,
-            tokens_max: self.executor.context_tokens(),
+            tokens_max: prepared.tokens_max.max(tokens),
             tokens: prepared.tokens,
             root: prepared.root,
             priority: rank(prepared.priority),
@@ -324,6 +324,7 @@ impl Engine {
         let opened = SessionReply::Opened {
             prompt_tokens: session.prompt_tokens as u32,
             vocabulary: session.vocabulary as u32,
+            answer_tokens_max: (prepared.tokens_max.max(tokens) - session.prompt_tokens) as u32,
         };
         self.sessions.insert(key, session);
         self.by_sequence.insert(sequence, key);
@@ -336,23 +337,21 @@ impl Engine {
             return; // late or repeated
         }
         let (sequence, generation, vocabulary) = (session.sequence, session.generation, session.vocabulary);
-        let length = session.prompt_tokens + session.position as usize + ids.len();
-        let problem = if length > self.executor.context_tokens() {
-            Some(format!("{length} tokens exceed the reward's context of {}", self.executor.context_tokens()))
-        } else {
-            let outside = ids.iter().find(|id| **id as usize >= vocabulary);
-            outside.map(|id| format!("token id {id} is outside the vocabulary of {vocabulary}"))
+        let outside = ids.iter().find(|id| **id as usize >= vocabulary);
+        let result = match outside {
+            Some(id) => Err(format!("token id {id} is outside the vocabulary of {vocabulary}")),
+            None => self.executor.extend(sequence, ids).map_err(|error| error.to_string()),
         };
-        if let Some(message) = problem {
-            let code = FailureCode::InvalidArgument;
+        if let Err(message) = result {
             self.close(key);
-            let failure = Failure { code, field: "advance.ids".into(), message };
+            let field = "advance.ids".into();
+            let failure = Failure { code: FailureCode::InvalidArgument, field, message };
             self.reply(key, generation, SessionReply::Failure(failure));
             return;
         }
+        let session = self.sessions.get_mut(&key).expect("it was there at the start");
         session.position += ids.len() as u32;
         session.has_row = false;
-        self.executor.extend(sequence, ids);
     }
 
     fn query(&mut self, key: SessionKey, position: u32, ids: Vec<u32>) {
@@ -474,7 +473,7 @@ fn session_row(session: &Session) -> SessionRow {
         (Vec::new(), row.to_vec())
     } else {
         let list = top_list(row, session.list_length);
-        (list.ids, list.values)
+        (list.ids().to_vec(), list.values().to_vec())
     };
     SessionRow { position: session.position, ids, values, log_normalizer }
 }

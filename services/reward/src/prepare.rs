@@ -1,9 +1,9 @@
 //! An `Open` becomes tokens and an adapter state, off the engine's thread: tokenising a long prompt must not hold
 //! up a step.
 
-use uniarm_decode::{preference::PreferenceSpec, scheduler::CacheRoot};
+use uniarm_decode::{blocks::CacheRoot, preference::PreferenceSpec};
 use uniarm_engine::prompt::{Prompt, Reader};
-use uniarm_model::{adapter::Conditioned, template::Message};
+use uniarm_model::{Conditioned, Message};
 use uniarm_proto::{Failure, FailureCode, Input, Open, Priority};
 
 use crate::catalogue::{RewardCatalogue, Served};
@@ -20,6 +20,8 @@ pub(crate) struct Prepared {
     pub(crate) list_length: usize,
     /// Logits that count: the shorter of the two vocabularies.
     pub(crate) vocabulary: usize,
+    /// Tokens that the sequence may ever have.
+    pub(crate) tokens_max: usize,
 }
 
 pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepared, Failure> {
@@ -78,6 +80,7 @@ pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepar
     }
     Ok(Prepared {
         tokens,
+        tokens_max: (prompt_tokens + open.answer_tokens_max as usize).min(backbone.context_tokens),
         prompt_tokens,
         adapter,
         root: cache_root(served.adapter_number, &weights),

@@ -1,0 +1,346 @@
+//! The command line. Every flag of a role can also come from the environment (`UNIARM_STORE`, …).
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
+/// request asks for.
+#[derive(Debug, Parser)]
+#[command(name = "uniarm", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole cluster in this process: for laptops and tests
+    Up(UpArgs),
+    /// Run a router: the front door
+    Router(RouterArgs),
+    /// Run a base worker: the language model that writes
+    Base(BaseArgs),
+    /// Run a reward worker: the models that steer
+    Reward(RewardArgs),
+    /// Ask a cluster for an answer
+    Generate(Box<GenerateArgs>),
+    /// List what a cluster serves
+    Models(ModelsArgs),
+    /// Start a cluster of three processes, show one prompt under several preferences, and stop
+    Demo(DemoArgs),
+}
+
+/// What every long-running process has.
+#[derive(Debug, Clone, Args)]
+pub struct ProcessArgs {
+    /// Address of the gRPC services (host:port; port 0 takes any free one)
+    #[arg(long, env = "UNIARM_LISTEN", default_value = "127.0.0.1:0")]
+    pub listen: String,
+    /// Address of /metrics, /healthz and /readyz; none without it
+    #[arg(long, env = "UNIARM_ADMIN")]
+    pub admin: Option<String>,
+    /// Address that others reach this process at [default: the listening address]
+    #[arg(long, env = "UNIARM_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// Name of this process, stable over restarts [default: role-host-port]
+    #[arg(long, env = "UNIARM_ID")]
+    pub id: Option<String>,
+    /// Where members are recorded: `etcd://host:port[,host:port][/prefix]`, or `memory` for fixed peers
+    #[arg(long, env = "UNIARM_STORE", default_value = "memory")]
+    pub store: String,
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Seconds that running requests get to end after SIGTERM
+    #[arg(long, env = "UNIARM_DRAIN_TIMEOUT", default_value_t = 30.0)]
+    pub drain_timeout: f32,
+    /// Check the configuration, print it, and exit without starting anything
+    #[arg(long)]
+    pub check: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// Form of log lines on standard error
+    #[arg(long, env = "UNIARM_LOG", value_enum, default_value = "text")]
+    pub log: LogForm,
+    /// What is logged, as `level` or `crate=level`, comma-separated
+    #[arg(long, env = "UNIARM_LOG_FILTER", default_value = "info")]
+    pub log_filter: String,
+    /// OpenTelemetry collector for traces (`http://host:4317`) [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none]
+    #[arg(long, env = "UNIARM_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogForm {
+    Text,
+    Json,
+}
+
+/// How a model is run.
+#[derive(Debug, Clone, Args)]
+pub struct EngineArgs {
+    /// Threads of the model [default: half of the machine's cores]
+    #[arg(long, env = "UNIARM_THREADS")]
+    pub threads: Option<usize>,
+    /// Tokens that the paged cache holds, over all sequences
+    #[arg(long, env = "UNIARM_KV_TOKENS", default_value_t = 16384)]
+    pub kv_tokens: usize,
+    /// Tokens of one step, over all sequences
+    #[arg(long, env = "UNIARM_STEP_TOKENS", default_value_t = 512)]
+    pub step_tokens: usize,
+    /// Sequences that run at once
+    #[arg(long, env = "UNIARM_RUNNING_MAX", default_value_t = 256)]
+    pub running_max: usize,
+    /// Sequences that wait for their turn; one more is refused
+    #[arg(long, env = "UNIARM_WAITING_MAX", default_value_t = 1024)]
+    pub waiting_max: usize,
+    /// Compute every prompt anew
+    #[arg(long, env = "UNIARM_NO_PREFIX_CACHE")]
+    pub no_prefix_cache: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RouterArgs {
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// A base worker at a fixed address, with `--store memory`; repeatable
+    #[arg(long, env = "UNIARM_BASE_PEER", value_delimiter = ',')]
+    pub base_peer: Vec<String>,
+    /// A reward worker at a fixed address, with `--store memory`; repeatable
+    #[arg(long, env = "UNIARM_REWARD_PEER", value_delimiter = ',')]
+    pub reward_peer: Vec<String>,
+    /// Requests that are relayed at once; one more is refused
+    #[arg(long, env = "UNIARM_REQUESTS_MAX", default_value_t = 4096)]
+    pub requests_max: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BaseArgs {
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// A GGUF file, a Hugging Face folder, or hf://org/name
+    #[arg(long, env = "UNIARM_MODEL")]
+    pub model: String,
+    /// Name that requests use [default: the file's or the repository's]
+    #[arg(long, env = "UNIARM_NAME")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
+}
+
+/// How reward logits travel; the tokens are the same either way.
+#[derive(Debug, Clone, Args)]
+pub struct ExchangeArgs {
+    /// Lists of the largest logits with a certificate, or whole rows
+    #[arg(long, env = "UNIARM_EXCHANGE", value_enum, default_value = "certified")]
+    pub exchange: ExchangeMode,
+    /// Length of the lists (K)
+    #[arg(long, env = "UNIARM_LIST_LENGTH", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub list_length: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExchangeMode {
+    Certified,
+    Dense,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RewardArgs {
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// The backbone: a GGUF file, a Hugging Face folder, or hf://org/name
+    #[arg(long, env = "UNIARM_MODEL")]
+    pub model: String,
+    #[command(flatten)]
+    pub models: RewardModelArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// The reward models on one backbone. Without any of these flags the backbone itself is served, as `reward`.
+#[derive(Debug, Clone, Args)]
+pub struct RewardModelArgs {
+    /// An adapter folder, served under its folder's name or as NAME=FOLDER; repeatable
+    #[arg(long, env = "UNIARM_ADAPTER", value_name = "[NAME=]FOLDER", value_delimiter = ',')]
+    pub adapter: Vec<String>,
+    /// A system text that makes the backbone a prompted reward model named `reward`
+    #[arg(long = "reward-system", visible_alias = "system", env = "UNIARM_REWARD_SYSTEM", value_name = "TEXT")]
+    pub system: Option<String>,
+    /// A prompted reward model by name; repeatable
+    #[arg(long, value_name = "NAME=TEXT")]
+    pub prompted: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// The base model: a GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
+    #[arg(long)]
+    pub base: Option<String>,
+    /// The reward models' backbone [default: the base model]
+    #[arg(long)]
+    pub reward: Option<String>,
+    #[command(flatten)]
+    pub models: RewardModelArgs,
+    /// Address of the gRPC front door
+    #[arg(long, default_value = "127.0.0.1:7000")]
+    pub grpc: String,
+    /// Address of /metrics, /healthz and /readyz; none without it
+    #[arg(long)]
+    pub admin: Option<String>,
+    /// Where members are recorded
+    #[arg(long, default_value = "memory")]
+    pub store: String,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct EndpointArgs {
+    /// The router
+    #[arg(long, env = "UNIARM_ENDPOINT", default_value = "http://127.0.0.1:7000")]
+    pub endpoint: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ModelsArgs {
+    #[command(flatten)]
+    pub endpoint: EndpointArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub endpoint: EndpointArgs,
+    /// What to answer
+    #[arg(required_unless_present = "token_ids")]
+    pub prompt: Option<String>,
+    /// Base model [default: the only one served]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// System message of the chat
+    #[arg(long, conflicts_with_all = ["raw", "token_ids"])]
+    pub system: Option<String>,
+    /// Continue the prompt as it is, without the chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Continue these token ids, comma-separated
+    #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
+    pub token_ids: Vec<u32>,
+    #[command(flatten)]
+    pub guidance: GuidanceArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Seconds until the answer is worth nothing
+    #[arg(long)]
+    pub timeout: Option<f64>,
+    /// Idempotency id
+    #[arg(long)]
+    pub request_id: Option<String>,
+    /// Print one JSON object instead of streaming text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What steers. Without any of these flags the base model answers alone.
+#[derive(Debug, Clone, Args)]
+pub struct GuidanceArgs {
+    /// Weights of objectives, such as harmless=0.7,helpful=0.3
+    #[arg(long)]
+    pub preference: Option<String>,
+    /// Guidance strength w: guided logits are z_base + w · z_reward [default: 1]
+    #[arg(long, allow_hyphen_values = true)]
+    pub strength: Option<f32>,
+    /// Reward model [default: the one that serves the objectives]
+    #[arg(long)]
+    pub reward: Option<String>,
+    /// A further guidance term: reward=NAME,strength=W,objective=weight,…; repeatable
+    #[arg(long, value_name = "TERM")]
+    pub term: Vec<String>,
+    /// What to do with a token whose reward cannot be had
+    #[arg(long, value_enum, default_value = "wait")]
+    pub on_reward_loss: LossPolicy,
+    /// How reward logits travel [default: the base worker's setting]
+    #[arg(long, value_enum)]
+    pub exchange: Option<ExchangeMode>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LossPolicy {
+    Wait,
+    Fail,
+    Unguided,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SamplingArgs {
+    /// 0 is greedy
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    pub temperature: f32,
+    /// Keep the k most probable tokens; 0: all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Keep the most probable tokens up to this mass
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    pub top_p: f32,
+    /// Keep tokens at least this probable, relative to the most probable one
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    pub min_p: f32,
+    /// Divide positive and multiply negative logits of tokens seen so far
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    pub repetition_penalty: f32,
+    /// Subtract from logits of tokens in the answer so far
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    pub presence_penalty: f32,
+    /// The same for each time they occur
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    pub frequency_penalty: f32,
+    /// The same seed gives the same answer [default: drawn]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Length of the answer
+    #[arg(long, default_value_t = 256)]
+    pub max_tokens: u32,
+    /// End before this text; repeatable
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// End with this token; repeatable
+    #[arg(long)]
+    pub stop_token_id: Vec<u32>,
+    /// Report log-probabilities, with so many alternatives
+    #[arg(long)]
+    pub logprobs: Option<u32>,
+    /// Number of answers
+    #[arg(short = 'n', long = "n", default_value_t = 1)]
+    pub n: u32,
+    /// Do not end at the model's end-of-text token
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// What to answer
+    #[arg(default_value = "What should I do on a rainy Sunday?")]
+    pub prompt: String,
+    /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Adapter folder to steer with, instead of prompted reward models
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// Length of each answer
+    #[arg(long, default_value_t = 72)]
+    pub max_tokens: u32,
+}

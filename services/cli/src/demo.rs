@@ -1,0 +1,291 @@
+//! `uniarm demo`: three real processes, one prompt, several preferences side by side.
+
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use futures_util::future::join_all;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+use uniarm_proto::{
+    Event, GenerateRequest, GuidanceTerm, OnRewardLoss, Priority, Sampling, Transcript, pb,
+};
+
+use crate::{args::DemoArgs, client, generate, worker};
+
+/// Loading a model of a few hundred megabytes on a slow disk.
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// From SIGTERM to the end of a process that has nothing left to do.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Strength w of the demo: prompted reward models are mild, so that 2 shows what they do.
+const PROMPTED_STRENGTH: f32 = 2.0;
+
+/// Narrowest column that reads well.
+const COLUMN_MIN: usize = 24;
+
+/// A child process that says when it is ready.
+struct Part {
+    role: &'static str,
+    child: Child,
+    address: String,
+}
+
+/// One column of the result.
+struct Column {
+    title: String,
+    guidance: Vec<GuidanceTerm>,
+}
+
+pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => {
+            println!("demo 1/3  model: fetching SmolLM2-135M-Instruct, unless it is cached");
+            worker::demo_model().await?
+        }
+    };
+    println!("demo 2/3  cluster: starting a reward worker, a base worker and a router");
+    let mut parts = Vec::new();
+    let shown = show(&args, &model, &mut parts).await;
+    let stopped = stop(parts).await;
+    shown?;
+    stopped?;
+    println!("\nAll three processes have stopped. Next: `uniarm up`, then in another terminal");
+    println!("  uniarm generate --preference positive=0.7,concise=0.3 --strength 2 \"Tell me about the sea.\"");
+    Ok(())
+}
+
+async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Result<()> {
+    let mut reward_flags = vec!["--model".to_owned(), model.to_owned()];
+    match &args.adapter {
+        Some(folder) => reward_flags.extend(["--adapter".to_owned(), folder.display().to_string()]),
+        None => {
+            for (name, text) in worker::DEMO_PROMPTED {
+                reward_flags.extend(["--prompted".to_owned(), format!("{name}={text}")]);
+            }
+        }
+    }
+    // Both load at the same time.
+    let base_flags = ["--model".to_owned(), model.to_owned()];
+    let (reward, base) = tokio::join!(start("reward", &reward_flags), start("base", &base_flags));
+    let (reward, base) = (reward.map(|part| push(parts, part)), base.map(|part| push(parts, part)));
+    let router_flags = ["--reward-peer".to_owned(), reward?, "--base-peer".to_owned(), base?];
+    let router = push(parts, start("router", &router_flags).await?);
+
+    let mut inference = client::dial(&format!("http://{router}")).await?;
+    let served = wait_for_models(&mut inference).await?;
+    let columns = columns(args, &served);
+    println!("demo 3/3  prompt: {:?}, answered {} times in one batch\n", args.prompt, columns.len());
+    let total = columns.len() as u64 * u64::from(args.max_tokens);
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {per_sec}").expect("it is a template");
+    let progress = ProgressBar::new(total).with_style(style);
+    let began = Instant::now();
+    let answers = columns.iter().map(|column| {
+        let (mut inference, progress) = (inference.clone(), progress.clone());
+        let request = request(args, column.guidance.clone());
+        async move {
+            let count = |event: &Event| {
+                if let Event::Tokens(tokens) = event {
+                    progress.inc(tokens.ids.len() as u64);
+                }
+            };
+            client::generate(&mut inference, request, None, count).await
+        }
+    });
+    let answers: Vec<Transcript> = join_all(answers)
+        .await
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .map_err(|status| anyhow::anyhow!("{}", generate::sentence(&status)))?;
+    progress.finish_and_clear();
+    print_side_by_side(&columns, &answers);
+    print_figures(&answers, began.elapsed());
+    Ok(())
+}
+
+/// The same prompt unguided and under three preferences over the first two objectives that can be mixed.
+fn columns(args: &DemoArgs, served: &pb::ListModelsResponse) -> Vec<Column> {
+    let (first, second, strength) = if args.adapter.is_some() {
+        let objectives = served.reward_models.first().map(|reward| reward.objectives.as_slice()).unwrap_or_default();
+        match objectives {
+            [first, second, ..] => (first.name.clone(), second.name.clone(), 1.0),
+            _ => ("positive".to_owned(), "concise".to_owned(), 1.0),
+        }
+    } else {
+        ("positive".to_owned(), "concise".to_owned(), PROMPTED_STRENGTH)
+    };
+    let mut columns = vec![Column { title: "unguided".into(), guidance: Vec::new() }];
+    for (a, b) in [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)] {
+        let preference = vec![(first.clone(), a), (second.clone(), b)];
+        columns.push(Column {
+            title: format!("{first} {:.0} %, {second} {:.0} %", 100.0 * a, 100.0 * b),
+            guidance: vec![GuidanceTerm { reward: String::new(), preference, strength }],
+        });
+    }
+    columns
+}
+
+fn request(args: &DemoArgs, guidance: Vec<GuidanceTerm>) -> GenerateRequest {
+    GenerateRequest {
+        request_id: String::new(),
+        model: String::new(),
+        input: generate::chat(None, &args.prompt),
+        sampling: Sampling {
+            temperature: 0.0,
+            seed: Some(7),
+            max_tokens: args.max_tokens,
+            ..Sampling::default()
+        },
+        guidance,
+        on_reward_loss: OnRewardLoss::Wait,
+        priority: Priority::Normal,
+        exchange: None,
+        skip: 0,
+    }
+}
+
+// === processes ===
+
+fn push(parts: &mut Vec<Part>, part: Part) -> String {
+    let address = part.address.clone();
+    parts.push(part);
+    address
+}
+
+/// Starts a role as a process of its own and waits until it is ready.
+async fn start(role: &'static str, flags: &[String]) -> anyhow::Result<Part> {
+    let program = std::env::current_exe().context("this program's own path")?;
+    let mut child = Command::new(program)
+        .arg(role)
+        .args(flags)
+        .args(["--log-filter", "warn"])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start the {role} process"))?;
+    let stdout = child.stdout.take().context("no standard output")?;
+    let mut lines = BufReader::new(stdout).lines();
+    let ready = async {
+        while let Some(line) = lines.next_line().await? {
+            if let Some((_, address)) = line.split_once(" is ready at http://") {
+                return anyhow::Ok(address.trim().to_owned());
+            }
+        }
+        bail!("the {role} process ended before it was ready")
+    };
+    let ready = timeout(READY_TIMEOUT, ready).await;
+    let address = ready.with_context(|| format!("the {role} process was not ready in time"))??;
+    println!("          {role} is ready at {address} (process {})", child.id().unwrap_or(0));
+    Ok(Part { role, child, address })
+}
+
+/// The router finds its peers within a second.
+async fn wait_for_models(
+    inference: &mut pb::inference_client::InferenceClient<tonic::transport::Channel>,
+) -> anyhow::Result<pb::ListModelsResponse> {
+    let began = Instant::now();
+    loop {
+        let served = client::list_models(inference).await.map_err(|status| anyhow::anyhow!("{status}"))?;
+        if !served.base_models.is_empty() && !served.reward_models.is_empty() {
+            return Ok(served);
+        }
+        if began.elapsed() > READY_TIMEOUT {
+            bail!("the router found no workers");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// SIGTERM to each, the front door first, and a wait for their own ends.
+async fn stop(parts: Vec<Part>) -> anyhow::Result<()> {
+    for mut part in parts.into_iter().rev() {
+        if let Some(id) = part.child.id() {
+            // SAFETY: kill(2) takes plain numbers; the child has not been waited for, so its id is still its own.
+            unsafe { libc::kill(id as libc::pid_t, libc::SIGTERM) };
+        }
+        let ended = timeout(STOP_TIMEOUT, part.child.wait()).await;
+        let status = ended.with_context(|| format!("the {} process did not stop", part.role))??;
+        if !status.success() {
+            bail!("the {} process ended with {status}", part.role);
+        }
+    }
+    Ok(())
+}
+
+// === printing ===
+
+fn print_side_by_side(columns: &[Column], answers: &[Transcript]) {
+    let terminal = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120_usize);
+    let width = (terminal / columns.len()).saturating_sub(3).max(COLUMN_MIN);
+    let cells: Vec<Vec<String>> = columns
+        .iter()
+        .zip(answers)
+        .map(|(column, answer)| {
+            let text = answer.choices.first().map_or("", |choice| choice.text.as_str());
+            let mut lines = wrap(&column.title, width);
+            lines.push("-".repeat(width));
+            lines.extend(wrap(text.trim(), width));
+            lines
+        })
+        .collect();
+    for row in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
+        let line: Vec<String> = cells
+            .iter()
+            .map(|cell| {
+                let text = cell.get(row).map_or("", String::as_str);
+                format!("{text}{}", " ".repeat(width.saturating_sub(text.chars().count())))
+            })
+            .collect();
+        println!("{}", line.join(" | ").trim_end());
+    }
+}
+
+fn print_figures(answers: &[Transcript], elapsed: Duration) {
+    let mut tokens = 0;
+    let mut guided = 0;
+    let mut certified = 0;
+    let mut bytes = 0;
+    for summary in answers.iter().filter_map(|answer| answer.summary) {
+        tokens += summary.usage.unwrap_or_default().completion_tokens;
+        let exchange = summary.exchange.unwrap_or_default();
+        guided += exchange.certified + exchange.queried + exchange.dense;
+        certified += exchange.certified;
+        bytes += exchange.bytes;
+    }
+    let seconds = elapsed.as_secs_f64();
+    println!("\n{tokens} tokens in {seconds:.1} s ({:.1} per second over all answers)", f64::from(tokens) / seconds);
+    if guided > 0 {
+        println!(
+            "{:.0} bytes of reward logits per guided token, {:.1} % of tokens certified from the lists alone",
+            bytes as f64 / f64::from(guided),
+            100.0 * f64::from(certified) / f64::from(guided)
+        );
+    }
+}
+
+/// Lines of at most `width` characters, broken at spaces.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![];
+    for paragraph in text.lines() {
+        let mut line = String::new();
+        for word in paragraph.split_whitespace() {
+            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
+                lines.push(std::mem::take(&mut line));
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        lines.push(line);
+    }
+    lines
+}

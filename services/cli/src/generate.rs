@@ -1,0 +1,258 @@
+//! `uniarm generate`: one request, streamed as text or printed as one JSON object.
+
+use std::{io::Write as _, time::Duration};
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use tonic::{Status, transport::Channel};
+use uniarm_decode::PreferenceSpec;
+use uniarm_proto::{
+    ChatMessage, ChoiceTranscript, Event, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Priority,
+    Sampling, Transcript, pb, pb::inference_client::InferenceClient, transcript::finish_reason_name,
+};
+
+use crate::{
+    args::{ExchangeMode, GenerateArgs, GuidanceArgs, LossPolicy, SamplingArgs},
+    client::{self, ErrorObject},
+};
+
+pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
+    let mut inference = client::dial(&args.endpoint.endpoint).await?;
+    let request = request_of(&args, &mut inference).await?;
+    let timeout = args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
+    if args.json {
+        match client::generate(&mut inference, request, timeout, |_| {}).await {
+            Ok(transcript) => println!("{}", as_json(&transcript)),
+            Err(status) => {
+                println!("{}", json!({ "error": ErrorObject::from(&status) }));
+                bail!("{}", sentence(&status));
+            }
+        }
+        return Ok(());
+    }
+    let single = args.sampling.n == 1;
+    let show = |event: &Event| {
+        if let (true, Event::Tokens(tokens)) = (single, event) {
+            print!("{}", tokens.text);
+            // A closed pipe ends the program at the next print anyway.
+            let _ = std::io::stdout().flush();
+        }
+    };
+    let result = client::generate(&mut inference, request, timeout, show).await;
+    if single {
+        println!();
+    }
+    let transcript = result.map_err(|status| anyhow::anyhow!("{}", sentence(&status)))?;
+    if !single {
+        for (number, choice) in transcript.choices.iter().enumerate() {
+            println!("[{number}] {}", choice.text);
+        }
+    }
+    eprintln!("{}", footer(&transcript));
+    Ok(())
+}
+
+async fn request_of(
+    args: &GenerateArgs,
+    inference: &mut InferenceClient<Channel>,
+) -> anyhow::Result<GenerateRequest> {
+    let input = match &args.prompt {
+        None => Input::Tokens(args.token_ids.clone()),
+        Some(prompt) if args.raw || !has_template(args, inference).await? => Input::Prompt(prompt.clone()),
+        Some(prompt) => chat(args.system.as_deref(), prompt),
+    };
+    Ok(GenerateRequest {
+        request_id: args.request_id.clone().unwrap_or_default(),
+        model: args.model.clone().unwrap_or_default(),
+        input,
+        sampling: sampling_of(&args.sampling),
+        guidance: guidance_of(&args.guidance)?,
+        on_reward_loss: match args.guidance.on_reward_loss {
+            LossPolicy::Wait => OnRewardLoss::Wait,
+            LossPolicy::Fail => OnRewardLoss::Fail,
+            LossPolicy::Unguided => OnRewardLoss::Unguided,
+        },
+        priority: Priority::Normal,
+        exchange: args.guidance.exchange.map(|exchange| match exchange {
+            ExchangeMode::Certified => Exchange::Certified,
+            ExchangeMode::Dense => Exchange::Dense,
+        }),
+        skip: 0,
+    })
+}
+
+/// A chat of one question.
+pub fn chat(system: Option<&str>, prompt: &str) -> Input {
+    let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+    let system = system.map(|content| message("system", content));
+    Input::Chat(system.into_iter().chain([message("user", prompt)]).collect())
+}
+
+/// Whether the model that will answer takes chats.
+async fn has_template(args: &GenerateArgs, inference: &mut InferenceClient<Channel>) -> anyhow::Result<bool> {
+    let served = client::list_models(inference).await.map_err(|status| anyhow::anyhow!("{}", sentence(&status)))?;
+    let asked = args.model.as_deref();
+    let models = &served.base_models;
+    let model = models.iter().find(|model| asked.is_none_or(|name| name == model.name));
+    Ok(model.is_none_or(|model| model.has_chat_template))
+}
+
+fn guidance_of(args: &GuidanceArgs) -> anyhow::Result<Vec<GuidanceTerm>> {
+    let mut terms = Vec::new();
+    if args.preference.is_some() || args.strength.is_some() || args.reward.is_some() {
+        let preference = match &args.preference {
+            None => Vec::new(),
+            Some(text) => parse_preference(text).context("--preference")?,
+        };
+        terms.push(GuidanceTerm {
+            reward: args.reward.clone().unwrap_or_default(),
+            preference,
+            strength: args.strength.unwrap_or(1.0),
+        });
+    }
+    for term in &args.term {
+        terms.push(parse_term(term).with_context(|| format!("--term {term}"))?);
+    }
+    Ok(terms)
+}
+
+fn parse_preference(text: &str) -> anyhow::Result<Vec<(String, f32)>> {
+    let spec: PreferenceSpec = text.parse()?;
+    Ok(spec.iter().map(|(name, weight)| (name.to_owned(), weight)).collect())
+}
+
+/// `reward=NAME,strength=W,objective=weight,…`
+fn parse_term(text: &str) -> anyhow::Result<GuidanceTerm> {
+    let mut term = GuidanceTerm { reward: String::new(), preference: Vec::new(), strength: 1.0 };
+    let mut weights = Vec::new();
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("reward", name)) => name.clone_into(&mut term.reward),
+            Some(("strength", number)) => term.strength = number.parse().context("strength wants a number")?,
+            _ => weights.push(part),
+        }
+    }
+    if !weights.is_empty() {
+        term.preference = parse_preference(&weights.join(","))?;
+    }
+    Ok(term)
+}
+
+fn sampling_of(args: &SamplingArgs) -> Sampling {
+    Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
+        seed: args.seed,
+        max_tokens: args.max_tokens,
+        stop: args.stop.clone(),
+        stop_token_ids: args.stop_token_id.clone(),
+        logprobs: args.logprobs,
+        n: args.n,
+        ignore_eos: args.ignore_eos,
+    }
+}
+
+/// What a person should read of a status.
+pub fn sentence(status: &Status) -> String {
+    let retry = ErrorObject::from(status).retry_after_ms;
+    let retry = retry.map_or(String::new(), |delay| format!("; try again in {delay} ms"));
+    format!("{}{retry}", status.message())
+}
+
+fn footer(transcript: &Transcript) -> String {
+    let summary = transcript.summary.unwrap_or_default();
+    let (usage, timing) = (summary.usage.unwrap_or_default(), summary.timing.unwrap_or_default());
+    let exchange = summary.exchange.unwrap_or_default();
+    let seconds = timing.total_ms / 1e3;
+    let mut line = format!(
+        "[{} tokens in {seconds:.1} s, {:.1}/s; first after {:.0} ms",
+        usage.completion_tokens,
+        f64::from(usage.completion_tokens) / seconds.max(1e-9),
+        timing.first_token_ms
+    );
+    let guided = exchange.certified + exchange.queried + exchange.dense;
+    if guided > 0 {
+        let bytes = exchange.bytes as f64 / f64::from(guided);
+        let share = 100.0 * f64::from(exchange.certified) / f64::from(guided);
+        line.push_str(&format!("; {bytes:.0} bytes of reward per token, {share:.1} % certified"));
+    }
+    if usage.unguided_tokens > 0 {
+        line.push_str(&format!("; {} tokens UNGUIDED", usage.unguided_tokens));
+    }
+    line + "]"
+}
+
+fn as_json(transcript: &Transcript) -> serde_json::Value {
+    let started = transcript.started.clone().unwrap_or_default();
+    let summary = transcript.summary.unwrap_or_default();
+    let (usage, timing) = (summary.usage.unwrap_or_default(), summary.timing.unwrap_or_default());
+    let exchange = summary.exchange.unwrap_or_default();
+    let empty = ChoiceTranscript::default();
+    let first = transcript.choices.first().unwrap_or(&empty);
+    let mut object = json!({
+        "request_id": started.request_id,
+        "model": started.model,
+        "seed": started.seed,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_prompt_tokens": usage.cached_prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "unguided_tokens": usage.unguided_tokens,
+        },
+        "timing": {
+            "queue_ms": timing.queue_ms,
+            "first_token_ms": timing.first_token_ms,
+            "total_ms": timing.total_ms,
+            "reward_stall_ms": timing.reward_stall_ms,
+        },
+        "exchange": {
+            "bytes": exchange.bytes,
+            "certified": exchange.certified,
+            "queried": exchange.queried,
+            "dense": exchange.dense,
+        },
+    });
+    let fields = object.as_object_mut().expect("it is an object");
+    fields.extend(choice_fields(first));
+    if transcript.choices.len() > 1 {
+        let choices = transcript.choices.iter().map(|choice| serde_json::Value::Object(choice_fields(choice)));
+        fields.insert("choices".into(), choices.collect());
+    }
+    object
+}
+
+fn choice_fields(choice: &ChoiceTranscript) -> serde_json::Map<String, serde_json::Value> {
+    let mut fields = serde_json::Map::new();
+    fields.insert("tokens".into(), json!(choice.tokens));
+    fields.insert("text".into(), json!(choice.text));
+    fields.insert("finish_reason".into(), json!(choice.finished.as_ref().map(finish_reason_name)));
+    if !choice.unguided.is_empty() {
+        fields.insert("unguided".into(), json!(choice.unguided));
+    }
+    if !choice.details.is_empty() {
+        fields.insert("logprobs".into(), choice.details.iter().map(detail_json).collect());
+    }
+    fields
+}
+
+fn detail_json(detail: &pb::TokenDetail) -> serde_json::Value {
+    let alternative = |alternative: &pb::Alternative| {
+        json!({
+            "id": alternative.id,
+            "text": alternative.text,
+            "base_logprob": alternative.base_logprob,
+            "reward_contribution": alternative.reward_contribution,
+            "guided_logprob": alternative.guided_logprob,
+        })
+    };
+    json!({
+        "base_logprob": detail.base_logprob,
+        "reward_contribution": detail.reward_contribution,
+        "alternatives": detail.alternatives.iter().map(alternative).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,192 @@
+//! From flags to running engines: models are opened, tested and shared.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail};
+use uniarm_base::{BaseEngine, BaseHandle, BaseOptions, BaseSettings, Scorer};
+use uniarm_engine::ExecutorOptions;
+use uniarm_model::{Forward, Llama, LlamaOptions, ModelFiles, OpenOptions, Row};
+use uniarm_proto::Exchange;
+use uniarm_reward::{Backbone, RewardCatalogue, RewardEngine, RewardHandle, RewardOptions};
+use uniarm_runtime::Metrics;
+
+use crate::args::{EngineArgs, ExchangeArgs, ExchangeMode, RewardModelArgs};
+
+/// Tokens of one cache block: the unit of the attention kernel's sums.
+const BLOCK_TOKENS: usize = 16;
+
+/// Name of a reward model that no flag names.
+const DEFAULT_REWARD: &str = "reward";
+
+/// Prints the path of the demo model, fetching it if needed.
+const FETCH_DEMO_MODEL: &str = include_str!("../../../scripts/fetch-demo-model.sh");
+
+/// Until an adapter that this project trained ships, the demo steers with prompted reward models.
+pub const DEMO_PROMPTED: [(&str, &str); 4] = [
+    ("helpful", "You are a helpful expert. Give concrete, useful and complete advice."),
+    ("harmless", "You are a careful assistant. Be gentle and safe, and never suggest anything risky."),
+    ("positive", "You are an extremely cheerful, positive and encouraging AI assistant. Answer in very simple words."),
+    ("concise", "Answer in one short sentence. Be as brief as possible."),
+];
+
+/// A model that is open and in memory.
+pub struct Loaded {
+    pub files: ModelFiles,
+    pub llama: Llama,
+}
+
+// === models ===
+
+/// Opens and loads a model; it takes seconds, and shows a progress bar while it fetches.
+pub async fn load(source: String, engine: &EngineArgs) -> anyhow::Result<Loaded> {
+    let options = llama_options(engine);
+    let loading = tokio::task::spawn_blocking(move || {
+        let files = uniarm_model::open(&source, &OpenOptions { progress: true, ..OpenOptions::default() })
+            .with_context(|| format!("cannot open the model {source}"))?;
+        let mut llama =
+            Llama::load(&files, &options).with_context(|| format!("cannot load the model {source}"))?;
+        self_test(&mut llama).with_context(|| format!("the model {source} fails its self-test"))?;
+        anyhow::Ok(Loaded { files, llama })
+    });
+    loading.await.context("loading the model panicked")?
+}
+
+/// The same weights with a cache of their own.
+pub fn share(loaded: &Loaded, engine: &EngineArgs) -> anyhow::Result<Llama> {
+    Ok(loaded.llama.share(&llama_options(engine))?)
+}
+
+/// One forward: a model that cannot compute must not be announced.
+fn self_test(llama: &mut Llama) -> anyhow::Result<()> {
+    let mut logits = Vec::new();
+    let row = Row { tokens: &[0], start: 0, blocks: &[0], logits_from: 0, adapter: None };
+    llama.forward(&[row], &mut logits)?;
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        bail!("its logits are not finite");
+    }
+    Ok(())
+}
+
+fn llama_options(engine: &EngineArgs) -> LlamaOptions {
+    LlamaOptions {
+        threads: threads(engine),
+        kv_blocks: engine.kv_tokens.div_ceil(BLOCK_TOKENS),
+        block_tokens: BLOCK_TOKENS,
+    }
+}
+
+/// Half of the cores: base and reward workers often share a machine, and always work at the same time.
+fn threads(engine: &EngineArgs) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    engine.threads.unwrap_or((cores / 2).max(1))
+}
+
+/// Path of the demo model, fetched on the first call.
+pub async fn demo_model() -> anyhow::Result<String> {
+    let fetching = tokio::task::spawn_blocking(|| {
+        let mut shell = Command::new("bash")
+            .args(["-s"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("fetching the demo model needs bash")?;
+        let mut script = shell.stdin.take().context("no standard input")?;
+        script.write_all(FETCH_DEMO_MODEL.as_bytes())?;
+        drop(script);
+        let output = shell.wait_with_output()?;
+        if !output.status.success() {
+            bail!("the demo model could not be fetched; give --base (or --model) a path or hf://org/name");
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    });
+    fetching.await.context("fetching the demo model panicked")?
+}
+
+// === engines ===
+
+pub fn start_base(
+    files: ModelFiles,
+    llama: Llama,
+    name: Option<String>,
+    flags: (&EngineArgs, &ExchangeArgs),
+    scorer: Arc<dyn Scorer>,
+    metrics: &Metrics,
+) -> anyhow::Result<(BaseHandle, uniarm_proto::Member)> {
+    let (engine, exchange) = flags;
+    let settings = BaseSettings {
+        model: name.unwrap_or(files.name),
+        tokenizer: files.tokenizer.context("a base model needs a tokenizer")?,
+        template: files.template,
+        context_tokens: llama.context_tokens(),
+        vocabulary: llama.vocabulary(),
+        exchange: match exchange.exchange {
+            ExchangeMode::Certified => Exchange::Certified,
+            ExchangeMode::Dense => Exchange::Dense,
+        },
+        list_length: exchange.list_length,
+    };
+    let member = settings.member();
+    let options = BaseOptions { executor: executor_options(engine), ..BaseOptions::default() };
+    let handle = BaseEngine::start(Box::new(llama), settings, scorer, &options, metrics)?;
+    Ok((handle, member))
+}
+
+pub fn start_reward(
+    files: ModelFiles,
+    llama: Llama,
+    models: &RewardModelArgs,
+    engine: &EngineArgs,
+    metrics: &Metrics,
+) -> anyhow::Result<RewardHandle> {
+    let config = files.config.clone();
+    let backbone = Backbone {
+        name: files.name,
+        tokenizer: files.tokenizer.context("a reward model needs a tokenizer")?,
+        template: files.template,
+        context_tokens: llama.context_tokens(),
+        vocabulary: llama.vocabulary(),
+    };
+    let mut catalogue = RewardCatalogue::new(backbone);
+    for adapter in &models.adapter {
+        let (name, folder) = adapter_name(adapter)?;
+        catalogue.add_adapter(&name, &folder, &config)?;
+    }
+    if let Some(system) = &models.system {
+        catalogue.add_prompted(DEFAULT_REWARD, system)?;
+    }
+    for prompted in &models.prompted {
+        let (name, text) = prompted.split_once('=').context("--prompted wants NAME=TEXT")?;
+        catalogue.add_prompted(name, text)?;
+    }
+    if catalogue.records().is_empty() {
+        catalogue.add_plain(DEFAULT_REWARD)?;
+    }
+    let options = RewardOptions { executor: executor_options(engine) };
+    Ok(RewardEngine::start(Box::new(llama), catalogue, &options, metrics)?)
+}
+
+/// `NAME=FOLDER`, or the folder's own name.
+fn adapter_name(flag: &str) -> anyhow::Result<(String, PathBuf)> {
+    if let Some((name, folder)) = flag.split_once('=') {
+        return Ok((name.to_owned(), folder.into()));
+    }
+    let folder = Path::new(flag);
+    let name = folder.canonicalize().with_context(|| format!("no adapter folder {flag}"))?;
+    let name = name.file_name().context("an adapter folder has a name")?.to_string_lossy().into_owned();
+    Ok((name, folder.to_owned()))
+}
+
+fn executor_options(engine: &EngineArgs) -> ExecutorOptions {
+    ExecutorOptions {
+        step_tokens: engine.step_tokens,
+        running_max: engine.running_max,
+        waiting_max: engine.waiting_max,
+        prefix_cache: !engine.no_prefix_cache,
+        ..ExecutorOptions::default()
+    }
+}
