@@ -2,6 +2,8 @@
 
 SHELL := /bin/sh
 UNIARM := $(or $(CARGO_TARGET_DIR),target)/release/uniarm
+# A failed download stops the recipe: in front of a command alone, it would be an empty variable.
+WITH_MODEL := model=$$(scripts/fetch-demo-model.sh) && UNIARM_DEMO_MODEL="$$model"
 
 .DEFAULT_GOAL := help
 .PHONY: help prerequisites build demo up test bench clean
@@ -18,16 +20,16 @@ build: prerequisites ## Build the binary target/release/uniarm
 	cargo build --release --locked --package uniarm
 
 demo: build ## Fetch the demo model, start a cluster of three processes, answer one prompt under several preferences
-	UNIARM_DEMO_MODEL="$$(scripts/fetch-demo-model.sh)" $(UNIARM) demo
+	$(WITH_MODEL) $(UNIARM) demo
 
 up: build ## Run the whole cluster in one process on port 7000, until it is interrupted
-	UNIARM_DEMO_MODEL="$$(scripts/fetch-demo-model.sh)" $(UNIARM) up
+	$(WITH_MODEL) $(UNIARM) up
 
 test: prerequisites ## Format, lints, tests, clients, chart and deployment files: everything that CI runs
 	@scripts/test.sh
 
 bench: build ## Print tokens per second beside the machine's own limits
-	UNIARM_DEMO_MODEL="$$(scripts/fetch-demo-model.sh)" $(UNIARM) bench step
+	$(WITH_MODEL) $(UNIARM) bench step
 
 clean: ## Remove what was built; models and tools stay in the cache folder
 	cargo clean
