@@ -11,8 +11,8 @@ import sys
 import yaml
 
 ROLES = {"router", "base", "reward"}
-# What a cluster would put in place of a field of the pod.
-POD_FIELDS = {"metadata.name": "uniarm-base-0", "metadata.namespace": "default", "status.podIP": "10.1.2.3"}
+# What a cluster would put in place of a variable's source.
+SOURCES = {"metadata.name": "uniarm-base-0", "status.podIP": "10.1.2.3", "requests.cpu": "2"}
 CHECK_SECONDS = 20
 
 
@@ -34,10 +34,10 @@ def pods(text):
                 continue
             variables = {}
             for variable in container.get("env", []):
-                source = variable.get("valueFrom")
+                source = variable.get("valueFrom", {})
+                named = source.get("fieldRef", {}).get("fieldPath") or source.get("resourceFieldRef", {}).get("resource")
                 # What a secret holds is nobody's business here: any value will do.
-                field = source.get("fieldRef", {}).get("fieldPath") if source else None
-                variables[variable["name"]] = POD_FIELDS.get(field, "secret") if source else variable["value"]
+                variables[variable["name"]] = variable.get("value") or SOURCES.get(named, "secret")
             arguments = [expanded(argument, variables) for argument in container["args"]]
             yield f"{manifest['kind']} {manifest['metadata']['name']}", arguments, variables
 

@@ -67,6 +67,13 @@ def problems():
     if offered != taken:
         yield f"compose.env offers {sorted(offered)}, compose.yaml takes {sorted(taken)}"
 
+    values = yaml.safe_load(pathlib.Path("helm/uniarm/values.yaml").read_text(encoding="utf-8"))
+    in_chart = {f"{objective['name']}={objective['text']}" for objective in values["reward"]["prompted"]}
+    for name, arguments, _ in compose(text):
+        prompted = {argument.removeprefix("--prompted=") for argument in arguments if argument.startswith("--prompted=")}
+        if arguments[0] == "reward" and prompted != in_chart:
+            yield f"{name} prompts {sorted(prompted)}, the chart {sorted(in_chart)}"
+
     version = re.search(r'^version = "(.+)"', pathlib.Path("Cargo.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
     chart = yaml.safe_load(pathlib.Path("helm/uniarm/Chart.yaml").read_text(encoding="utf-8"))
     images = {service["image"] for service in services.values() if service["image"].startswith("uniarm:")}

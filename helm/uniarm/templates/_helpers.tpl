@@ -123,6 +123,13 @@ spec:
           valueFrom:
             fieldRef:
               fieldPath: status.podIP
+        {{- if and .worker (not .values.threads) (dig "requests" "cpu" "" .values.resources) }}
+        # Whole CPUs, rounded up. A worker by itself would take half of the node's.
+        - name: UNIARM_THREADS
+          valueFrom:
+            resourceFieldRef:
+              resource: requests.cpu
+        {{- end }}
         {{- with .values.env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
