@@ -1,17 +1,59 @@
 //! The token of a position, from whole rows or from lists of the largest logits: exact, or a question.
 //!
+//! **What is decided.** The token that [`crate::choose_dense`] defines, never another. Where the lists do not suffice, the
+//! answer is not a guess but a query for the logits that are missing, and at last for whole rows.
+//!
+//! **What is known.** A token is *known* if every list names it (or its logit was queried); its l = c / T is then computed by
+//! the same operations as in the reference, to the same bits. Every other token has an *upper bound* of l: lists' bounds in place
+//! of their logits, penalties and temperature applied as usual. It is a bound of the *rounded* l, because every step from a
+//! logit to l is a non-decreasing function followed by rounding to nearest, and both preserve order: products
+//! with strength ≥ 0, sums ([`crate::guidance`]), penalties ([`History::penalise`]: division or multiplication by a positive
+//! number, subtraction), division by T > 0, and at the end the addition of G. So penalised tokens need no query of their own.
+//!
+//! **Greedy, or without filters.** Let v* be the known token of the best score (l, or l + G), ties to the lower id. Every token
+//! whose upper score does not rank above v* cannot win. If no such token remains, v* is the token; else exactly those
+//! that remain are asked for.
+//!
+//! **With filters.** Order the tokens by l, ties to the lower id. Each filter keeps a beginning of this order: top-k the first k,
+//! min-p those down to a value, top-p those with less than P of the mass above them, which only grows downwards. Hence:
+//!
+//! - *The largest l is needed*, because min-p and weights refer to it: unknown tokens with a bound above the known maximum are asked for.
+//! - *What certainly fails is out, known or not*: if a known token has k known tokens above it, or known mass above it
+//!   that is too much even for the largest possible total, then it fails, and so does whatever ranks below it, in particular
+//!   an unknown token whose *bound* ranks below it. This makes filtered requests cheaper to certify than unfiltered ones:
+//!   a freak of the noise far down the tail need not be asked for.
+//! - *v* is the known token of the best score that is not out.* It certainly survives if it does so at worst: all unknown
+//!   tokens that may rank above it do, with the weights of their bounds, and all other unknown tokens weigh nothing.
+//!   It certainly fails if it does so at best; then it and all below it are out, and the next v* is looked at. Otherwise the
+//!   unknown tokens that may rank above it are asked for, the largest bounds first.
+//! - v* having survived, unknown tokens that are not out and whose upper score ranks above it are asked for, as above.
+//!
+//! Masses are whole numbers ([`weight`]) compared in whole numbers ([`Filters::within_mass`]): a sum has one value however it is
+//! reached, weights are monotone in l, and the comparison is monotone in both masses. So the bounds above are
+//! bounds of what the reference computes, with no tolerance anywhere; floating-point sums would need a guard band and a
+//! fallback at its edge.
+//!
+//! **It ends.** A query names only unknown tokens, at least one, and its answers make them known. When it and earlier ones would name
+//! more than a sixteenth of the vocabulary, whole rows are asked for, and with these every token is known.
+//!
+//! A negative strength turns the bound around: the lowest logits would lift a token most, and nothing bounds them. Such terms
+//! need whole rows.
+
+use crate::elementary::weight;
 use crate::guidance::{Term, TermLogits, combine, combine_one, numeric};
 use crate::noise::Noise;
 use crate::sampling::{Filters, History, Sampling};
 use crate::scan::{self, Rank};
 
-/// A query for a larger share of the vocabulary than 1/16 is answered by whole rows: an id and a value are twice
-/// a value, and the second round trip has to be worth its while.
+/// Queries may name a sixteenth of the vocabulary: an id and a value are twice a value, and each further round trip
+/// has to be worth its while.
 const QUERY_SHARE: usize = 16;
-/// Ids that are asked for at once when no candidate is known, or the mass of the unlisted tokens is too uncertain.
+/// So many tokens at most, of those that stand between a candidate and its survival, are asked for at once; or as many as
+/// are known, if that is more: repeated queries of one position double what is known, so that there are few.
 const WIDEN_SHARE: usize = 256;
 const WIDEN_MIN: usize = 16;
-/// Tokens from which the cut of a filter is taken when everything is known.
+/// Length of the ranking by which filters are cut short when all tokens are known. The most probable tokens usually
+/// hold all survivors; where they do not, the loop over candidates finds the cut.
 const HEAD: usize = 256;
 
 /// All that the token of one position depends on.
@@ -44,9 +86,10 @@ pub struct Chooser {
     vocabulary: usize,
     /// l = c / T of every token, or an upper bound where it is not known.
     upper: Vec<f32>,
-    /// Whether all tokens are known. Otherwise `known` holds those that are, in rank order.
+    /// Whether all tokens are known. Otherwise `known` holds those that are, in the order of l, and `is_known` marks them.
     complete: bool,
     known: Vec<Rank>,
+    is_known: Vec<bool>,
     /// Ids that some list names.
     named: Vec<u32>,
     /// Workspaces.
@@ -70,6 +113,7 @@ impl Chooser {
             upper: vec![0.0; vocabulary],
             complete: true,
             known: Vec::new(),
+            is_known: vec![false; vocabulary],
             named: Vec::new(),
             head: Vec::new(),
             missing: Vec::new(),
@@ -83,8 +127,7 @@ impl Chooser {
     /// # Panics
     /// If the vocabulary is empty, or `base` or a dense row is shorter.
     pub fn choose(&mut self, position: &Position<'_>) -> Choice {
-        let negative =
-            |term: &Term<'_>| matches!(term.logits, TermLogits::List(_)) && !(term.strength >= 0.0);
+        let negative = |term: &Term<'_>| matches!(term.logits, TermLogits::List(_)) && term.strength < 0.0;
         if position.terms.iter().any(negative) {
             return Choice::Dense; // the list's bound is no bound: see `guidance`
         }
@@ -108,7 +151,9 @@ impl Chooser {
         let Position { base, terms, sampling, history, .. } = *position;
         let vocabulary = self.vocabulary as u32;
         combine(base, terms, sampling.divisor(), &mut self.upper);
-        self.known.clear();
+        for known in self.known.drain(..) {
+            self.is_known[known.id as usize] = false;
+        }
         self.named.clear();
         self.named.extend(terms.iter().filter_map(Term::list).flat_map(|list| list.known_ids()));
         self.complete = !terms.iter().any(|term| term.list().is_some());
@@ -125,6 +170,7 @@ impl Chooser {
             self.upper[id as usize] = value;
             if exact {
                 self.known.push(Rank { value, id });
+                self.is_known[id as usize] = true;
             }
         }
         if sampling.has_penalties() {
@@ -160,32 +206,29 @@ impl Chooser {
     }
 
     fn filtered(&mut self, position: &Position<'_>, filters: &Filters) -> Option<u32> {
-        // Weights and min-p are relative to the largest l, so that one has to be known.
         let max = if self.complete { scan::max(&self.upper) } else { self.known.first()?.value };
         if !self.complete {
+            // Larger ones make what follows a guess (they weigh as much as `max`): a good one for the rest of the query.
             scan::collect_above(&self.upper, Rank { value: max, id: 0 }, &mut self.missing);
-            if !self.missing.is_empty() {
-                return None;
-            }
         }
         let total = if filters.mass.is_some() { scan::total_weight(&self.upper, max) } else { 0 };
         let mut cut = self.cut(filters, max, total);
         loop {
             let best = self.best_known(position, cut).expect("the most probable known token never fails");
-            let Rank { id, .. } = best;
-            let rank = Rank { value: self.upper[id as usize], id };
-            match self.membership(filters, rank, max, total) {
-                Membership::Fails => cut = rank,
-                Membership::Survives if self.complete => return Some(id),
-                membership => {
-                    let Position { noise, position, .. } = *position;
-                    scan::collect_noisy(&self.upper, cut, best, noise, position, &mut self.missing);
-                    if matches!(membership, Membership::Open) {
-                        self.widen();
-                    }
-                    return self.missing.is_empty().then_some(id);
-                }
+            let candidate = Rank { value: self.upper[best.id as usize], id: best.id };
+            let membership = self.membership(filters, candidate, max, total);
+            if matches!(membership, Membership::Fails) {
+                cut = candidate;
+                continue;
             }
+            if !self.complete {
+                let Position { noise, position, .. } = *position;
+                scan::collect_noisy(&self.upper, cut, best, noise, position, &mut self.missing);
+            }
+            if matches!(membership, Membership::Open) {
+                self.widen(candidate);
+            }
+            return self.missing.is_empty().then_some(best.id);
         }
     }
 
@@ -223,7 +266,7 @@ impl Chooser {
                 break;
             }
             if filters.mass.is_some() {
-                above += crate::elementary::weight(rank.value, max);
+                above += weight(rank.value, max);
             }
         }
         cut
@@ -242,7 +285,7 @@ impl Chooser {
             open |= most >= tokens;
         }
         if filters.mass.is_some() {
-            let weigh = |sum: u64, known: &Rank| sum + crate::elementary::weight(known.value, max);
+            let weigh = |sum: u64, known: &Rank| sum + weight(known.value, max);
             let most_above = scan::weight_above(&self.upper, rank, max);
             let (least_above, least_total) = if self.complete {
                 (most_above, total)
@@ -257,18 +300,20 @@ impl Chooser {
         if open { Membership::Open } else { Membership::Survives }
     }
 
-    /// Adds the unknown tokens of the largest bounds to those that are missing, more with each query.
-    fn widen(&mut self) {
+    /// Adds unknown tokens to those that are missing: the ones that may rank above a candidate, the largest bounds first; if there
+    /// are none, those below it, whose mass is in doubt.
+    fn widen(&mut self, candidate: Rank) {
         let more = (self.vocabulary / WIDEN_SHARE).max(WIDEN_MIN).max(self.known.len());
         scan::top(&self.upper, self.known.len() + more, &mut self.head);
-        let unknown = self.head.iter().filter(|rank| !self.known.contains(rank));
-        self.missing.extend(unknown.take(more).map(|rank| rank.id));
+        let unknown = self.head.iter().filter(|rank| !self.is_known[rank.id as usize]);
+        let above = unknown.clone().take_while(|rank| rank.above(candidate)).count();
+        self.missing.extend(unknown.take(if above > 0 { above.min(more) } else { more }).map(|rank| rank.id));
     }
 
     /// The question for what is missing.
     fn ask(&mut self, position: &Position<'_>) -> Choice {
         if self.missing.is_empty() {
-            self.widen();
+            self.widen(Rank::LAST); // no list names what the others name
         }
         self.missing.sort_unstable();
         self.missing.dedup();

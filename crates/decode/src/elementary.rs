@@ -51,7 +51,7 @@ pub(crate) fn ln_of(f: f32, e: f32) -> f32 {
     (f + tail) + e * 0.693_359_4
 }
 
-/// exp(value − max) as a whole number of [`WEIGHT_ONE`]ths, for value ≤ max; relative error about 2e-6, absolute 2⁻⁴¹.
+/// exp(value − max) as a whole number of [`WEIGHT_ONE`]ths, at most one; relative error about 2e-6, absolute 2⁻⁴¹.
 ///
 /// A whole number, because sums of whole numbers do not depend on their order: the mass of a set of tokens is one
 /// number, whichever way it was added up (2²³ tokens fit a `u64`).
@@ -81,7 +81,7 @@ pub(crate) fn weight(value: f32, max: f32) -> u64 {
     let scale = f32::from_bits(126_u32.wrapping_sub(whole) << 23);
     let units = f64::from(p * scale) * WEIGHT_ONE as f64 + WHOLE_64;
     let units = units.to_bits().wrapping_sub(WHOLE_64.to_bits());
-    if value == max { WEIGHT_ONE } else { units }
+    if value >= max { WEIGHT_ONE } else { units }
 }
 
 #[cfg(test)]
