@@ -1,0 +1,258 @@
+//! Starts clusters of real processes and asks them.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tonic::{Request, Status, transport::Channel};
+use uniarm_proto::{
+    ChatMessage, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Priority, Sampling, Transcript, client,
+    pb::{self, inference_client::InferenceClient},
+};
+
+/// Loading a model on a busy machine.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The two prompted reward models that most tests steer with.
+pub const PROMPTED: [&str; 4] = [
+    "--prompted",
+    "positive=You are an extremely cheerful, positive and encouraging AI assistant. Answer in very simple words.",
+    "--prompted",
+    "concise=Answer in one short sentence. Be as brief as possible.",
+];
+
+/// A process of `uniarm`, killed when it is dropped.
+pub struct Running {
+    child: Child,
+    pub address: String,
+    /// Of /metrics, where asked for.
+    pub admin: String,
+}
+
+/// Processes that make a cluster.
+pub struct Cluster {
+    pub router: Running,
+    pub workers: Vec<Running>,
+}
+
+/// Tests that load models take turns: two cores and a few gigabytes are shared.
+pub fn machine() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
+}
+
+/// Path of the demo model: from the environment, or fetched into the cache.
+pub fn demo_model() -> &'static str {
+    static MODEL: OnceLock<String> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let output = Command::new("bash").arg(repository().join("scripts/fetch-demo-model.sh")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    })
+}
+
+/// Recorded values that only the project's own machines have.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("UNIARM_SHARED").map_or_else(|| repository().join("../shared"), PathBuf::from);
+    let path = root.join(path);
+    if !path.exists() {
+        println!("skipped: {} is not here", path.file_name().unwrap().display());
+        return None;
+    }
+    Some(path)
+}
+
+pub fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Starts a role and waits until it is ready. `extra` wins over the defaults.
+    pub fn start(role: &str, flags: &[&str]) -> Self {
+        let admin = free_address();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_uniarm"))
+            .arg(role)
+            .args(flags)
+            .args(["--admin", &admin, "--log-filter", "warn"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (sender, ready) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Some((_, rest)) = line.split_once(" is ready at http://") {
+                    let address = rest.split([':', ' ']).take(2).collect::<Vec<_>>().join(":");
+                    let _ = sender.send(address);
+                }
+            }
+        });
+        let address = ready.recv_timeout(READY_TIMEOUT).unwrap_or_else(|_| panic!("{role} {flags:?} is not ready"));
+        Self { child, address, admin }
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// A sample of /metrics, summed over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let page = http_get(&self.admin, "/metrics");
+        let samples = page.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+        });
+        samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The plainest HTTP client.
+pub fn http_get(address: &str, path: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Everything in one process.
+    pub fn up(flags: &[&str]) -> Self {
+        let flags = [&["--base", demo_model(), "--grpc", "127.0.0.1:0"], flags].concat();
+        Self { router: Running::start("up", &flags), workers: Vec::new() }
+    }
+
+    /// Router, base and reward as processes of their own that know each other's addresses.
+    pub fn three_processes(base_flags: &[&str], reward_flags: &[&str]) -> Self {
+        let (base, reward) = thread::scope(|scope| {
+            let base = scope.spawn(|| worker("base", base_flags));
+            let reward = scope.spawn(|| worker("reward", reward_flags));
+            (base.join().unwrap(), reward.join().unwrap())
+        });
+        let peers = ["--base-peer", &base.address, "--reward-peer", &reward.address];
+        Self { router: Running::start("router", &peers), workers: vec![base, reward] }
+    }
+
+    /// The same, meeting through a store.
+    pub fn through_store(store: &str, base_flags: &[&str], reward_flags: &[&str]) -> Self {
+        let store = ["--store", store];
+        let (base, reward) = thread::scope(|scope| {
+            let base = scope.spawn(|| worker("base", &[&store, base_flags].concat()));
+            let reward = scope.spawn(|| worker("reward", &[&store, reward_flags].concat()));
+            (base.join().unwrap(), reward.join().unwrap())
+        });
+        Self { router: Running::start("router", &store), workers: vec![base, reward] }
+    }
+
+    /// Of metrics of the base worker, wherever it runs.
+    pub fn base(&self) -> &Running {
+        self.workers.first().unwrap_or(&self.router)
+    }
+
+    pub fn reward(&self) -> &Running {
+        self.workers.get(1).unwrap_or(&self.router)
+    }
+
+    pub async fn client(&self) -> InferenceClient<Channel> {
+        let endpoint = client::endpoint(&self.router.address).unwrap();
+        let mut inference = client::inference(endpoint.connect().await.unwrap());
+        let began = Instant::now();
+        loop {
+            let served = inference.list_models(pb::ListModelsRequest {}).await.unwrap().into_inner();
+            if !served.base_models.is_empty() && !served.reward_models.is_empty() {
+                return inference;
+            }
+            assert!(began.elapsed() < READY_TIMEOUT, "the router finds no workers");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn worker(role: &str, flags: &[&str]) -> Running {
+    Running::start(role, &[&["--model", demo_model()], flags].concat())
+}
+
+// === requests ===
+
+pub fn request(prompt: &str, preference: &[(&str, f32)]) -> GenerateRequest {
+    let preference: Vec<_> = preference.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
+    let term = GuidanceTerm { reward: String::new(), preference, strength: 1.0 };
+    let message = ChatMessage { role: "user".into(), content: prompt.into() };
+    GenerateRequest {
+        request_id: String::new(),
+        model: String::new(),
+        input: Input::Chat(vec![message]),
+        sampling: Sampling { temperature: 0.0, seed: Some(7), max_tokens: 16, ..Sampling::default() },
+        guidance: if term.preference.is_empty() { Vec::new() } else { vec![term] },
+        on_reward_loss: OnRewardLoss::Wait,
+        priority: Priority::Normal,
+        exchange: None,
+        skip: 0,
+    }
+}
+
+pub async fn ask(
+    inference: &mut InferenceClient<Channel>,
+    request: impl Into<pb::GenerateRequest>,
+) -> Result<Transcript, Status> {
+    let mut request = Request::new(request.into());
+    request.set_timeout(Duration::from_secs(300));
+    let mut events = inference.generate(request).await?.into_inner();
+    let mut transcript = Transcript::default();
+    while let Some(response) = events.message().await? {
+        transcript.apply(&response.event.expect("an event")).expect("in order");
+    }
+    assert!(transcript.summary.is_some(), "the stream ended early");
+    Ok(transcript)
+}
+
+/// All of them, with at most `together` under way at a time.
+pub async fn ask_all(
+    inference: &InferenceClient<Channel>,
+    requests: &[GenerateRequest],
+    together: usize,
+) -> Vec<Transcript> {
+    let turns = Arc::new(tokio::sync::Semaphore::new(together));
+    let tasks: Vec<_> = requests
+        .iter()
+        .cloned()
+        .map(|request| {
+            let (mut inference, turns) = (inference.clone(), Arc::clone(&turns));
+            tokio::spawn(async move {
+                let _turn = turns.acquire_owned().await.unwrap();
+                ask(&mut inference, request).await.unwrap()
+            })
+        })
+        .collect();
+    let mut transcripts = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        transcripts.push(task.await.unwrap());
+    }
+    transcripts
+}

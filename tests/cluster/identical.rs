@@ -1,0 +1,197 @@
+//! The promise of the product: a token is a pure function of models, request and position. 200 mixed requests give the
+//! same tokens and text alone or together, from lists or whole rows, in one process or three, with a store or
+//! without, with the prefix cache or without.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use uniarm_proto::{GenerateRequest, GuidanceTerm, Transcript};
+
+use crate::harness::{Cluster, PROMPTED, ask_all, free_address, machine, repository, request};
+
+const REQUESTS: usize = 200;
+
+/// Requests under way at a time: batches of every size up to it come up.
+const TOGETHER: usize = 24;
+
+const PROMPTS: [&str; 10] = [
+    "Hi!",
+    "What is the capital of France and what is it famous for?",
+    "Give me three reasons to get up early.",
+    "Write one line about the sea.",
+    "Explain to a child why the sky is blue, then tell a short story about a cloud that lost its way.",
+    "My friend is sad. What can I say to cheer her up without sounding false?",
+    "List the planets.",
+    "Wie heißt du? 你好 🙂",
+    "def fibonacci(n):",
+    "I have flour, two eggs, some milk, a lemon and half a jar of honey. It is Sunday, it rains, and four people are \
+     coming for tea at five o'clock. What should I bake, in which order should I do things, and what could go wrong?",
+];
+
+/// What a client sees of an answer.
+type Seen = Vec<(Vec<u32>, String, i32)>;
+
+/// Different prompts, lengths, preferences, temperatures, seeds, filters and penalties.
+fn mixed_requests() -> Vec<GenerateRequest> {
+    (0..REQUESTS)
+        .map(|index| {
+            let weight = (index % 11) as f32 / 10.0;
+            let mut request = request(
+                PROMPTS[index % PROMPTS.len()],
+                &[("positive", weight), ("concise", 1.0 - weight)],
+            );
+            let sampling = &mut request.sampling;
+            sampling.temperature = [0.0, 0.7, 1.0][index % 3];
+            sampling.seed = Some(1000 + index as u64);
+            sampling.max_tokens = 2 + (index % 9) as u32;
+            sampling.top_p = if index % 4 == 1 { 0.9 } else { 1.0 };
+            sampling.top_k = if index % 10 == 3 { 40 } else { 0 };
+            sampling.min_p = if index % 10 == 7 { 0.05 } else { 0.0 };
+            sampling.repetition_penalty = if index % 13 == 5 { 1.2 } else { 1.0 };
+            sampling.presence_penalty = if index % 17 == 4 { 0.5 } else { 0.0 };
+            sampling.ignore_eos = index % 2 == 0;
+            if index % 20 == 9 {
+                sampling.n = 2;
+            }
+            if index % 25 == 8 {
+                request.guidance.clear();
+            }
+            if index % 25 == 16 {
+                let preference = vec![("positive".to_owned(), 1.0)];
+                request.guidance = vec![
+                    GuidanceTerm { reward: "positive".into(), preference, strength: 0.8 },
+                    GuidanceTerm { reward: "concise".into(), preference: Vec::new(), strength: -0.3 },
+                ];
+            }
+            request
+        })
+        .collect()
+}
+
+async fn answers(cluster: &Cluster, together: usize) -> Vec<Seen> {
+    let inference = cluster.client().await;
+    let transcripts = ask_all(&inference, &mixed_requests(), together).await;
+    transcripts.iter().map(seen).collect()
+}
+
+fn seen(transcript: &Transcript) -> Seen {
+    let of = |choice: &uniarm_proto::ChoiceTranscript| {
+        let reason = choice.finished.as_ref().expect("every answer ends").reason;
+        (choice.tokens.clone(), choice.text.clone(), reason)
+    };
+    transcript.choices.iter().map(of).collect()
+}
+
+/// The answers of one process with everything at its default, many requests together. Computed once.
+fn reference() -> &'static [Seen] {
+    static REFERENCE: OnceLock<Vec<Seen>> = OnceLock::new();
+    REFERENCE.get_or_init(|| {
+        let cluster = Cluster::up(&PROMPTED);
+        let answers = block_on(answers(&cluster, TOGETHER));
+        assert!(answers.iter().flatten().all(|(tokens, ..)| !tokens.is_empty()));
+        answers
+    })
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(future)
+}
+
+/// Compares with the reference, request by request.
+fn assert_identical(cluster: &Cluster, together: usize) {
+    let began = Instant::now();
+    let got = block_on(answers(cluster, together));
+    println!("{REQUESTS} requests, {together} together: {:.1} s", began.elapsed().as_secs_f64());
+    for (index, (got, expected)) in got.iter().zip(reference()).enumerate() {
+        assert_eq!(got, expected, "request {index}: {:?}", mixed_requests()[index]);
+    }
+}
+
+#[test]
+fn alone_equals_together() {
+    let _machine = machine();
+    reference();
+    assert_identical(&Cluster::up(&PROMPTED), 1);
+}
+
+#[test]
+fn whole_rows_equal_certified_lists() {
+    let _machine = machine();
+    reference();
+    assert_identical(&Cluster::up(&[&PROMPTED[..], &["--exchange", "dense"]].concat()), TOGETHER);
+    // Lists so short that most tokens need a query.
+    assert_identical(&Cluster::up(&[&PROMPTED[..], &["--list-length", "2"]].concat()), TOGETHER);
+}
+
+#[test]
+fn three_processes_equal_one() {
+    let _machine = machine();
+    reference();
+    assert_identical(&Cluster::three_processes(&[], &PROMPTED), TOGETHER);
+}
+
+#[test]
+fn no_prefix_cache_and_a_starved_cache_equal_the_default() {
+    let _machine = machine();
+    reference();
+    assert_identical(&Cluster::up(&[&PROMPTED[..], &["--no-prefix-cache"]].concat()), TOGETHER);
+    // Room for a few sequences only: preemption and recomputation; small steps: prompts in many chunks.
+    let starved = ["--kv-tokens", "640", "--step-tokens", "48", "--threads", "2"];
+    assert_identical(&Cluster::up(&[&PROMPTED[..], &starved].concat()), TOGETHER);
+}
+
+#[test]
+fn members_of_an_etcd_store_equal_fixed_peers() {
+    let _machine = machine();
+    reference();
+    let etcd = Etcd::start();
+    let store = format!("etcd://{}", etcd.address);
+    assert_identical(&Cluster::through_store(&store, &[], &PROMPTED), TOGETHER);
+}
+
+/// A real etcd with its data in a temporary folder.
+struct Etcd {
+    child: Child,
+    address: String,
+    _data: tempfile::TempDir,
+}
+
+impl Etcd {
+    fn start() -> Self {
+        let script = repository().join("scripts/etcd.sh");
+        let output = Command::new("sh").arg(script).arg("path").stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "no etcd can be had");
+        let program = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+        let data = tempfile::tempdir().unwrap();
+        let (address, peer) = (free_address(), free_address());
+        let child = Command::new(program)
+            .arg("--data-dir")
+            .arg(data.path())
+            .args(["--listen-client-urls", &format!("http://{address}")])
+            .args(["--advertise-client-urls", &format!("http://{address}")])
+            .args(["--listen-peer-urls", &format!("http://{peer}")])
+            .args(["--initial-advertise-peer-urls", &format!("http://{peer}")])
+            .args(["--initial-cluster", &format!("default=http://{peer}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let began = Instant::now();
+        while std::net::TcpStream::connect(&address).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "etcd does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { child, address, _data: data }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
