@@ -34,8 +34,8 @@ def pods(text):
                 continue
             variables = {}
             for variable in container.get("env", []):
-                source = variable.get("valueFrom", {})
-                named = source.get("fieldRef", {}).get("fieldPath") or source.get("resourceFieldRef", {}).get("resource")
+                [source] = variable.get("valueFrom", {"value": {}}).values()
+                named = source.get("fieldPath") or source.get("resource")
                 # What a secret holds is nobody's business here: any value will do.
                 variables[variable["name"]] = variable.get("value") or SOURCES.get(named, "secret")
             arguments = [expanded(argument, variables) for argument in container["args"]]

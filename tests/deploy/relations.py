@@ -8,81 +8,96 @@ import re
 import sys
 
 import yaml
+from command_lines import compose
 
-sys.path.append(str(pathlib.Path(__file__).parent))
-from command_lines import compose  # noqa: E402 (the path above leads to it)
-
-DEPLOY = pathlib.Path("deploy")
+COMPOSE = pathlib.Path("deploy/compose.yaml").read_text(encoding="utf-8")
+SERVICES = yaml.safe_load(COMPOSE)["services"]
 
 
-def problems():
-    text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
-    file = yaml.safe_load(text)
-    services = file["services"]
-    ports = {name: set() for name in services}
-    for name, arguments, variables in compose(text):
-        service = name.removeprefix("service ")
-        flags = dict(argument.split("=", 1) for argument in arguments[1:])
-        ports[service] = {int(flags[flag].rsplit(":", 1)[1]) for flag in ("--listen", "--admin")}
-        listen = flags["--listen"].rsplit(":", 1)[1]
-        if variables["UNIARM_ADVERTISE"] != f"{service}:{listen}":
-            yield f"{service} advertises {variables['UNIARM_ADVERTISE']}"
-        grace = int(services[service]["stop_grace_period"].removesuffix("s"))
-        if grace <= int(variables["UNIARM_DRAIN_TIMEOUT"]):
-            yield f"{service} is killed after {grace} s, before it has drained"
+def read(path):
+    return pathlib.Path(path).read_text(encoding="utf-8")
+
+
+def processes():
+    """(name, flags, prompted objectives, variables) of each UniARM service."""
+    for name, arguments, variables in compose(COMPOSE):
+        flags = [argument.split("=", 1) for argument in arguments[1:]]
+        prompted = {text for flag, text in flags if flag == "--prompted"}
+        yield name.removeprefix("service "), dict(flags), prompted, variables
+
+
+def port(address):
+    return int(address.rsplit(":", 1)[1])
+
+
+def process_problems():
+    """A process advertises where it listens, knows a store that exists, and is given the time to drain."""
+    for name, flags, _, variables in processes():
+        if variables["UNIARM_ADVERTISE"] != f"{name}:{port(flags['--listen'])}":
+            yield f"{name} listens at {flags['--listen']} and advertises {variables['UNIARM_ADVERTISE']}"
         store = re.fullmatch(r"etcd://([\w-]+):\d+", variables["UNIARM_STORE"])
-        if not store or store[1] not in services:
-            yield f"{service} looks for its store at {variables['UNIARM_STORE']}"
+        if not store or store[1] not in SERVICES:
+            yield f"{name} looks for its store at {variables['UNIARM_STORE']}"
+        grace = SERVICES[name]["stop_grace_period"]
+        if int(grace.removesuffix("s")) <= int(variables["UNIARM_DRAIN_TIMEOUT"]):
+            yield f"{name} is killed after {grace}, before it has drained"
+        for published in SERVICES[name].get("ports", []):
+            if port(published) != port(flags["--listen"]):
+                yield f"{name} listens at {flags['--listen']} and publishes {published}"
 
-    for name, service in services.items():
-        for volume in service.get("volumes", []):
-            source = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")[0]
-            exists = (DEPLOY / source).exists() if source.startswith(".") else source in file["volumes"]
+
+def mount_problems():
+    """What is mounted is a volume of the file or a file of the repository."""
+    volumes = yaml.safe_load(COMPOSE)["volumes"]
+    for name, service in SERVICES.items():
+        for mount in service.get("volumes", []):
+            source = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", mount).split(":")[0]
+            exists = pathlib.Path("deploy", source).exists() if source.startswith(".") else source in volumes
             if not exists:
                 yield f"{name} mounts {source}, which does not exist"
-        for port in service.get("ports", []) if ports[name] else []:
-            if int(port.rsplit(":", 1)[1]) not in ports[name]:
-                yield f"{name} publishes {port}"
 
-    prometheus = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
-    scraped = {
-        target for job in prometheus["scrape_configs"] for some in job["static_configs"] for target in some["targets"]
+
+def observer_problems():
+    """Prometheus scrapes every process, and the collector's pipelines are made of parts that it has."""
+    targets = {
+        target
+        for job in yaml.safe_load(read("deploy/prometheus.yml"))["scrape_configs"]
+        for static in job["static_configs"]
+        for target in static["targets"]
     }
-    admin = {f"{name}:{max(some)}" for name, some in ports.items() if some}
-    if scraped != admin:
-        yield f"Prometheus scrapes {sorted(scraped)}; the admin ports are {sorted(admin)}"
-
-    collector = yaml.safe_load((DEPLOY / "otel-collector.yaml").read_text(encoding="utf-8"))
+    admin = {f"{name}:{port(flags['--admin'])}" for name, flags, _, _ in processes()}
+    if targets != admin:
+        yield f"Prometheus scrapes {sorted(targets)}, and the admin ports are {sorted(admin)}"
+    collector = yaml.safe_load(read("deploy/otel-collector.yaml"))
     for name, pipeline in collector["service"]["pipelines"].items():
-        for kind in ("receivers", "processors", "exporters"):
-            for part in pipeline[kind]:
-                if part not in collector[kind]:
-                    yield f"the collector's pipeline {name} wants {part}, which is not among its {kind}"
+        for kind, parts in pipeline.items():
+            for part in set(parts) - set(collector[kind]):
+                yield f"the collector's pipeline {name} wants {part}, which is not among its {kind}"
 
-    example = (DEPLOY / "config" / "compose.env").read_text(encoding="utf-8")
-    offered = set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
-    taken = set(re.findall(r"\$\{([A-Z_]+)", text)) | {
-        key for key, value in file["x-environment"].items() if value is None
-    }
+
+def agreement_problems():
+    """The example of an environment, the chart and Cargo.toml say what the compose file says."""
+    offered = set(re.findall(r"^#?([A-Z_]+)=", read("deploy/config/compose.env"), re.MULTILINE))
+    passed_on = {key for key, value in yaml.safe_load(COMPOSE)["x-environment"].items() if value is None}
+    taken = set(re.findall(r"\$\{([A-Z_]+)", COMPOSE)) | passed_on
     if offered != taken:
-        yield f"compose.env offers {sorted(offered)}, compose.yaml takes {sorted(taken)}"
+        yield f"compose.env offers {sorted(offered)}, and compose.yaml takes {sorted(taken)}"
 
-    values = yaml.safe_load(pathlib.Path("helm/uniarm/values.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load(read("helm/uniarm/values.yaml"))
     in_chart = {f"{objective['name']}={objective['text']}" for objective in values["reward"]["prompted"]}
-    for name, arguments, _ in compose(text):
-        prompted = {argument.removeprefix("--prompted=") for argument in arguments if argument.startswith("--prompted=")}
-        if arguments[0] == "reward" and prompted != in_chart:
-            yield f"{name} prompts {sorted(prompted)}, the chart {sorted(in_chart)}"
+    in_compose = [prompted for name, _, prompted, _ in processes() if name.startswith("reward")]
+    if any(prompted != in_chart for prompted in in_compose):
+        yield f"compose.yaml prompts {in_compose}, and the chart {sorted(in_chart)}"
 
-    version = re.search(r'^version = "(.+)"', pathlib.Path("Cargo.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    chart = yaml.safe_load(pathlib.Path("helm/uniarm/Chart.yaml").read_text(encoding="utf-8"))
-    images = {service["image"] for service in services.values() if service["image"].startswith("uniarm:")}
-    if chart["appVersion"] != version or images != {f"uniarm:{version}"}:
-        yield f"Cargo.toml says {version}, the chart {chart['appVersion']}, compose {sorted(images)}"
+    version = re.search(r'^version = "(.+)"', read("Cargo.toml"), re.MULTILINE)[1]
+    chart = yaml.safe_load(read("helm/uniarm/Chart.yaml"))["appVersion"]
+    images = {SERVICES[name]["image"] for name, _, _, _ in processes()}
+    if chart != version or images != {f"uniarm:{version}"}:
+        yield f"Cargo.toml says {version}, the chart {chart}, and compose.yaml {sorted(images)}"
 
 
 def main():
-    found = list(problems())
+    found = [*process_problems(), *mount_problems(), *observer_problems(), *agreement_problems()]
     for problem in found:
         print(problem)
     return 1 if found else 0
