@@ -23,13 +23,15 @@ step_lint() {
     cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings && echo "ok      no lint"
 }
 
-# The binary is built first: the cluster tests start it, and the chart's command lines are tried with it.
+# The binary comes with it: the cluster tests start it, and the steps below try their command lines with it.
 # The model is fetched first: tests that need it at the same moment would each wait for the download.
 step_rust() {
-    model=$(scripts/fetch-demo-model.sh) && export UNIARM_DEMO_MODEL="$model" ||
-        echo "skipped: tests on real weights, because the demo model cannot be fetched (see above)"
-    cargo build --release --locked --package uniarm &&
-        cargo test --release --locked --workspace --no-fail-fast -- --show-output
+    if model=$(scripts/fetch-demo-model.sh); then
+        export UNIARM_DEMO_MODEL="$model"
+    else
+        echo "FAILED  the demo model cannot be fetched, and tests on real weights need it (see above)"
+    fi
+    cargo test --release --locked --workspace --no-fail-fast -- --show-output
 }
 
 step_chart() { tests/helm/check.sh; }
