@@ -311,6 +311,18 @@ mod tests {
     }
 
     #[test]
+    fn a_hash_that_two_prefixes_share_is_never_a_hit() {
+        let mut pool = BlockPool::new(2, 2);
+        let first = filled(&mut pool, ROOT, &[1, 2]);
+        let second = pool.allocate().unwrap();
+        for (parent, tokens) in [(ROOT, [1, 9]), (pool.as_parent(first).unwrap(), [1, 2])] {
+            pool.findable.insert(BlockPool::hash(parent, &tokens), first);
+            assert_eq!(pool.find(parent, &tokens), None);
+            assert_eq!(pool.register(second, parent, &tokens), Registration::Refused);
+        }
+    }
+
+    #[test]
     fn memory_is_taken_from_empty_blocks_first_and_then_from_the_least_recently_released() {
         let mut pool = BlockPool::new(3, 1);
         let [a, b] = [1, 2].map(|token| filled(&mut pool, ROOT, &[token]));

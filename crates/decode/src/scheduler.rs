@@ -13,6 +13,30 @@
 //!                     └────────────────────────── extend ── parked (no blocks) ◄───────┘
 //! ```
 //!
+//! A step of an engine, here with a model whose next token is always 7:
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use uniarm_decode::blocks::CacheRoot;
+//! # use uniarm_decode::scheduler::{NewSequence, Priority, Scheduler, SchedulerOptions, SequenceId};
+//! # let mut scheduler = Scheduler::new(SchedulerOptions::default());
+//! # let (id, now) = (SequenceId(1), Duration::ZERO);
+//! # let (root, priority, deadline) = (CacheRoot(0), Priority::Normal, None);
+//! let tokens = vec![1, 2, 3];
+//! let new = NewSequence { id, tokens, logits_from: 2, tokens_max: 6, root, priority, deadline };
+//! scheduler.add(now, new).expect("there is room");
+//! while scheduler.tokens(id).expect("it was added").len() < 6 {
+//!     let plan = scheduler.plan(now);
+//!     // forward(&plan.rows) comes here; if it fails, the plan is not committed and the next one repeats it.
+//!     scheduler.commit(&plan);
+//!     for row in plan.rows.iter().filter(|row| row.logits_from < row.tokens.len()) {
+//!         scheduler.extend(row.sequence, &[7]).expect("it has not reached tokens_max");
+//!     }
+//! }
+//! assert_eq!(scheduler.tokens(id), Some(&[1, 2, 3, 7, 7, 7][..]));
+//! assert!(scheduler.remove(id));
+//! ```
+//!
 //! The life of a sequence is in this file, the order of a step in `plan`, the arithmetic of one sequence in
 //! `sequence`. Nothing here reads a clock: `now` is an argument, any monotonic duration will do.
 

@@ -188,12 +188,25 @@ impl Scheduler {
     /// Sees to it that a running sequence has this many blocks.
     fn grow(&mut self, id: SequenceId, blocks: usize, draft: &mut Draft) -> bool {
         while self.sequences[&id].blocks.len() < blocks {
-            match self.pool.allocate() {
-                Some(block) => self.sequences.get_mut(&id).expect("who grows is known").blocks.push(block),
-                None => match self.victims(id, Claim::Grow, draft.now).first() {
-                    Some(&victim) => self.preempt(victim, draft),
-                    None => return false,
-                },
+            if self.pool.free() == 0 && !self.preempt_for(id, draft) {
+                return false;
+            }
+            let block = self.pool.allocate().expect("a block is free");
+            self.sequences.get_mut(&id).expect("who grows is known").blocks.push(block);
+        }
+        true
+    }
+
+    /// Frees a block for a running sequence. Nobody is preempted in vain: those who may lose their blocks
+    /// could hold them together with others who keep them.
+    fn preempt_for(&mut self, id: SequenceId, draft: &mut Draft) -> bool {
+        let victims = self.victims(id, Claim::Grow, draft.now);
+        if self.freed_by(&victims) == 0 {
+            return false;
+        }
+        for victim in victims {
+            if self.pool.free() == 0 {
+                self.preempt(victim, draft);
             }
         }
         true
@@ -277,7 +290,7 @@ impl Scheduler {
         let claimant = &self.sequences[&id];
         let below = |other: &Sequence| match claim {
             Claim::Grow => other.rank() > claimant.rank(),
-            Claim::Start => other.class() < claimant.class(),
+            Claim::Start => other.class() < claimant.asked,
         };
         let others =
             self.running.iter().filter(|&&other| other != id).map(|other| (*other, &self.sequences[other]));

@@ -19,6 +19,8 @@ pub(super) struct Sequence {
     pub(super) tokens_max: usize,
     pub(super) deadline: Option<Duration>,
     root: CacheRoot,
+    /// The priority that was asked for.
+    pub(super) asked: Priority,
     /// The asked priority, or higher by promotion.
     class: Priority,
     arrival: u64,
@@ -56,6 +58,7 @@ impl Sequence {
             tokens_max: new.tokens_max,
             deadline: new.deadline,
             root: new.root,
+            asked: new.priority,
             class: new.priority,
             arrival,
             running: false,

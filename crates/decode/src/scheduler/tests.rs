@@ -89,8 +89,10 @@ impl World {
     }
 
     fn plan(&mut self) -> StepPlan {
+        let ran = self.scheduler.running.clone();
         let plan = self.scheduler.plan(self.now);
         self.check_limits(&plan);
+        self.check_preempted(&plan, &ran);
         for row in &plan.rows {
             self.check_row(row);
             assert!(!plan.expired.contains(&row.sequence), "an expired sequence is not computed");
@@ -110,6 +112,20 @@ impl World {
         ids.dedup();
         assert_eq!(ids.len(), plan.rows.len(), "one row per sequence");
         assert!(plan.preempted.iter().all(|id| !ids.contains(id)), "who lost its blocks sits the step out");
+    }
+
+    /// Who had something to do lost its blocks only to somebody of higher rank, who is served in this step, or who
+    /// started in it and found everything computed.
+    fn check_preempted(&self, plan: &StepPlan, ran: &[SequenceId]) {
+        let rank = |id: &SequenceId| self.scheduler.sequences[id].rank();
+        let served = plan.rows.iter().map(|row| &row.sequence);
+        let started = self.scheduler.running.iter().filter(|id| !ran.contains(id));
+        let best = served.chain(started).map(rank).min();
+        for id in &plan.preempted {
+            let sequence = &self.scheduler.sequences[id];
+            let idle = !sequence.ready() || sequence.expired(self.now);
+            assert!(idle || best.is_some_and(|best| best < rank(id)), "{id:?} lost its blocks to nobody");
+        }
     }
 
     /// The row asks for the right tokens and logits, and finds its whole past in its blocks.

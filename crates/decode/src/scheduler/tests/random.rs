@@ -39,40 +39,41 @@ enum Op {
 
 fn change() -> impl Strategy<Value = Op> {
     let which = 0..usize::MAX;
-    prop_oneof![
-        3 => (0..2u32, 1..20usize, 0..12usize, 0..4usize, 0..2u64, 0..3u8, prop::option::weighted(0.1, 0..2000u64))
-            .prop_map(|(family, tokens, growth, logits, root, priority, deadline)| Op::Add {
-                family, tokens, growth, logits, root, priority, deadline
-            }),
-        6 => (which.clone(), prop::collection::vec(0..2u32, 1..5)).prop_map(|(which, tokens)| Op::Extend { which, tokens }),
-        3 => (which.clone(), 0.0..1.0f64).prop_map(|(which, keep)| Op::Truncate { which, keep }),
-        1 => which.prop_map(|which| Op::Remove { which }),
-    ]
+    let add = (0..2u32, 1..20usize, 0..12usize, 0..4usize, 0..2u64, 0..3u8, deadline());
+    let add = add.prop_map(|(family, tokens, growth, logits, root, priority, deadline)| Op::Add {
+        family,
+        tokens,
+        growth,
+        logits,
+        root,
+        priority,
+        deadline,
+    });
+    let extend = (which.clone(), prop::collection::vec(0..2u32, 1..5));
+    let extend = extend.prop_map(|(which, tokens)| Op::Extend { which, tokens });
+    let truncate = (which.clone(), 0.0..1.0f64).prop_map(|(which, keep)| Op::Truncate { which, keep });
+    let remove = which.prop_map(|which| Op::Remove { which });
+    prop_oneof![3 => add, 6 => extend, 3 => truncate, 1 => remove]
+}
+
+fn deadline() -> impl Strategy<Value = Option<u64>> {
+    prop::option::weighted(0.1, 0..2000u64)
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        4 => change(),
-        6 => (prop::collection::vec(change(), 0..3), prop::bool::weighted(0.15))
-            .prop_map(|(meanwhile, fails)| Op::Step { meanwhile, fails }),
-        1 => (0..700u64).prop_map(|ms| Op::Wait { ms }),
-    ]
+    let step = (prop::collection::vec(change(), 0..3), prop::bool::weighted(0.15));
+    let step = step.prop_map(|(meanwhile, fails)| Op::Step { meanwhile, fails });
+    let wait = (0..700u64).prop_map(|ms| Op::Wait { ms });
+    prop_oneof![4 => change(), 6 => step, 1 => wait]
 }
 
 fn options() -> impl Strategy<Value = SchedulerOptions> {
-    (1..5usize, 2..24usize, 4..40usize, 1..24usize, 1..7usize, 0..6usize, prop::bool::weighted(0.8)).prop_map(
-        |(block_tokens, blocks, step_tokens, prefill_chunk, running_max, waiting_max, prefix_cache)| {
-            SchedulerOptions {
-                block_tokens,
-                blocks,
-                step_tokens,
-                prefill_chunk,
-                running_max,
-                waiting_max,
-                prefix_cache,
-            }
-        },
-    )
+    let sizes = (1..5usize, 2..24usize, 4..40usize, 1..24usize, 1..7usize, 0..6usize);
+    (sizes, prop::bool::weighted(0.8)).prop_map(|(sizes, prefix_cache)| {
+        let (block_tokens, blocks, step_tokens, prefill_chunk, running_max, waiting_max) = sizes;
+        let options = SchedulerOptions { block_tokens, blocks, step_tokens, ..Default::default() };
+        SchedulerOptions { prefill_chunk, running_max, waiting_max, prefix_cache, ..options }
+    })
 }
 
 impl World {
@@ -100,12 +101,12 @@ impl World {
                 assert_eq!(result.is_ok(), fits && !full);
             }
             Op::Extend { which, tokens } => {
-                let Some(id) = self.pick(*which) else { return None };
+                let id = self.pick(*which)?;
                 let result = self.extend(id, tokens);
                 assert!(matches!(result, Ok(()) | Err(ExtendError::TooLong { .. })));
             }
             Op::Truncate { which, keep } => {
-                let Some(id) = self.pick(*which) else { return None };
+                let id = self.pick(*which)?;
                 self.truncate(id, (self.known[&id].tokens.len() as f64 * keep) as usize);
             }
             Op::Remove { which } => self.pick(*which).into_iter().for_each(|id| self.remove(id)),
@@ -150,26 +151,31 @@ impl World {
     }
 }
 
+fn check(options: SchedulerOptions, ops: &[Op]) {
+    let mut world = World::new(options);
+    let mut replay = World::new(options);
+    for (number, op) in ops.iter().enumerate() {
+        let plan = world.apply(op, number);
+        assert_eq!(plan, replay.apply(op, number), "a plan is a function of the calls");
+    }
+    world.drain();
+    for id in world.known.keys().copied().collect::<Vec<_>>() {
+        world.remove(id);
+    }
+    world.audit();
+    let stats = world.scheduler.stats();
+    assert_eq!((stats.waiting, stats.running, stats.free_blocks), (0, 0, stats.total_blocks));
+    assert_eq!(world.scheduler.next_deadline(), None);
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn any_history_computes_what_is_wanted_once_from_the_right_blocks_and_leaks_none(
         options in options(),
         ops in prop::collection::vec(op(), 1..80),
     ) {
-        let mut world = World::new(options);
-        let mut replay = World::new(options);
-        for (number, op) in ops.iter().enumerate() {
-            prop_assert_eq!(world.apply(op, number), replay.apply(op, number), "a plan is a function of the calls");
-        }
-        world.drain();
-        for id in world.known.keys().copied().collect::<Vec<_>>() {
-            world.remove(id);
-        }
-        world.audit();
-        let stats = world.scheduler.stats();
-        prop_assert_eq!((stats.waiting, stats.running, stats.free_blocks), (0, 0, stats.total_blocks));
-        prop_assert_eq!(world.scheduler.next_deadline(), None);
+        check(options, &ops);
     }
 }

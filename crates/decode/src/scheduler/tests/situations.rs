@@ -93,16 +93,17 @@ fn a_refused_draft_is_computed_again_from_the_token_that_replaces_it() {
 #[test]
 fn a_sweep_of_one_prompt_computes_it_once() {
     let mut world = world(1000, 64);
-    for id in (1..=11).map(SequenceId) {
+    world.scheduler.options.running_max = 100;
+    for id in (1..=91).map(SequenceId) {
         let tokens = (0..40).collect();
         world.add(NewSequence { tokens, ..prompt(id, 40, Priority::Normal) }).unwrap();
     }
     world.drain_all();
     // Nine full blocks are shared; the last block holds the token whose logits are wanted.
-    assert_eq!(world.computed, 40 + 10 * 4);
-    let cached: Vec<_> = (1..=11).map(|id| world.scheduler.cached_tokens(SequenceId(id))).collect();
-    assert_eq!(cached.iter().sum::<usize>(), 10 * 36);
-    assert_eq!(world.scheduler.stats().prefix_hit_tokens, 10 * 36);
+    assert_eq!(world.computed, 40 + 90 * 4);
+    let cached: Vec<_> = (1..=91).map(|id| world.scheduler.cached_tokens(SequenceId(id))).collect();
+    assert_eq!((cached[0], &cached[1..]), (0, &[36; 90][..]));
+    assert_eq!(world.scheduler.stats().prefix_hit_tokens, 90 * 36);
 }
 
 #[test]
@@ -216,6 +217,21 @@ fn who_waits_outside_holds_up_nobody_and_after_a_while_does_not_keep_its_blocks(
 }
 
 #[test]
+fn who_is_answered_in_time_keeps_its_blocks_however_often_it_waits() {
+    let mut world = world(4, 64);
+    world.add(chat(A, 8, 16, Priority::Normal)).unwrap();
+    world.add(prompt(B, 8, Priority::Normal)).unwrap();
+    for _ in 0..6 {
+        assert_eq!(ids(&world.step()), [A]);
+        assert_eq!(world.step().rows, [], "the reward takes its time");
+        world.now += IDLE_PATIENCE * 2 / 3;
+        assert_eq!(world.step().rows, []);
+        world.extend(A, &[5]).unwrap();
+    }
+    assert_eq!(world.scheduler.stats().preemptions, 0);
+}
+
+#[test]
 fn nobody_waits_forever_behind_a_stream_of_urgent_prompts() {
     let mut world = world(1000, 64);
     world.scheduler.options.running_max = 1;
@@ -231,6 +247,19 @@ fn nobody_waits_forever_behind_a_stream_of_urgent_prompts() {
         plan.rows.iter().for_each(|row| world.remove(row.sequence));
     }
     panic!("the low priority was never served");
+}
+
+#[test]
+fn who_rose_by_waiting_is_next_but_takes_nothing_from_those_that_run() {
+    let mut world = world(500, 64);
+    world.scheduler.options.running_max = 1;
+    world.add(chat(A, 4, 2000, Priority::Normal)).unwrap();
+    world.generate();
+    world.add(prompt(B, 4, Priority::Normal)).unwrap();
+    (0..=PROMOTION_STEPS).for_each(|_| assert_eq!(ids(&world.generate()), [A]));
+    world.add(prompt(C, 4, Priority::High)).unwrap();
+    world.remove(A);
+    assert_eq!(ids(&world.step()), [B]);
 }
 
 #[test]
