@@ -8,7 +8,8 @@ use uniarm_decode::sampling::Sampling;
 use uniarm_engine::prompt::{Prompt, Reader};
 use uniarm_model::{ChatTemplate, Message, Tokenizer};
 use uniarm_proto::{
-    BaseModel, Event, Exchange, Generation, Input, Member, MemberId, Placed, Refusal, Role, TokenizerFingerprint,
+    BaseModel, Event, Exchange, Generation, Input, Member, MemberId, Placed, Refusal, Role,
+    TokenizerFingerprint,
 };
 
 /// What a base worker serves and how.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
 use uniarm_decode::{
     Chooser, Sampling,
     blocks::CacheRoot,
@@ -26,11 +26,11 @@ use uniarm_proto::{
 use uniarm_runtime::Metrics;
 
 use crate::{
-    accept::{Accepted, SharedSettings},
+    accept::{Accepted, SharedSettings, decode_sampling},
     choice::{Choice, Chosen, Mode, RequestKey, Rules},
     guide::{Epoch, LinkId, Links, Scorer},
     metrics::{BaseMetrics, ModeLabel, OutcomeLabel},
-    outlet::Outlet,
+    outlet::{OUTLET_EVENTS_MAX, Outlet},
     term::Term,
 };
 
@@ -170,12 +170,44 @@ impl BaseEngine {
 // === impl BaseHandle ===
 
 impl BaseHandle {
-    pub(crate) fn settings(&self) -> &SharedSettings {
-        &self.settings
+    /// Takes a placed request in; its events come out of the receiver, and dropping that cancels the request.
+    ///
+    /// # Errors
+    /// When the request cannot be read by this model, or there is no room for it.
+    pub async fn run(
+        &self,
+        placed: Placed,
+        deadline: Option<Instant>,
+    ) -> Result<async_mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
+        let accepted_at = Instant::now();
+        let permit = self.admit()?;
+        self.settings.check(&placed)?;
+        let seed = placed.request.sampling.seed;
+        let seed = seed.ok_or_else(|| Refusal::invalid("sampling.seed", "must be drawn by the router"))?;
+        let input = placed.request.input.clone();
+        let settings = Arc::clone(&self.settings);
+        let prompt = tokio::task::spawn_blocking(move || settings.read(&input)).await;
+        let prompt = prompt.map_err(|_| Refusal::internal("reading the prompt panicked"))??;
+        let (events, receiver) = async_mpsc::channel(OUTLET_EVENTS_MAX);
+        let accepted = Accepted {
+            prompt,
+            seed,
+            sampling: decode_sampling(&placed.request.sampling),
+            list_length: self.settings.list_length_for(&placed),
+            accepted_at,
+            deadline,
+            events,
+            permit,
+            span: tracing::Span::current(),
+            placed,
+        };
+        let sent = self.inbox.send(Command::Start(Box::new(accepted)));
+        sent.map_err(|_| Refusal::unavailable("engine_stopped", "the base engine stopped"))?;
+        Ok(receiver)
     }
 
     /// A place for a request, or the reason why there is none.
-    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             Refusal::exhausted(
                 "base_queue_full",
@@ -183,11 +215,6 @@ impl BaseHandle {
                 RETRY_AFTER,
             )
         })
-    }
-
-    pub(crate) fn start(&self, accepted: Accepted) -> Result<(), Refusal> {
-        let sent = self.inbox.send(Command::Start(Box::new(accepted)));
-        sent.map_err(|_| Refusal::unavailable("engine_stopped", "the base engine stopped"))
     }
 }
 
@@ -475,7 +502,8 @@ impl Engine {
         let position = choice.answer.len();
         let asked = &request.placed.request.sampling;
         let tokenizer = &self.settings.tokenizer;
-        let ends = (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token);
+        let ends =
+            (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token);
         let mut text = String::new();
         let mut stop = String::new();
         let mut reason = None;

@@ -3,11 +3,10 @@
 use std::{pin::Pin, sync::Arc, time::Instant};
 
 use futures_util::{Stream, StreamExt as _};
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uniarm_proto::{
-    Event, Member, Placed, Refusal, deadline,
+    Member, Placed, Refusal, deadline,
     limits::WORKER_MESSAGE_BYTES_MAX,
     pb::{
         self,
@@ -16,11 +15,7 @@ use uniarm_proto::{
     },
 };
 
-use crate::{
-    accept::{Accepted, decode_sampling},
-    engine::BaseHandle,
-    outlet::OUTLET_EVENTS_MAX,
-};
+use crate::engine::BaseHandle;
 
 /// Serves `Base` and `Membership` for one engine.
 #[derive(Clone)]
@@ -45,45 +40,6 @@ impl BaseService {
     pub fn membership_server(&self) -> MembershipServer<Self> {
         MembershipServer::new(self.clone())
     }
-
-    /// Takes a placed request in; its events come out of the receiver, and dropping it cancels the request.
-    async fn accept(
-        &self,
-        placed: Placed,
-        deadline: Option<Instant>,
-    ) -> Result<mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
-        let accepted_at = Instant::now();
-        if placed.generation != self.member.generation {
-            let message = format!(
-                "placed on generation {} of {}, this is {}",
-                placed.generation, self.member.id, self.member.generation
-            );
-            return Err(Refusal::unavailable("stale_generation", message));
-        }
-        let permit = self.handle.admit()?;
-        let settings = Arc::clone(self.handle.settings());
-        settings.check(&placed)?;
-        let seed = placed.request.sampling.seed;
-        let seed = seed.ok_or_else(|| Refusal::invalid("sampling.seed", "must be drawn by the router"))?;
-        let input = placed.request.input.clone();
-        let reading = Arc::clone(&settings);
-        let prompt = tokio::task::spawn_blocking(move || reading.read(&input)).await;
-        let prompt = prompt.map_err(|_| Refusal::internal("reading the prompt panicked"))??;
-        let (events, receiver) = mpsc::channel(OUTLET_EVENTS_MAX);
-        self.handle.start(Accepted {
-            prompt,
-            seed,
-            sampling: decode_sampling(&placed.request.sampling),
-            list_length: settings.list_length_for(&placed),
-            accepted_at,
-            deadline,
-            events,
-            permit,
-            span: tracing::Span::current(),
-            placed,
-        })?;
-        Ok(receiver)
-    }
 }
 
 #[tonic::async_trait]
@@ -94,7 +50,14 @@ impl Base for BaseService {
         let timeout = deadline::timeout(request.metadata()).map_err(Refusal::from)?;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let placed = Placed::try_from(request.into_inner()).map_err(Refusal::from)?;
-        let events = self.accept(placed, deadline).await?;
+        if placed.generation != self.member.generation {
+            let message = format!(
+                "placed on generation {} of {}, this is {}",
+                placed.generation, self.member.id, self.member.generation
+            );
+            return Err(Refusal::unavailable("stale_generation", message).into());
+        }
+        let events = self.handle.run(placed, deadline).await?;
         let events = ReceiverStream::new(events).map(|event| match event {
             Ok(event) => Ok(pb::GenerateResponse { event: Some(event) }),
             Err(refusal) => Err(refusal.into()),

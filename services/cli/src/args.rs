@@ -169,7 +169,12 @@ pub struct RewardModelArgs {
     #[arg(long, env = "UNIARM_ADAPTER", value_name = "[NAME=]FOLDER", value_delimiter = ',')]
     pub adapter: Vec<String>,
     /// A system text that makes the backbone a prompted reward model named `reward`
-    #[arg(long = "reward-system", visible_alias = "system", env = "UNIARM_REWARD_SYSTEM", value_name = "TEXT")]
+    #[arg(
+        long = "reward-system",
+        visible_alias = "system",
+        env = "UNIARM_REWARD_SYSTEM",
+        value_name = "TEXT"
+    )]
     pub system: Option<String>,
     /// A prompted reward model by name; repeatable
     #[arg(long, value_name = "NAME=TEXT")]

@@ -13,9 +13,7 @@ use tokio::{
     process::{Child, Command},
     time::timeout,
 };
-use uniarm_proto::{
-    Event, GenerateRequest, GuidanceTerm, OnRewardLoss, Priority, Sampling, Transcript, pb,
-};
+use uniarm_proto::{Event, GenerateRequest, GuidanceTerm, OnRewardLoss, Priority, Sampling, Transcript, pb};
 
 use crate::{args::DemoArgs, client, generate, worker};
 
@@ -59,7 +57,9 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     shown?;
     stopped?;
     println!("\nAll three processes have stopped. Next: `uniarm up`, then in another terminal");
-    println!("  uniarm generate --preference positive=0.7,concise=0.3 --strength 2 \"Tell me about the sea.\"");
+    println!(
+        "  uniarm generate --preference positive=0.7,concise=0.3 --strength 2 \"Tell me about the sea.\""
+    );
     Ok(())
 }
 
@@ -85,7 +85,8 @@ async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Re
     let columns = columns(args, &served);
     println!("demo 3/3  prompt: {:?}, answered {} times in one batch\n", args.prompt, columns.len());
     let total = columns.len() as u64 * u64::from(args.max_tokens);
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {per_sec}").expect("it is a template");
+    let style =
+        ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {per_sec}").expect("it is a template");
     let progress = ProgressBar::new(total).with_style(style);
     let began = Instant::now();
     let answers = columns.iter().map(|column| {
@@ -114,7 +115,8 @@ async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Re
 /// The same prompt unguided and under three preferences over the first two objectives that can be mixed.
 fn columns(args: &DemoArgs, served: &pb::ListModelsResponse) -> Vec<Column> {
     let (first, second, strength) = if args.adapter.is_some() {
-        let objectives = served.reward_models.first().map(|reward| reward.objectives.as_slice()).unwrap_or_default();
+        let objectives =
+            served.reward_models.first().map(|reward| reward.objectives.as_slice()).unwrap_or_default();
         match objectives {
             [first, second, ..] => (first.name.clone(), second.name.clone(), 1.0),
             _ => ("positive".to_owned(), "concise".to_owned(), 1.0),
@@ -223,7 +225,8 @@ async fn stop(parts: Vec<Part>) -> anyhow::Result<()> {
 // === printing ===
 
 fn print_side_by_side(columns: &[Column], answers: &[Transcript]) {
-    let terminal = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120_usize);
+    let terminal =
+        std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120_usize);
     let width = (terminal / columns.len()).saturating_sub(3).max(COLUMN_MIN);
     let cells: Vec<Vec<String>> = columns
         .iter()
@@ -261,7 +264,10 @@ fn print_figures(answers: &[Transcript], elapsed: Duration) {
         bytes += exchange.bytes;
     }
     let seconds = elapsed.as_secs_f64();
-    println!("\n{tokens} tokens in {seconds:.1} s ({:.1} per second over all answers)", f64::from(tokens) / seconds);
+    println!(
+        "\n{tokens} tokens in {seconds:.1} s ({:.1} per second over all answers)",
+        f64::from(tokens) / seconds
+    );
     if guided > 0 {
         println!(
             "{:.0} bytes of reward logits per guided token, {:.1} % of tokens certified from the lists alone",

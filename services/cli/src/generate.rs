@@ -7,8 +7,9 @@ use serde_json::json;
 use tonic::{Status, transport::Channel};
 use uniarm_decode::PreferenceSpec;
 use uniarm_proto::{
-    ChatMessage, ChoiceTranscript, Event, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Priority,
-    Sampling, Transcript, pb, pb::inference_client::InferenceClient, transcript::finish_reason_name,
+    ChatMessage, ChoiceTranscript, Event, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss,
+    Priority, Sampling, Transcript, pb, pb::inference_client::InferenceClient,
+    transcript::finish_reason_name,
 };
 
 use crate::{
@@ -19,7 +20,8 @@ use crate::{
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
     let mut inference = client::dial(&args.endpoint.endpoint).await?;
     let request = request_of(&args, &mut inference).await?;
-    let timeout = args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
+    let timeout =
+        args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
     if args.json {
         match client::generate(&mut inference, request, timeout, |_| {}).await {
             Ok(transcript) => println!("{}", as_json(&transcript)),
@@ -90,7 +92,8 @@ pub fn chat(system: Option<&str>, prompt: &str) -> Input {
 
 /// Whether the model that will answer takes chats.
 async fn has_template(args: &GenerateArgs, inference: &mut InferenceClient<Channel>) -> anyhow::Result<bool> {
-    let served = client::list_models(inference).await.map_err(|status| anyhow::anyhow!("{}", sentence(&status)))?;
+    let served =
+        client::list_models(inference).await.map_err(|status| anyhow::anyhow!("{}", sentence(&status)))?;
     let asked = args.model.as_deref();
     let models = &served.base_models;
     let model = models.iter().find(|model| asked.is_none_or(|name| name == model.name));
@@ -128,7 +131,9 @@ fn parse_term(text: &str) -> anyhow::Result<GuidanceTerm> {
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("reward", name)) => name.clone_into(&mut term.reward),
-            Some(("strength", number)) => term.strength = number.parse().context("strength wants a number")?,
+            Some(("strength", number)) => {
+                term.strength = number.parse().context("strength wants a number")?
+            }
             _ => weights.push(part),
         }
     }
@@ -220,7 +225,8 @@ fn as_json(transcript: &Transcript) -> serde_json::Value {
     let fields = object.as_object_mut().expect("it is an object");
     fields.extend(choice_fields(first));
     if transcript.choices.len() > 1 {
-        let choices = transcript.choices.iter().map(|choice| serde_json::Value::Object(choice_fields(choice)));
+        let choices =
+            transcript.choices.iter().map(|choice| serde_json::Value::Object(choice_fields(choice)));
         fields.insert("choices".into(), choices.collect());
     }
     object

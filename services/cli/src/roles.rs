@@ -133,8 +133,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let reward = worker::start_reward(reward_files, reward_llama, &models, &args.engine, &metrics)?;
     let scorer = Arc::new(LocalScorer::new(reward.clone()));
     let flags = (&args.engine, &args.exchange);
-    let (base, base_member) =
-        worker::start_base(loaded.files, loaded.llama, None, flags, scorer, &metrics)?;
+    let (base, base_member) = worker::start_base(loaded.files, loaded.llama, None, flags, scorer, &metrics)?;
 
     let reward_member = Member { id: MemberId("reward".into()), ..reward.catalogue().member() };
     let base_address = back.local_addr().to_string();

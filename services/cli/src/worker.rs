@@ -30,7 +30,10 @@ const FETCH_DEMO_MODEL: &str = include_str!("../../../scripts/fetch-demo-model.s
 pub const DEMO_PROMPTED: [(&str, &str); 4] = [
     ("helpful", "You are a helpful expert. Give concrete, useful and complete advice."),
     ("harmless", "You are a careful assistant. Be gentle and safe, and never suggest anything risky."),
-    ("positive", "You are an extremely cheerful, positive and encouraging AI assistant. Answer in very simple words."),
+    (
+        "positive",
+        "You are an extremely cheerful, positive and encouraging AI assistant. Answer in very simple words.",
+    ),
     ("concise", "Answer in one short sentence. Be as brief as possible."),
 ];
 
@@ -146,6 +149,7 @@ pub fn start_reward(
     let config = files.config.clone();
     let backbone = Backbone {
         name: files.name,
+        fingerprint: files.fingerprint,
         tokenizer: files.tokenizer.context("a reward model needs a tokenizer")?,
         template: files.template,
         context_tokens: llama.context_tokens(),

@@ -8,6 +8,8 @@ use uniarm_proto::{Generation, Member, MemberId, Objective, RewardModel, Role, T
 /// The language model under all reward models of a worker.
 pub struct Backbone {
     pub name: String,
+    /// Identity of its weights: an adapter may name the backbone that it was trained on.
+    pub fingerprint: [u8; 32],
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
     pub context_tokens: usize,
@@ -67,7 +69,7 @@ impl RewardCatalogue {
     /// # Errors
     /// When the folder does not hold an adapter of this backbone, or the name is taken.
     pub fn add_adapter(&mut self, name: &str, folder: &Path, config: &Config) -> Result<(), CatalogueError> {
-        let adapter = Arc::new(Adapter::load(folder, config)?);
+        let adapter = Arc::new(Adapter::load(folder, config, &self.backbone.fingerprint)?);
         let method = match adapter.method() {
             Method::MosLora => "moslora",
             Method::PbLora => "pblora",
