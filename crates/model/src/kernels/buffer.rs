@@ -46,6 +46,12 @@ impl Buffer {
     }
 }
 
+impl Default for Buffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Deref for Buffer {
     type Target = [f32];
 

@@ -127,21 +127,16 @@ impl Panels {
 }
 
 impl<'a> Rows<'a> {
-    /// Packs `source`, (rows, inputs) with `stride` floats from row to row, into `workspace`.
-    pub fn pack(
-        isa: Isa,
-        source: &'a [f32],
-        stride: usize,
-        shape: (usize, usize),
-        workspace: &'a mut Buffer,
-    ) -> Self {
+    /// Packs `source`, (rows, inputs), into `workspace`.
+    pub fn pack(isa: Isa, source: &'a [f32], shape: (usize, usize), workspace: &'a mut Buffer) -> Self {
         let (rows, inputs) = shape;
         if rows == 1 {
             return Self { rows, inputs, values: &source[..inputs] };
         }
         workspace.reserve(rows * inputs);
         for (first, count) in tiles(isa.is_wide(), rows) {
-            pack_tile(&source[first * stride..], stride, (count, inputs), &mut workspace[first * inputs..]);
+            let range = first * inputs..(first + count) * inputs;
+            pack_tile(&source[range.clone()], count, &mut workspace[range]);
         }
         Self { rows, inputs, values: &workspace[..rows * inputs] }
     }
@@ -171,6 +166,11 @@ impl Output {
         Self { start: self.start.wrapping_add(row * self.stride), stride: self.stride }
     }
 
+    /// Where the first row begins.
+    pub fn start(self) -> *mut f32 {
+        self.start
+    }
+
     /// Floats of one row, from its first column.
     ///
     /// # Safety
@@ -192,11 +192,9 @@ pub fn tiles(wide: bool, rows: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Packs one tile: (rows, inputs) with a stride → (inputs, rows).
-pub fn pack_tile(source: &[f32], stride: usize, shape: (usize, usize), packed: &mut [f32]) {
-    let (rows, inputs) = shape;
-    for row in 0..rows {
-        let source = &source[row * stride..][..inputs];
+/// Packs one tile: (rows, inputs) → (inputs, rows).
+pub fn pack_tile(source: &[f32], rows: usize, packed: &mut [f32]) {
+    for (row, source) in source.chunks_exact(packed.len() / rows).enumerate() {
         for (vector, x) in packed.chunks_exact_mut(rows).zip(source) {
             vector[row] = *x;
         }
@@ -417,7 +415,7 @@ mod tests {
                 let weight = numbers(outputs * inputs, 2);
                 let panels = Panels::pack(&weight, outputs, inputs);
                 let mut workspace = Buffer::new();
-                let packed = Rows::pack(isa, &x, inputs, (rows, inputs), &mut workspace);
+                let packed = Rows::pack(isa, &x, (rows, inputs), &mut workspace);
                 let before = numbers(rows * outputs, 3);
                 for start in [Start::Zero, Start::Output] {
                     let mut y = before.clone();

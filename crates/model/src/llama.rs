@@ -1,0 +1,221 @@
+//! The Llama family on the CPU: one step over any mixture of prefill chunks and decode rows.
+//!
+//! Llama (arXiv 2302.13971) and Qwen2 (arXiv 2407.10671) in the order of the paper: normalise, project to
+//! queries, keys and values, rotate, attend over the paged cache, project back; normalise, gate, project
+//! back; all on f32 with the fixed-order kernels of [`crate::kernels`]. Shapes: m is the number of tokens of
+//! the step, over all rows.
+
+mod load;
+mod plan;
+mod step;
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::error::ModelError;
+use crate::forward::{Forward, Limits, Row};
+use crate::kernels::gemm::Panels;
+use crate::kernels::simd::{Isa, LANES};
+use crate::kernels::team::Team;
+use crate::kv::{KvCache, KvShape};
+use crate::rope::RopeTable;
+use crate::source::ModelFiles;
+
+use plan::Plan;
+use step::Workspace;
+
+/// What a model takes of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct LlamaOptions {
+    /// Threads of its own.
+    pub threads: usize,
+    /// Blocks of the cache.
+    pub kv_blocks: usize,
+    /// Positions per block, a multiple of 16.
+    pub block_tokens: usize,
+}
+
+/// A loaded model with its cache and threads.
+pub struct Llama {
+    weights: Arc<LlamaWeights>,
+    rope: Arc<RopeTable>,
+    cache: KvCache,
+    team: Team,
+    isa: Isa,
+    plan: Plan,
+    workspace: Workspace,
+}
+
+/// Frozen weights, packed for the kernels. Outputs of projections that share an input are concatenated.
+struct LlamaWeights {
+    config: Config,
+    fingerprint: [u8; 32],
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    /// (vocabulary, hidden)
+    head: Panels,
+}
+
+enum Embedding {
+    /// The rows of the output projection.
+    Tied,
+    /// (vocabulary, hidden)
+    Table(Vec<f32>),
+}
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    /// (queries + 2 × keys, hidden)
+    qkv: Panels,
+    /// (queries + 2 × keys)
+    qkv_bias: Option<Vec<f32>>,
+    /// (hidden, queries)
+    output: Panels,
+    mlp_norm: Vec<f32>,
+    /// Gate, then up: (2 × intermediate, hidden)
+    gate_up: Panels,
+    /// (hidden, intermediate)
+    down: Panels,
+}
+
+impl Default for LlamaOptions {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { threads, kv_blocks: 1024, block_tokens: LANES }
+    }
+}
+
+impl Llama {
+    /// Packs the weights and reserves the cache.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsupported`] for dimensions that the kernels do not take,
+    /// [`ModelError::Invalid`] for options that make no model, and whatever reading the weights meets.
+    pub fn load(files: &ModelFiles, options: &LlamaOptions) -> Result<Self, ModelError> {
+        Self::over(Arc::new(LlamaWeights::load(files)?), options)
+    }
+
+    /// Another model over the same weights, with a cache and threads of its own: base and reward role of one
+    /// process read one copy.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] for options that make no model.
+    pub fn share(&self, options: &LlamaOptions) -> Result<Self, ModelError> {
+        Self::over(self.weights.clone(), options)
+    }
+
+    /// The same model on another instruction set, with the same bits; for tests and measurements.
+    pub fn with_isa(mut self, isa: Isa) -> Self {
+        self.isa = isa;
+        self
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.weights.config
+    }
+
+    /// [`ModelFiles::fingerprint`] of the weights.
+    pub fn fingerprint(&self) -> &[u8; 32] {
+        &self.weights.fingerprint
+    }
+
+    /// Bytes that a step over few rows reads: all matrices once.
+    pub fn weight_bytes(&self) -> usize {
+        let LlamaWeights { layers, head, .. } = &*self.weights;
+        let layer = |layer: &Layer| {
+            layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes()
+        };
+        layers.iter().map(layer).sum::<usize>() + head.bytes()
+    }
+
+    /// Bytes of one cache block over all layers.
+    pub fn block_bytes(&self) -> usize {
+        self.cache.shape().block_bytes()
+    }
+
+    fn over(weights: Arc<LlamaWeights>, options: &LlamaOptions) -> Result<Self, ModelError> {
+        let LlamaOptions { threads, kv_blocks, block_tokens } = *options;
+        let invalid = |field, reason| Err(ModelError::Invalid { field, reason });
+        if block_tokens == 0 || !block_tokens.is_multiple_of(LANES) {
+            return invalid("block_tokens", format!("{block_tokens} is not a multiple of {LANES}"));
+        }
+        if kv_blocks == 0 || u32::try_from(kv_blocks).is_err() {
+            return invalid("kv_blocks", format!("a cache of {kv_blocks} blocks"));
+        }
+        let config = &weights.config;
+        let shape = KvShape {
+            layers: config.layers,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            blocks: kv_blocks,
+            block_tokens,
+        };
+        if shape.block_bytes().checked_mul(kv_blocks).is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return invalid("kv_blocks", format!("{kv_blocks} blocks of {} bytes", shape.block_bytes()));
+        }
+        let positions = config.context_tokens.min(kv_blocks * block_tokens);
+        let rope = RopeTable::new(&config.rope, config.head_dim, positions);
+        let team = Team::new(threads)
+            .map_err(|error| ModelError::Invalid { field: "threads", reason: error.to_string() })?;
+        Ok(Self {
+            rope: Arc::new(rope),
+            cache: KvCache::new(shape),
+            team,
+            isa: Isa::best(),
+            plan: Plan::new(kv_blocks * block_tokens),
+            workspace: Workspace::default(),
+            weights,
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            vocabulary: self.vocabulary(),
+            context_tokens: self.context_tokens(),
+            block_tokens: self.block_tokens(),
+            blocks: self.blocks(),
+        }
+    }
+
+    fn check_adapters(&self, rows: &[Row<'_>]) -> Result<(), ModelError> {
+        let config = &self.weights.config;
+        match rows.iter().position(|row| row.adapter.is_some_and(|adapter| !adapter.adapter().fits(config))) {
+            None => Ok(()),
+            Some(index) => {
+                let reason = format!("row {index}: the adapter was loaded for another backbone");
+                Err(ModelError::Invalid { field: "adapter", reason })
+            }
+        }
+    }
+}
+
+impl Forward for Llama {
+    fn vocabulary(&self) -> usize {
+        self.weights.config.vocabulary
+    }
+
+    fn context_tokens(&self) -> usize {
+        self.weights.config.context_tokens
+    }
+
+    fn block_tokens(&self) -> usize {
+        self.cache.shape().block_tokens
+    }
+
+    fn blocks(&self) -> usize {
+        self.cache.shape().blocks
+    }
+
+    fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        let wanted = self.limits().check(rows)?;
+        self.check_adapters(rows)?;
+        self.plan.prepare(rows, self.cache.shape().block_tokens)?;
+        logits.resize(wanted * self.weights.config.vocabulary, 0.0);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.step(rows, logits);
+        Ok(())
+    }
+}

@@ -1,0 +1,436 @@
+//! The arithmetic of one step, layer by layer.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::plan::Plan;
+use super::{Layer, Llama, LlamaWeights};
+use crate::adapter::{Conditioned, Group};
+use crate::forward::Row;
+use crate::kernels::attention::{LayerCache, Queries, attend, heads_together, tokens_together};
+use crate::kernels::buffer::Buffer;
+use crate::kernels::elementwise::{add_rms_norm, gated_silu, rotate};
+use crate::kernels::gemm::{Output, Panels, Rows, Start, multiply, pack_tile, tiles};
+use crate::kernels::simd::{Isa, LANES};
+use crate::kernels::team::Team;
+use crate::rope::RopeTable;
+
+/// Shares that each thread gets of a region, on average: more even out a core that others use as well,
+/// fewer cost less.
+const SHARES_PER_THREAD: usize = 2;
+
+/// A share of elementwise work is at least this many floats: less is not worth handing out.
+const SHARE_FLOATS: usize = 8192;
+
+/// Activations of a step, (m, …) each; grown to the largest step seen.
+#[derive(Default)]
+pub(super) struct Workspace {
+    /// The residual stream: (m, hidden)
+    residual: Buffer,
+    /// What the last block adds to it: (m, hidden)
+    delta: Buffer,
+    /// (m, hidden)
+    normed: Buffer,
+    /// Input of the next product, packed: (m, its inputs)
+    packed: Buffer,
+    /// (m, queries + 2 × keys)
+    qkv: Buffer,
+    /// (m, queries)
+    attended: Buffer,
+    /// (m, 2 × intermediate)
+    gate_up: Buffer,
+    /// (m, intermediate)
+    gated: Buffer,
+    runs: Vec<Run>,
+}
+
+/// Consecutive tokens of one row that attend together.
+#[derive(Clone, Copy)]
+struct Run {
+    /// Index in the caller's rows.
+    row: usize,
+    /// Index of the first token in the step.
+    token: usize,
+    tokens: usize,
+}
+
+/// One step's view of the model.
+struct Step<'a> {
+    rows: &'a [Row<'a>],
+    plan: &'a Plan,
+    weights: &'a LlamaWeights,
+    rope: &'a RopeTable,
+    team: &'a Team,
+    isa: Isa,
+    m: usize,
+}
+
+/// A row-major matrix of the workspace, shared out by rows or by columns.
+#[derive(Clone, Copy)]
+struct Matrix {
+    output: Output,
+    width: usize,
+}
+
+thread_local! {
+    /// Scores of the queries that a thread attends with.
+    static SCORES: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
+}
+
+impl Llama {
+    /// Computes a prepared plan of at least one token and fills `logits`, (wanted, vocabulary).
+    pub(super) fn step(&mut self, rows: &[Row<'_>], logits: &mut [f32]) {
+        let Self { weights, rope, cache, team, isa, plan, workspace } = self;
+        let step = Step { rows, plan, weights, rope, team, isa: *isa, m: plan.tokens.len() };
+        team.enter(|| {
+            workspace.reserve(step.m, weights);
+            step.runs(&mut workspace.runs);
+            step.embed(workspace);
+            for (index, layer) in weights.layers.iter().enumerate() {
+                step.attention(index, layer, cache.layer(index), workspace);
+                step.mlp(index, layer, workspace);
+            }
+            step.head(workspace, logits);
+        });
+    }
+}
+
+impl Workspace {
+    fn reserve(&mut self, m: usize, weights: &LlamaWeights) {
+        let layer = &weights.layers[0];
+        let (hidden, queries, intermediate) =
+            (layer.qkv.inputs(), layer.output.inputs(), layer.down.inputs());
+        self.residual.reserve(m * hidden);
+        self.delta.reserve(m * hidden);
+        self.normed.reserve(m * hidden);
+        self.packed.reserve(m * hidden.max(queries).max(intermediate));
+        self.qkv.reserve(m * layer.qkv.outputs());
+        self.attended.reserve(m * queries);
+        self.gate_up.reserve(m * 2 * intermediate);
+        self.gated.reserve(m * intermediate);
+    }
+}
+
+// The blocks of a layer.
+impl Step<'_> {
+    /// residual = embeddings; delta = 0.
+    fn embed(&self, work: &mut Workspace) {
+        let residual = Matrix::new(&mut work.residual, self.weights.config.hidden);
+        self.share_tokens(self.m, residual.width, |tokens| {
+            for token in tokens {
+                // Safety: tokens are shared out.
+                self.weights.embed(self.plan.tokens[token].id, unsafe { residual.row(token) });
+            }
+        });
+        work.delta[..self.m * residual.width].fill(0.0);
+    }
+
+    /// delta = output projection of the attention over the normalised residual.
+    fn attention(&self, index: usize, layer: &Layer, cache: LayerCache, work: &mut Workspace) {
+        self.normalise(&layer.attention_norm, work);
+        let normed = &work.normed[..self.m * layer.qkv.inputs()];
+        let qkv = Matrix::new(&mut work.qkv, layer.qkv.outputs()); // (m, queries + 2 × keys)
+        self.project(&self.packed(normed, &work.packed), &layer.qkv, qkv.output);
+        self.finish_keys(index, layer, normed, qkv, cache);
+
+        let attended = Matrix::new(&mut work.attended, layer.output.inputs()); // (m, queries)
+        self.attend(&work.runs, qkv, attended, cache);
+
+        let attended = &work.attended[..self.m * layer.output.inputs()];
+        self.pack(attended, &mut work.packed);
+        let delta = Matrix::new(&mut work.delta, layer.output.outputs()); // (m, hidden)
+        self.project(&self.packed(attended, &work.packed), &layer.output, delta.output);
+        self.adapt(index, Group::Output, attended, delta);
+    }
+
+    /// delta = down(silu(gate) · up) of the normalised residual.
+    fn mlp(&self, index: usize, layer: &Layer, work: &mut Workspace) {
+        self.normalise(&layer.mlp_norm, work);
+        let normed = &work.normed[..self.m * layer.gate_up.inputs()];
+        let gate_up = Matrix::new(&mut work.gate_up, layer.gate_up.outputs()); // (m, 2 × intermediate)
+        let gated = Matrix::new(&mut work.gated, layer.down.inputs()); // (m, intermediate)
+        self.gate(index, layer, (normed, &self.packed(normed, &work.packed)), gate_up, gated);
+
+        let gated = &work.gated[..self.m * layer.down.inputs()];
+        self.pack(gated, &mut work.packed);
+        let delta = Matrix::new(&mut work.delta, layer.down.outputs()); // (m, hidden)
+        self.project(&self.packed(gated, &work.packed), &layer.down, delta.output);
+        self.adapt(index, Group::Down, gated, delta);
+    }
+
+    /// Logits of the wanted tokens, in the caller's order.
+    fn head(&self, work: &mut Workspace, logits: &mut [f32]) {
+        let LlamaWeights { config, norm, head, .. } = self.weights;
+        let (wanted, hidden) = (&self.plan.wanted, config.hidden);
+        if wanted.is_empty() {
+            return;
+        }
+        let residual = Matrix::new(&mut work.residual, hidden);
+        let (normed, delta) = (Matrix::new(&mut work.normed, hidden), &work.delta);
+        self.share_tokens(wanted.len(), hidden, |share| {
+            for index in share {
+                let token = wanted[index];
+                // Safety: wanted tokens are distinct, and shared out.
+                let (residual, normed) = unsafe { (residual.row(token), normed.row(index)) };
+                let delta = &delta[token * hidden..][..hidden];
+                add_rms_norm(self.isa, residual, Some(delta), (norm, config.rms_norm_epsilon), normed);
+            }
+        });
+        let normed = Rows::pack(self.isa, &work.normed, (wanted.len(), hidden), &mut work.packed);
+        // Safety: `logits` has a row of the vocabulary for every wanted token.
+        let logits = unsafe { Output::new(logits.as_mut_ptr(), config.vocabulary) };
+        self.project(&normed, head, logits);
+    }
+}
+
+// The parts of a block, each a region that the team shares.
+impl Step<'_> {
+    /// residual += delta; normed = its norm; packed = normed, tile by tile.
+    fn normalise(&self, weight: &[f32], work: &mut Workspace) {
+        let hidden = weight.len();
+        let weight = (weight, self.weights.config.rms_norm_epsilon);
+        let residual = Matrix::new(&mut work.residual, hidden);
+        let normed = Matrix::new(&mut work.normed, hidden);
+        let packed = Matrix::new(&mut work.packed, hidden);
+        let delta = &work.delta;
+        self.share_tiles(self.m, |first, count| {
+            // Safety: tiles are shared out; a packed tile takes as much room as its rows.
+            unsafe {
+                for token in first..first + count {
+                    let delta = &delta[token * hidden..][..hidden];
+                    add_rms_norm(self.isa, residual.row(token), Some(delta), weight, normed.row(token));
+                }
+                if self.m > 1 {
+                    pack_tile(normed.rows(first, count), count, packed.rows(first, count));
+                }
+            }
+        });
+    }
+
+    /// Adapters and bias on queries, keys and values; rotation; keys and values into the cache.
+    fn finish_keys(&self, index: usize, layer: &Layer, normed: &[f32], qkv: Matrix, cache: LayerCache) {
+        let config = &self.weights.config;
+        let head_dim = config.head_dim;
+        let (queries, keys) = (config.heads * head_dim, config.kv_heads * head_dim);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        self.share_tokens(self.m, qkv.width, |tokens| {
+            self.adapt_tokens((index, Group::Qkv), normed, qkv, tokens.clone());
+            for token in tokens {
+                // Safety: tokens are shared out, and `Plan` gave each its own slot.
+                let row = unsafe { qkv.row(token) };
+                if let Some(bias) = &layer.qkv_bias {
+                    row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+                }
+                let token = self.plan.tokens[token];
+                let (cosine, sine) = self.rope.at(token.position);
+                let (query, row) = row.split_at_mut(queries);
+                let (key, value) = row.split_at_mut(keys);
+                query.chunks_exact_mut(head_dim).for_each(|head| rotate(head, cosine, sine, scale));
+                key.chunks_exact_mut(head_dim).for_each(|head| rotate(head, cosine, sine, 1.0));
+                unsafe { cache.write(token.slot, key, value) };
+            }
+        });
+    }
+
+    /// Attention of every token over its sequence in the cache.
+    fn attend(&self, runs: &[Run], qkv: Matrix, attended: Matrix, cache: LayerCache) {
+        let config = &self.weights.config;
+        let group = config.heads / config.kv_heads;
+        let heads = heads_together(self.isa, group);
+        let parts = group.div_ceil(heads);
+        self.team.share(runs.len() * config.kv_heads * parts, |task| {
+            let Run { row, token, tokens } = runs[task / parts / config.kv_heads];
+            let (kv_head, part) = (task / parts % config.kv_heads, task % parts);
+            let column = (kv_head * group + part * heads) * config.head_dim;
+            let queries = Queries {
+                position: self.plan.tokens[token].position,
+                tokens,
+                heads: heads.min(group - part * heads),
+                kv_head,
+                query: qkv.output.row(token).column(column).start(),
+                query_stride: qkv.width,
+                output: attended.output.row(token).column(column).start(),
+                output_stride: attended.width,
+                blocks: self.rows[row].blocks,
+            };
+            // Safety: every (token, head) is in one task; the cache was written in an earlier region.
+            SCORES.with_borrow_mut(|scores| unsafe { attend(self.isa, &queries, cache, scores) });
+        });
+    }
+
+    /// Cuts every row into runs of tokens that attend together.
+    fn runs(&self, runs: &mut Vec<Run>) {
+        let config = &self.weights.config;
+        let heads = heads_together(self.isa, config.heads / config.kv_heads);
+        runs.clear();
+        for (row, range) in &self.plan.rows {
+            let mut token = range.start;
+            while token < range.end {
+                let position = self.plan.tokens[token].position;
+                let tokens = tokens_together(self.isa, position, range.end - token, heads);
+                runs.push(Run { row: *row, token, tokens });
+                token += tokens;
+            }
+        }
+    }
+
+    /// gated = silu(gate) · up. A share of panels is gated while it is in the cache of the core that made
+    /// it, unless an adapter has to be added first.
+    fn gate(
+        &self,
+        index: usize,
+        layer: &Layer,
+        (normed, packed): (&[f32], &Rows<'_>),
+        gate_up: Matrix,
+        gated: Matrix,
+    ) {
+        let panels = gated.width / LANES;
+        if self.adapts(index, Group::GateUp) {
+            self.project(packed, &layer.gate_up, gate_up.output);
+            self.adapt(index, Group::GateUp, normed, gate_up);
+            return self.share_tokens(self.m, gated.width, |tokens| {
+                self.gate_columns(gate_up, gated, tokens, 0..gated.width);
+            });
+        }
+        self.share_panels(panels, |gate| {
+            let up = gate.start + panels..gate.end + panels;
+            let columns = gate.start * LANES..gate.end * LANES;
+            // Safety: panels are shared out.
+            unsafe {
+                multiply(self.isa, packed, &layer.gate_up, gate, gate_up.output, Start::Zero);
+                multiply(self.isa, packed, &layer.gate_up, up, gate_up.output, Start::Zero);
+            }
+            self.gate_columns(gate_up, gated, 0..self.m, columns);
+        });
+    }
+
+    fn gate_columns(&self, gate_up: Matrix, gated: Matrix, tokens: Range<usize>, columns: Range<usize>) {
+        let upper = columns.start + gated.width..columns.end + gated.width;
+        for token in tokens {
+            // Safety: these tokens or columns are the caller's share, of all three.
+            let (gate, up, output) = unsafe {
+                let (gate, up) = (
+                    gate_up.output.slice(token, columns.clone()),
+                    gate_up.output.slice(token, upper.clone()),
+                );
+                (gate, up, gated.output.slice(token, columns.clone()))
+            };
+            gated_silu(self.isa, gate, up, output);
+        }
+    }
+
+    /// output = rows · weightᵀ.
+    fn project(&self, rows: &Rows<'_>, panels: &Panels, output: Output) {
+        self.share_panels(panels.count(), |range| {
+            // Safety: panels are shared out, and with them the columns.
+            unsafe { multiply(self.isa, rows, panels, range, output, Start::Zero) };
+        });
+    }
+
+    /// Packs the rows of all tokens, (m, inputs).
+    fn pack(&self, source: &[f32], packed: &mut Buffer) {
+        if self.m == 1 {
+            return;
+        }
+        let inputs = source.len() / self.m;
+        let packed = Matrix::new(packed, inputs);
+        self.share_tiles(self.m, |first, count| {
+            // Safety: tiles are shared out.
+            let tile = unsafe { packed.rows(first, count) };
+            pack_tile(&source[first * inputs..][..count * inputs], count, tile);
+        });
+    }
+
+    /// The packed form of `source`, which for a single row is the row itself.
+    fn packed<'b>(&self, source: &'b [f32], packed: &'b [f32]) -> Rows<'b> {
+        let inputs = source.len() / self.m;
+        Rows::packed(if self.m == 1 { source } else { packed }, (self.m, inputs))
+    }
+}
+
+// Adapters.
+impl Step<'_> {
+    /// Whether any row's adapter has parts in this group.
+    fn adapts(&self, layer: usize, group: Group) -> bool {
+        self.plan.spans.iter().any(|span| self.conditioned(span.start).adapter().has(layer, group))
+    }
+
+    /// Adds the adapters of all tokens to a projection's output; `input` is (m, inputs).
+    fn adapt(&self, layer: usize, group: Group, input: &[f32], output: Matrix) {
+        if self.adapts(layer, group) {
+            self.share_tokens(self.m, output.width, |tokens| {
+                self.adapt_tokens((layer, group), input, output, tokens)
+            });
+        }
+    }
+
+    fn adapt_tokens(&self, place: (usize, Group), input: &[f32], output: Matrix, tokens: Range<usize>) {
+        let inputs = input.len() / self.m;
+        for span in &self.plan.spans {
+            let (start, end) = (span.start.max(tokens.start), span.end.min(tokens.end));
+            if start >= end {
+                continue;
+            }
+            let conditioned = |token: usize| self.conditioned(start + token);
+            let input = &input[start * inputs..end * inputs];
+            let adapter = self.conditioned(start).adapter();
+            // Safety: tokens are the caller's share.
+            unsafe { adapter.add(self.isa, place, input, conditioned, output.output.row(start)) };
+        }
+    }
+
+    fn conditioned(&self, token: usize) -> &Conditioned {
+        self.rows[self.plan.tokens[token].row].adapter.expect("spans are of rows with an adapter")
+    }
+}
+
+// Sharing out.
+impl Step<'_> {
+    /// Shares out panels in runs of an even number, since tiles of many rows take two.
+    fn share_panels(&self, panels: usize, task: impl Fn(Range<usize>) + Sync) {
+        let tasks = match self.team.threads() {
+            1 => 1,
+            threads => (threads * SHARES_PER_THREAD).min(panels.div_ceil(2)),
+        };
+        let bound = |task: usize| (panels * task / tasks).next_multiple_of(2).min(panels);
+        self.team.share(tasks, |index| task(bound(index)..bound(index + 1)));
+    }
+
+    /// Shares out tokens, each with `floats` of work.
+    fn share_tokens(&self, tokens: usize, floats: usize, task: impl Fn(Range<usize>) + Sync) {
+        let tasks = match self.team.threads() {
+            1 => 1,
+            threads => (threads * SHARES_PER_THREAD).min(tokens * floats / SHARE_FLOATS).clamp(1, tokens),
+        };
+        self.team.share(tasks, |index| task(tokens * index / tasks..tokens * (index + 1) / tasks));
+    }
+
+    /// Shares out the tiles of a packed matrix: (first row, rows).
+    fn share_tiles(&self, rows: usize, task: impl Fn(usize, usize) + Sync) {
+        let wide = self.isa.is_wide();
+        self.team.share(tiles(wide, rows).count(), |index| {
+            let (first, rows) = tiles(wide, rows).nth(index).expect("one of the tiles");
+            task(first, rows);
+        });
+    }
+}
+
+impl Matrix {
+    /// Of a buffer that `Workspace::reserve` made large enough, valid until the buffer is borrowed again.
+    fn new(buffer: &mut Buffer, width: usize) -> Self {
+        // Safety: rows or columns are shared out wherever the value is used.
+        Self { output: unsafe { Output::new(buffer.as_mut_ptr(), width) }, width }
+    }
+
+    /// # Safety
+    /// The row exists, and nobody else uses it.
+    unsafe fn row<'a>(self, row: usize) -> &'a mut [f32] {
+        unsafe { self.output.slice(row, 0..self.width) }
+    }
+
+    /// # Safety
+    /// The rows exist, and nobody else uses them.
+    unsafe fn rows<'a>(self, first: usize, count: usize) -> &'a mut [f32] {
+        unsafe { self.output.slice(first, 0..self.width * count) }
+    }
+}
