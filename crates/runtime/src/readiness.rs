@@ -47,13 +47,6 @@ impl Readiness {
         self.state.subscribe()
     }
 
-    /// Returns once the role is ready, at once if it already is.
-    pub async fn wait_ready(&self) {
-        let mut changes = self.watch();
-        // `self` holds the sender, so the channel outlives the wait.
-        let _ = changes.wait_for(|state| *state == ReadyState::Ready).await;
-    }
-
     fn set(&self, next: ReadyState) {
         self.state.send_if_modified(|state| {
             let changed = *state != next;

@@ -9,6 +9,7 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Runtime;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -23,6 +24,10 @@ const ENDPOINT_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// One export of a batch of spans; and the last one, when the process ends. A collector that is
 /// away costs at most this long at exit.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Spans of these crates are of no use to an operator, and those of the exporter's own connection would
+/// be exported, which makes new ones.
+const TRANSPORT_CRATES: [&str; 4] = ["h2", "hyper", "tonic", "tower"];
 
 #[derive(Debug, Clone)]
 pub struct TelemetryOptions {
@@ -84,7 +89,10 @@ pub fn init(options: &TelemetryOptions) -> Result<TelemetryGuard, RuntimeError> 
         None => None,
     };
     let spans = export.as_ref().map(|export| {
-        tracing_opentelemetry::layer().with_tracer(export.provider.tracer("uniarm")).with_target(false)
+        tracing_opentelemetry::layer()
+            .with_tracer(export.provider.tracer("uniarm"))
+            .with_target(false)
+            .with_filter(filter_fn(|metadata| !is_transport(metadata.target())))
     });
     tracing_subscriber::registry()
         .with(spans)
@@ -151,6 +159,11 @@ impl Drop for TelemetryGuard {
 fn endpoint(options: &TelemetryOptions) -> Option<String> {
     let given = options.otlp_endpoint.clone().or_else(|| std::env::var(ENDPOINT_VARIABLE).ok());
     given.filter(|endpoint| !endpoint.is_empty())
+}
+
+fn is_transport(target: &str) -> bool {
+    let name = target.split("::").next().unwrap_or(target);
+    TRANSPORT_CRATES.iter().any(|transport| name.starts_with(transport))
 }
 
 fn log_layer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>

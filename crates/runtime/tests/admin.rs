@@ -1,5 +1,7 @@
 //! The admin server as Prometheus, Kubernetes and a person with curl see it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 

@@ -1,5 +1,7 @@
 //! The gRPC server over real connections: health, reflection, and how it ends.
 
+#![allow(clippy::unwrap_used)]
+
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! A process of its own: how it obeys signals, logs, and ends when its collector is away.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! One call traced through two processes' worth of spans, as an OpenTelemetry collector receives it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::{
@@ -36,9 +38,9 @@ async fn a_call_is_one_trace_from_the_outside_client_to_the_innermost_span() {
     let collector = serve(|server| server.add_service(TraceServiceServer::new(Collector { received }))).await;
     let guard = telemetry::init(&TelemetryOptions {
         service: "uniarm-test".to_owned(),
+        // Logs the connections' spans, among them the exporter's own; they are not to be exported.
+        log_filter: "info,h2::proto::connection=debug".to_owned(),
         otlp_endpoint: Some(format!("http://{collector}")),
-        // What begins here is not kept, so every span below is here because of its caller's decision.
-        sample_ratio: 0.0,
         ..TelemetryOptions::default()
     })
     .unwrap();
@@ -72,6 +74,7 @@ async fn a_call_is_one_trace_from_the_outside_client_to_the_innermost_span() {
     assert_eq!((&call.trace_id, &call.parent_span_id), (&relay.trace_id, &relay.span_id));
     assert_eq!((&innermost.trace_id, &innermost.parent_span_id), (&call.trace_id, &call.span_id));
     assert_eq!(call.kind(), SpanKind::Server);
+    assert!(call.attributes.iter().any(|attribute| attribute.key == "rpc.method"), "{call:?}");
     assert_eq!(innermost.events[0].name, "described");
 }
 

@@ -16,6 +16,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
 use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::connection::Connection;
 use crate::readiness::{Readiness, ReadyState};
@@ -208,15 +209,13 @@ fn call_span(request: &http::Request<()>) -> Span {
     if path.starts_with(UNTRACED_PREFIX) {
         return Span::none();
     }
-    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
-    let span = tracing::info_span!(
-        "call",
-        otel.name = format!("{service}/{method}"),
-        otel.kind = "server",
-        rpc.system = "grpc",
-        rpc.service = service,
-        rpc.method = method,
-    );
+    let path = path.trim_start_matches('/');
+    let span = tracing::info_span!("call", otel.name = path, otel.kind = "server");
     trace::extract_headers(request.headers(), &span);
+    let (service, method) = path.split_once('/').unwrap_or((path, ""));
+    // Only for traces: log lines carry the span's fields, and the name says the same.
+    span.set_attribute("rpc.system", "grpc");
+    span.set_attribute("rpc.service", service.to_owned());
+    span.set_attribute("rpc.method", method.to_owned());
     span
 }

@@ -1,24 +1,20 @@
 //! What the store in etcd survives: killed members, a killed etcd, a lost disk, a cut link, a busy process.
 
-mod link;
-
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use link::Link;
 use uniarm_cluster::testing::EtcdServer;
 use uniarm_cluster::{
-    Credentials, EtcdOptions, EtcdStore, MemberStore, RegistrationState, Snapshot, SnapshotReceiver,
-    StoreError,
+    Credentials, EtcdOptions, EtcdStore, MemberStore, RegistrationState, SnapshotReceiver, StoreError,
 };
-use uniarm_proto::{Generation, Member, MemberId, Role};
+use uniarm_proto::{Generation, MemberId};
+
+use crate::fixtures::{PATIENCE, member, wait_for, wait_for_state};
+use crate::link::Link;
 
 /// The shortest that etcd grants, so that the tests need not wait longer.
 const LEASE_TTL: Duration = Duration::from_secs(2);
-
-/// Far above what any step takes, so that only a promise that is broken runs into it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Tells the process that `a_killed_member_is_gone_when_its_lease_ends` starts which etcd to use.
 const HOLDER_VARIABLE: &str = "UNIARM_TEST_HOLDER_OF";
@@ -29,7 +25,7 @@ async fn a_killed_member_is_gone_when_its_lease_ends() {
     let store = open(&server.endpoint());
     let mut seen = store.watch();
     let mut holder = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "holder_process", "--ignored", "--nocapture"])
+        .args(["--exact", "faults::holder_process", "--ignored", "--nocapture"])
         .env(HOLDER_VARIABLE, server.endpoint())
         .stdout(Stdio::null())
         .spawn()
@@ -43,7 +39,7 @@ async fn a_killed_member_is_gone_when_its_lease_ends() {
     holder.wait().unwrap();
     let killed = Instant::now();
 
-    let next_life = store.register_within(member(2), PATIENCE).await.unwrap();
+    let next_life = store.register_within(member("base-0", 2), PATIENCE).await.unwrap();
     let waited = killed.elapsed();
     // etcd looks for expired leases twice a second, and the id is tried again four times a second.
     assert!(waited < LEASE_TTL * 2, "the id was taken for {waited:?}");
@@ -55,7 +51,7 @@ async fn a_killed_member_is_gone_when_its_lease_ends() {
 #[ignore = "run by a_killed_member_is_gone_when_its_lease_ends"]
 async fn holder_process() {
     let store = open(&std::env::var(HOLDER_VARIABLE).unwrap());
-    let _registration = store.register(member(1)).await.unwrap();
+    let _registration = store.register(member("base-0", 1)).await.unwrap();
     tokio::time::sleep(PATIENCE * 3).await;
 }
 
@@ -63,7 +59,7 @@ async fn holder_process() {
 async fn etcd_killed_and_started_again_loses_nobody() {
     let Some(mut server) = EtcdServer::start() else { return };
     let (one, two) = (open(&server.endpoint()), open(&server.endpoint()));
-    let registration = one.register(member(1)).await.unwrap();
+    let registration = one.register(member("base-0", 1)).await.unwrap();
     let mut seen = two.watch();
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
     let always_there = Witness::of(two.watch());
@@ -77,7 +73,7 @@ async fn etcd_killed_and_started_again_loses_nobody() {
     wait_for_state(&registration, RegistrationState::Held).await;
     always_there.testify().await;
     // The watch goes on where it broke, and new members are let in.
-    let newcomer = two.register(Member { id: MemberId("base-1".to_owned()), ..member(1) }).await.unwrap();
+    let newcomer = two.register(member("base-1", 1)).await.unwrap();
     wait_for(&mut one.watch(), |snapshot| snapshot.members().len() == 2).await;
     registration.leave().await;
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
@@ -88,8 +84,8 @@ async fn etcd_killed_and_started_again_loses_nobody() {
 async fn members_of_an_etcd_that_lost_its_data_register_themselves_again() {
     let Some(mut server) = EtcdServer::start() else { return };
     let (one, two) = (open(&server.endpoint()), open(&server.endpoint()));
-    let dead = two.register(Member { id: MemberId("dead".to_owned()), ..member(1) }).await.unwrap();
-    let registration = one.register(member(1)).await.unwrap();
+    let dead = two.register(member("dead", 1)).await.unwrap();
+    let registration = one.register(member("base-0", 1)).await.unwrap();
     let generation = one.next_generation(registration.id()).await.unwrap();
     let watching = open(&server.endpoint());
     let mut seen = watching.watch();
@@ -118,23 +114,23 @@ async fn a_watch_that_missed_compacted_changes_lists_the_members_again() {
     let Some(server) = EtcdServer::start() else { return };
     let link = Link::to(server.endpoint()).await;
     let (one, cut_off) = (open(&server.endpoint()), open(&link.endpoint()));
-    let first = one.register(member(1)).await.unwrap();
+    let first = one.register(member("base-0", 1)).await.unwrap();
     let mut seen = cut_off.watch();
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
 
     link.cut();
     first.leave().await;
-    let ids = ["base-1", "base-2"].map(|id| MemberId(id.to_owned()));
+    let ids = ["base-1", "base-2"];
     let mut held = Vec::new();
-    for id in &ids {
-        held.push(one.register(Member { id: id.clone(), ..member(1) }).await.unwrap());
+    for id in ids {
+        held.push(one.register(member(id, 1)).await.unwrap());
     }
     compact(&server.endpoint()).await;
     assert_eq!(seen.borrow().members().len(), 1, "the last snapshot stays");
     link.mend();
 
     let snapshot = wait_for(&mut seen, |snapshot| snapshot.members().len() == 2).await;
-    assert!(ids.iter().all(|id| snapshot.get(id).is_some()), "{snapshot:?}");
+    assert!(snapshot.members().iter().map(|member| &member.id.0[..]).eq(ids), "{snapshot:?}");
     held.pop().unwrap().leave().await;
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
 }
@@ -145,7 +141,7 @@ async fn a_member_cut_off_for_longer_than_its_lease_comes_back_unless_another_li
     let link = Link::to(server.endpoint()).await;
     let (cut_off, other) = (open(&link.endpoint()), open(&server.endpoint()));
     let mut seen = other.watch();
-    let registration = cut_off.register(member(1)).await.unwrap();
+    let registration = cut_off.register(member("base-0", 1)).await.unwrap();
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
 
     link.cut();
@@ -156,7 +152,7 @@ async fn a_member_cut_off_for_longer_than_its_lease_comes_back_unless_another_li
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
 
     link.cut();
-    let next_life = other.register_within(member(2), PATIENCE).await.unwrap();
+    let next_life = other.register_within(member("base-0", 2), PATIENCE).await.unwrap();
     link.mend();
     wait_for_state(&registration, RegistrationState::Superseded { by: Generation(2) }).await;
     registration.leave().await;
@@ -169,7 +165,7 @@ async fn a_member_cut_off_for_longer_than_its_lease_comes_back_unless_another_li
 async fn a_process_whose_only_worker_thread_is_busy_keeps_its_membership() {
     let Some(server) = EtcdServer::start() else { return };
     let (busy, watching) = (open(&server.endpoint()), open(&server.endpoint()));
-    let registration = busy.register(member(1)).await.unwrap();
+    let registration = busy.register(member("base-0", 1)).await.unwrap();
     let mut seen = watching.watch();
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
     let before = seen.borrow_and_update().revision();
@@ -189,7 +185,7 @@ async fn a_member_that_starts_before_etcd_waits_for_it() {
         let store = store.clone();
         async move {
             let generation = store.next_generation(&MemberId("base-0".to_owned())).await.unwrap();
-            store.register(member(generation.0)).await.unwrap()
+            store.register(member("base-0", generation.0)).await.unwrap()
         }
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -213,10 +209,14 @@ async fn credentials_are_asked_for_and_outlive_a_restart_of_etcd() {
     };
     let admitted = with_password("secret");
     for refused in [open(&server.endpoint()), with_password("guess")] {
-        let error = tokio::time::timeout(PATIENCE, refused.register(member(9))).await.unwrap().err().unwrap();
+        let error = tokio::time::timeout(PATIENCE, refused.register(member("base-0", 9)))
+            .await
+            .unwrap()
+            .err()
+            .unwrap();
         assert!(matches!(error, StoreError::Refused(_)) && !error.is_retryable(), "{error:?}");
     }
-    let registration = admitted.register(member(1)).await.unwrap();
+    let registration = admitted.register(member("base-0", 1)).await.unwrap();
     let mut seen = admitted.watch();
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
 
@@ -241,7 +241,10 @@ impl Witness {
         let (stop, mut stopped) = tokio::sync::oneshot::channel();
         let watching = tokio::spawn(async move {
             loop {
-                assert!(seen.borrow_and_update().get(&member(1).id).is_some(), "the member vanished");
+                assert!(
+                    seen.borrow_and_update().get(&MemberId("base-0".to_owned())).is_some(),
+                    "the member vanished"
+                );
                 tokio::select! {
                     changed = seen.changed() => changed.unwrap(),
                     _ = &mut stopped => return,
@@ -265,23 +268,6 @@ fn open(endpoint: &str) -> EtcdStore {
     EtcdStore::connect(&[endpoint.to_owned()], &options()).unwrap()
 }
 
-fn member(generation: u64) -> Member {
-    Member {
-        id: MemberId("base-0".to_owned()),
-        generation: Generation(generation),
-        role: Role::Base,
-        address: "127.0.0.1:7001".to_owned(),
-        tokenizer: None,
-        vocabulary: 32_000,
-        capacity: 8,
-        base_model: None,
-        reward_models: Vec::new(),
-        group: String::new(),
-        rank: 0,
-        size: 1,
-    }
-}
-
 async fn compact(endpoint: &str) {
     let mut client = etcd_client::Client::connect([endpoint], None).await.unwrap();
     let revision = client.get("nothing", None).await.unwrap().header().unwrap().revision();
@@ -294,16 +280,4 @@ async fn require_password(endpoint: &str, password: &str) {
     client.user_add("root", password, None).await.unwrap();
     client.user_grant_role("root", "root").await.unwrap();
     client.auth_enable().await.unwrap();
-}
-
-async fn wait_for(seen: &mut SnapshotReceiver, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
-    let waiting = seen.wait_for(|snapshot| wanted(snapshot));
-    let result = tokio::time::timeout(PATIENCE, waiting).await.map(|held| held.unwrap().clone());
-    result.unwrap_or_else(|_| panic!("not seen in time: {:?}", seen.borrow()))
-}
-
-async fn wait_for_state(registration: &uniarm_cluster::Registration, wanted: RegistrationState) {
-    let mut state = registration.watch();
-    let waiting = tokio::time::timeout(PATIENCE, state.wait_for(|state| *state == wanted)).await;
-    assert!(waiting.is_ok(), "still {:?}, not {wanted:?}", registration.state());
 }

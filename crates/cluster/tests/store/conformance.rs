@@ -5,14 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use uniarm_cluster::testing::EtcdServer;
-use uniarm_cluster::{
-    EtcdOptions, MemberStore, MemoryStore, RegistrationState, Snapshot, SnapshotReceiver, StoreAddress,
-    StoreError,
-};
-use uniarm_proto::{Generation, Member, MemberId, Objective, RewardModel, Role, TokenizerFingerprint};
+use uniarm_cluster::{EtcdOptions, MemberStore, MemoryStore, RegistrationState, StoreAddress, StoreError};
+use uniarm_proto::{Generation, Member, MemberId, Role};
 
-/// Far above what any step takes, so that only a promise that is broken runs into it.
-const PATIENCE: Duration = Duration::from_secs(15);
+use crate::fixtures::{PATIENCE, member, wait_for};
 
 /// A kind of store. Every call of `open` is another process that uses the same one.
 trait World {
@@ -71,7 +67,7 @@ conformance! {
 async fn a_member_that_registers_is_seen_by_every_store(world: &impl World) {
     let (one, two) = (world.open(), world.open());
     let (mut seen_by_one, mut seen_by_two) = (one.watch(), two.watch());
-    let (base, reward) = (member("base-0", Role::Base, 1), member("reward-0", Role::Reward, 7));
+    let (base, reward) = (member("base-0", 1), Member { role: Role::Reward, ..member("reward-0", 7) });
 
     let _base = one.register(base.clone()).await.unwrap();
     let _reward = two.register(reward.clone()).await.unwrap();
@@ -89,7 +85,7 @@ async fn a_member_that_registers_is_seen_by_every_store(world: &impl World) {
 async fn an_updated_record_is_seen_by_every_store(world: &impl World) {
     let (one, two) = (world.open(), world.open());
     let mut seen = two.watch();
-    let original = member("reward-0", Role::Reward, 1);
+    let original = member("reward-0", 1);
     let registration = one.register(original.clone()).await.unwrap();
     let before = wait_for(&mut seen, |snapshot| !snapshot.members().is_empty()).await;
 
@@ -105,9 +101,9 @@ async fn an_updated_record_is_seen_by_every_store(world: &impl World) {
 
 async fn a_second_life_is_refused_while_the_first_one_lives(world: &impl World) {
     let (one, two) = (world.open(), world.open());
-    let first = one.register(member("base-0", Role::Base, 1)).await.unwrap();
+    let first = one.register(member("base-0", 1)).await.unwrap();
 
-    let refused = two.register(member("base-0", Role::Base, 2)).await.err().unwrap();
+    let refused = two.register(member("base-0", 2)).await.err().unwrap();
     assert!(
         matches!(&refused, StoreError::AlreadyRegistered { id, generation }
             if id.0 == "base-0" && *generation == Generation(1)),
@@ -116,7 +112,7 @@ async fn a_second_life_is_refused_while_the_first_one_lives(world: &impl World) 
     assert_eq!(first.state(), RegistrationState::Held);
 
     let patient = tokio::spawn(async move {
-        two.register_within(member("base-0", Role::Base, 2), PATIENCE).await.map(|held| (two, held))
+        two.register_within(member("base-0", 2), PATIENCE).await.map(|held| (two, held))
     });
     first.leave().await;
     let (_two, second) = patient.await.unwrap().unwrap();
@@ -127,10 +123,8 @@ async fn of_two_lives_that_register_at_once_one_wins(world: &impl World) {
     let stores = [world.open(), world.open()];
     for round in 0..8 {
         let id = format!("base-{round}");
-        let (one, two) = tokio::join!(
-            stores[0].register(member(&id, Role::Base, 1)),
-            stores[1].register(member(&id, Role::Base, 2)),
-        );
+        let (one, two) =
+            tokio::join!(stores[0].register(member(&id, 1)), stores[1].register(member(&id, 2)),);
         let winner = match (one, two) {
             (Ok(one), Err(StoreError::AlreadyRegistered { generation: Generation(1), .. })) => one,
             (Err(StoreError::AlreadyRegistered { generation: Generation(2), .. }), Ok(two)) => two,
@@ -143,8 +137,8 @@ async fn of_two_lives_that_register_at_once_one_wins(world: &impl World) {
 async fn a_member_that_leaves_or_is_dropped_is_gone_at_once(world: &impl World) {
     let (one, two) = (world.open(), world.open());
     let mut seen = two.watch();
-    let leaving = one.register(member("base-0", Role::Base, 1)).await.unwrap();
-    let dropped = one.register(member("base-1", Role::Base, 1)).await.unwrap();
+    let leaving = one.register(member("base-0", 1)).await.unwrap();
+    let dropped = one.register(member("base-1", 1)).await.unwrap();
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 2).await;
 
     // Well within the lease, whose default is 10 s.
@@ -154,7 +148,7 @@ async fn a_member_that_leaves_or_is_dropped_is_gone_at_once(world: &impl World) 
     let gone = wait_for(&mut seen, |snapshot| snapshot.members().is_empty());
     tokio::time::timeout(soon, gone).await.expect("both are gone long before a lease could run out");
 
-    let again = one.register(member("base-0", Role::Base, 2)).await;
+    let again = one.register(member("base-0", 2)).await;
     assert!(again.is_ok(), "the id is free again");
 }
 
@@ -181,7 +175,7 @@ async fn generations_grow_over_stores_and_concurrent_callers(world: &impl World)
 
 async fn a_closed_store_takes_its_members_along_and_refuses_further_calls(world: &impl World) {
     let (closing, staying) = (world.open(), world.open());
-    let registration = closing.register(member("base-0", Role::Base, 1)).await.unwrap();
+    let registration = closing.register(member("base-0", 1)).await.unwrap();
     let mut seen = staying.watch();
     wait_for(&mut seen, |snapshot| snapshot.members().len() == 1).await;
 
@@ -191,14 +185,14 @@ async fn a_closed_store_takes_its_members_along_and_refuses_further_calls(world:
     registration.lost().await;
     let id = MemberId("base-0".to_owned());
     assert!(matches!(closing.next_generation(&id).await, Err(StoreError::Closed)));
-    assert!(matches!(closing.register(member("base-0", Role::Base, 2)).await, Err(StoreError::Closed)));
+    assert!(matches!(closing.register(member("base-0", 2)).await, Err(StoreError::Closed)));
     registration.leave().await;
 }
 
 async fn a_record_that_readers_would_refuse_is_refused_at_once(world: &impl World) {
     let store = world.open();
     for id in ["", &"x".repeat(10_000)] {
-        let refused = store.register(member(id, Role::Base, 1)).await.err().unwrap();
+        let refused = store.register(member(id, 1)).await.err().unwrap();
         assert!(matches!(refused, StoreError::InvalidMember(_)), "{refused}");
         assert!(!refused.is_retryable());
     }
@@ -206,36 +200,4 @@ async fn a_record_that_readers_would_refuse_is_refused_at_once(world: &impl Worl
         store.next_generation(&MemberId(String::new())).await,
         Err(StoreError::InvalidMember(_))
     ));
-}
-
-fn member(id: &str, role: Role, generation: u64) -> Member {
-    Member {
-        id: MemberId(id.to_owned()),
-        generation: Generation(generation),
-        role,
-        address: "127.0.0.1:7001".to_owned(),
-        tokenizer: Some(TokenizerFingerprint { core: [1; 32], core_tokens: 49_152, full: [2; 32] }),
-        vocabulary: 49_152,
-        capacity: 64,
-        base_model: None,
-        reward_models: vec![RewardModel {
-            name: "assistant".to_owned(),
-            objectives: vec![Objective {
-                name: "harmless".to_owned(),
-                description: "Do no harm — in any language.".to_owned(),
-            }],
-            backbone: "smollm2".to_owned(),
-            method: "moslora".to_owned(),
-            single_objective: false,
-        }],
-        group: String::new(),
-        rank: 0,
-        size: 1,
-    }
-}
-
-async fn wait_for(seen: &mut SnapshotReceiver, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
-    let waiting = seen.wait_for(|snapshot| wanted(snapshot));
-    let result = tokio::time::timeout(PATIENCE, waiting).await.map(|held| held.unwrap().clone());
-    result.unwrap_or_else(|_| panic!("not seen in time: {:?}", seen.borrow()))
 }

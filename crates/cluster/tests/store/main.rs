@@ -1,0 +1,8 @@
+//! Member stores: what all of them promise, and what the one in etcd survives.
+
+#![allow(clippy::unwrap_used)]
+
+mod conformance;
+mod faults;
+mod fixtures;
+mod link;
