@@ -434,3 +434,97 @@ fn float(json: &Value, name: &str, file: &Path) -> Result<Option<f32>, ModelErro
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(changes: &Value) -> Result<Config, ModelError> {
+        let mut json = json!({
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": 14336,
+            "vocab_size": 128_256,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500_000.0,
+            "eos_token_id": [128_008, 128_001],
+        });
+        for (name, value) in changes.as_object().unwrap() {
+            json[name] = value.clone();
+        }
+        Config::from_json(&json, Path::new("config.json"))
+    }
+
+    fn refusal(changes: &Value) -> String {
+        read(changes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn llama_3_1_stretches_slow_frequencies_only() {
+        let scaling = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        // Expected values: the published formula, evaluated in Python.
+        let expected = [
+            (0, 1.0),
+            (28, 0.003_211_445_994_752_591_3),
+            (30, 0.001_371_893_567_761_138_1),
+            (34, 0.000_178_507_812_767_996_38),
+            (63, 3.068_925_988_914_511e-7),
+        ];
+        let older = json!({ "rope_scaling": scaling });
+        let mut newer = json!({ "rope_theta": null, "rope_parameters": scaling });
+        newer["rope_parameters"]["rope_theta"] = json!(500_000.0);
+        for changes in [older, newer] {
+            let frequencies = read(&changes).unwrap().rope.frequencies(128);
+            for (pair, frequency) in expected {
+                assert!((frequencies[pair] / frequency - 1.0).abs() < 1e-12, "pair {pair}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_linear_factor_and_the_divisors_of_a_gguf_divide() {
+        let linear = read(&json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } })).unwrap().rope;
+        let divisors = Rope { theta: 500_000.0, scaling: RopeScaling::Divisors(vec![4.0; 64]) };
+        assert_eq!(linear.frequencies(128), divisors.frequencies(128));
+        assert_eq!(linear.frequencies(128)[0], 0.25);
+    }
+
+    #[test]
+    fn the_context_ends_where_attention_would_slide() {
+        let context = |changes: &Value| read(changes).unwrap().context_tokens;
+        assert_eq!(context(&json!({ "model_type": "mistral", "sliding_window": 4096 })), 4096);
+        assert_eq!(context(&json!({ "model_type": "mistral", "sliding_window": null })), 131_072);
+        let qwen = json!({ "model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": false });
+        assert_eq!(context(&qwen), 131_072);
+        assert!(read(&qwen).unwrap().qkv_bias);
+    }
+
+    #[test]
+    fn variants_that_would_answer_nonsense_are_refused() {
+        assert!(refusal(&json!({ "model_type": "gemma2" })).contains("model_type 'gemma2'"));
+        assert!(refusal(&json!({ "hidden_act": "gelu" })).contains("activation 'gelu'"));
+        assert!(refusal(&json!({ "attention_bias": true })).contains("attention_bias"));
+        assert!(refusal(&json!({ "quantization_config": { "bits": 4 } })).contains("quantised"));
+        assert!(refusal(&json!({ "rope_scaling": { "type": "yarn", "factor": 4.0 } })).contains("'yarn'"));
+    }
+
+    #[test]
+    fn impossible_dimensions_are_refused_before_they_are_allocated() {
+        assert!(refusal(&json!({ "num_hidden_layers": 1_000_000_000 })).contains("layers"));
+        assert!(refusal(&json!({ "vocab_size": 1_u64 << 40 })).contains("vocabulary"));
+        assert!(refusal(&json!({ "num_key_value_heads": 5 })).contains("5 key-value heads"));
+        assert!(refusal(&json!({ "num_key_value_heads": 0 })).contains("key-value heads 0"));
+        assert!(refusal(&json!({ "hidden_size": -1 })).contains("'hidden_size'"));
+        assert!(refusal(&json!({ "rms_norm_eps": 0.0 })).contains("epsilon"));
+        assert_eq!(read(&json!({})).unwrap().eos, [128_001, 128_008]);
+    }
+}

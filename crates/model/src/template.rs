@@ -154,3 +154,79 @@ fn strftime_template_date(format: &str) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(source: &str) -> ChatTemplate {
+        let tokens = ("<s>".to_owned(), "</s>".to_owned());
+        ChatTemplate::new(Path::new("model"), source.to_owned(), tokens.0, tokens.1).unwrap()
+    }
+
+    fn conversation(turns: &[(&str, &str)]) -> Vec<Message> {
+        let message = |(role, content): &(&str, &str)| Message {
+            role: (*role).to_owned(),
+            content: (*content).to_owned(),
+        };
+        turns.iter().map(message).collect()
+    }
+
+    #[test]
+    fn a_template_in_the_style_of_mistral_alternates_or_raises() {
+        let template = template(
+            "{{ bos_token }}{% for message in messages %}\n\
+             {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\n\
+             {{ raise_exception('roles must alternate user/assistant') }}\n\
+             {% endif %}\n\
+             {% if message['role'] == 'user' %}\n\
+             {{ '[INST] ' + message['content'].strip() + ' [/INST]' }}\n\
+             {% else %}\n\
+             {{ ' ' + message['content'] + eos_token }}\n\
+             {%- endif %}\n\
+             {% endfor %}",
+        );
+        let prompt = template.render(&conversation(&[("user", " Hi! "), ("assistant", "Ho")]), true).unwrap();
+        assert_eq!(prompt, "<s>[INST] Hi! [/INST]\n Ho</s>");
+        let error = template.render(&conversation(&[("assistant", "Ho")]), true).unwrap_err();
+        assert_eq!(error.to_string(), "chat template: roles must alternate user/assistant");
+    }
+
+    #[test]
+    fn a_template_in_the_style_of_llama_3_renders_the_same_every_day() {
+        let template = template(
+            "{%- if strftime_now is defined %}{%- set date = strftime_now('%d %b %Y') %}{%- endif %}\n\
+             {%- if tools is not none %}tools{%- endif %}\n\
+             {%- if messages[0]['role'] == 'system' %}\n\
+             {%- set system = messages[0]['content']|trim %}{%- set messages = messages[1:] %}\n\
+             {%- else %}{%- set system = '' %}{%- endif %}\n\
+             {{- 'Today Date: ' + date + '\\n' + system }}\n\
+             {%- for message in messages %}{{- '\\n<' + message.role + '>' + message.content.split('</think>')[-1] }}\n\
+             {%- endfor %}{%- if add_generation_prompt %}{{- '\\n<assistant>' }}{%- endif %}",
+        );
+        let turns = conversation(&[("system", " Be brief. "), ("user", "Hi"), ("assistant", "hm</think>Ho")]);
+        let prompt = template.render(&turns, true).unwrap();
+        assert_eq!(prompt, "Today Date: 26 Jul 2024\nBe brief.\n<user>Hi\n<assistant>Ho\n<assistant>");
+        assert!(!template.render(&turns, false).unwrap().ends_with("\n<assistant>"));
+    }
+
+    #[test]
+    fn text_is_not_escaped_and_not_a_template() {
+        let template = template("{{ messages[0]['content'] }}");
+        let text = "<b> & {{ bos_token }} \"q\" 中";
+        assert_eq!(template.render(&conversation(&[("user", text)]), false).unwrap(), text);
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_stopped() {
+        let endless = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
+        assert!(matches!(template(endless).render(&[], false), Err(ModelError::Template(_))));
+    }
+
+    #[test]
+    fn a_template_that_does_not_parse_names_its_file() {
+        let error =
+            ChatTemplate::new(Path::new("chat_template.jinja"), "{% if %}".into(), "".into(), "".into());
+        assert!(error.err().unwrap().to_string().starts_with("chat_template.jinja: chat template"));
+    }
+}
