@@ -54,7 +54,8 @@ fn dependencies_stay_behind_their_walls() {
     };
     only_in("candle", &["uniarm-model"]);
     only_in("etcd-client", &["uniarm-cluster"]);
-    let services = ["uniarm-proto", "uniarm-runtime", "uniarm-router", "uniarm-base", "uniarm-reward", "uniarm"];
+    let services =
+        ["uniarm-proto", "uniarm-runtime", "uniarm-router", "uniarm-base", "uniarm-reward", "uniarm"];
     only_in("tonic", &services);
 
     for impure in ["tokio", "candle", "tonic", "rayon", "rand", "uniarm"] {
@@ -85,14 +86,15 @@ fn documents_name_only_paths_that_exist() {
 
 #[test]
 fn sources_have_no_unfinished_business() {
-    let output = Command::new("git").args(["ls-files", "*.rs", "*.proto", "*.sh"]).current_dir(repository()).output();
+    let output =
+        Command::new("git").args(["ls-files", "*.rs", "*.proto", "*.sh"]).current_dir(repository()).output();
     let Ok(output) = output else { return println!("skipped: no git") };
     for file in String::from_utf8(output.stdout).unwrap().lines() {
         if file == "tests/structure.rs" {
             continue;
         }
         let Ok(text) = std::fs::read_to_string(repository().join(file)) else { continue };
-        for mark in ["todo!(", "unimplemented!(", "FIXME", "TODO", "XXX", "#[ignore"] {
+        for mark in ["todo!(", "unimplemented!(", "FIXME", "TODO", "XXX", "#[ignore]"] {
             assert!(!text.contains(mark), "{file} contains {mark}");
         }
     }

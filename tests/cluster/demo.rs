@@ -13,7 +13,8 @@ fn the_demo_shows_four_answers_side_by_side_and_stops_cleanly() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    for expected in ["unguided", "positive 100 %", "concise 100 %", "bytes of reward logits", "have stopped"] {
+    for expected in ["unguided", "positive 100 %", "concise 100 %", "bytes of reward logits", "have stopped"]
+    {
         assert!(said.contains(expected), "{expected:?} is missing in:\n{said}");
     }
 }

@@ -30,7 +30,12 @@ fn report(what: &str, transcripts: &[Transcript]) -> (f64, f64) {
     (bytes, certified)
 }
 
-fn questions(count: usize, preference: &[(&str, f32)], temperature: f32, max_tokens: u32) -> Vec<GenerateRequest> {
+fn questions(
+    count: usize,
+    preference: &[(&str, f32)],
+    temperature: f32,
+    max_tokens: u32,
+) -> Vec<GenerateRequest> {
     const QUESTIONS: [&str; 6] = [
         "What is the capital of France and what is it famous for?",
         "How do I get better at chess?",
@@ -101,8 +106,12 @@ async fn guided_greedy_answers_equal_the_recorded_ones() {
         for (key, preference) in
             [("greedy_base", [].as_slice()), ("greedy_guided_prompted_w1", [("reward", 1.0)].as_slice())]
         {
-            let expected: Vec<u32> =
-                case[key]["tokens"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            let expected: Vec<u32> = case[key]["tokens"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|id| id.as_u64().unwrap() as u32)
+                .collect();
             let mut request = request(case["question"].as_str().unwrap(), preference);
             request.sampling.max_tokens = expected.len() as u32;
             let answers = ask_all(&inference, &[request], 1).await;

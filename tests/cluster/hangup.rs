@@ -25,15 +25,16 @@ fn sessions(reward: &Running) -> f64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_hangs_up_frees_its_blocks_on_both_pools_and_disturbs_no_other() {
     let _machine = machine();
-    let cluster = Cluster::three_processes(&["--no-prefix-cache"], &[&PROMPTED[..], &["--no-prefix-cache"]].concat());
+    let cluster =
+        Cluster::three_processes(&["--no-prefix-cache"], &[&PROMPTED[..], &["--no-prefix-cache"]].concat());
     let inference = cluster.client().await;
     let mut steady = request("Tell me about the sea.", &[("positive", 0.6), ("concise", 0.4)]);
     steady.sampling.max_tokens = 60;
     steady.sampling.ignore_eos = true;
     let undisturbed = ask(&mut inference.clone(), steady.clone()).await.unwrap();
     let (base, reward) = (cluster.base(), cluster.reward());
+    until("sessions stay open after their answer", || sessions(reward) == 0.0);
     let idle = [base.metric("uniarm_base_kv_free_blocks"), reward.metric("uniarm_reward_kv_free_blocks")];
-    assert_eq!(sessions(reward), 0.0);
 
     let disturbed = tokio::spawn({
         let mut inference = inference.clone();
@@ -44,7 +45,8 @@ async fn a_client_that_hangs_up_frees_its_blocks_on_both_pools_and_disturbs_no_o
         leaver.sampling.max_tokens = 4000;
         leaver.sampling.ignore_eos = true;
         leaver.sampling.seed = Some(seed);
-        let mut events = inference.clone().generate(pb::GenerateRequest::from(leaver)).await.unwrap().into_inner();
+        let mut events =
+            inference.clone().generate(pb::GenerateRequest::from(leaver)).await.unwrap().into_inner();
         let mut tokens = 0;
         while tokens < 3 {
             let event = events.message().await.unwrap().unwrap().event.unwrap();
@@ -76,8 +78,7 @@ async fn a_lost_reward_worker_is_handled_as_the_request_asks() {
         wire.on_reward_loss = policy as i32;
         wire
     };
-    let mut failing =
-        inference.clone().generate(endless(pb::OnRewardLoss::Fail)).await.unwrap().into_inner();
+    let mut failing = inference.clone().generate(endless(pb::OnRewardLoss::Fail)).await.unwrap().into_inner();
     let mut going_on =
         inference.clone().generate(endless(pb::OnRewardLoss::Unguided)).await.unwrap().into_inner();
     for events in [&mut failing, &mut going_on] {

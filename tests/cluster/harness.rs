@@ -55,7 +55,8 @@ pub fn repository() -> &'static Path {
 pub fn demo_model() -> &'static str {
     static MODEL: OnceLock<String> = OnceLock::new();
     MODEL.get_or_init(|| {
-        let output = Command::new("bash").arg(repository().join("scripts/fetch-demo-model.sh")).output().unwrap();
+        let output =
+            Command::new("bash").arg(repository().join("scripts/fetch-demo-model.sh")).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     })
@@ -63,7 +64,8 @@ pub fn demo_model() -> &'static str {
 
 /// Recorded values that only the project's own machines have.
 pub fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("UNIARM_SHARED").map_or_else(|| repository().join("../shared"), PathBuf::from);
+    let root =
+        std::env::var_os("UNIARM_SHARED").map_or_else(|| repository().join("../shared"), PathBuf::from);
     let path = root.join(path);
     if !path.exists() {
         println!("skipped: {} is not here", path.file_name().unwrap().display());
@@ -99,7 +101,8 @@ impl Running {
                 }
             }
         });
-        let address = ready.recv_timeout(READY_TIMEOUT).unwrap_or_else(|_| panic!("{role} {flags:?} is not ready"));
+        let address =
+            ready.recv_timeout(READY_TIMEOUT).unwrap_or_else(|_| panic!("{role} {flags:?} is not ready"));
         Self { child, address, admin }
     }
 
@@ -115,9 +118,9 @@ impl Running {
     /// A sample of /metrics, summed over its labels.
     pub fn metric(&self, name: &str) -> f64 {
         let page = http_get(&self.admin, "/metrics");
-        let samples = page.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
-        });
+        let samples = page
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
         samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 }
@@ -179,9 +182,13 @@ impl Cluster {
         self.workers.get(1).unwrap_or(&self.router)
     }
 
+    pub async fn channel(&self) -> Channel {
+        client::endpoint(&self.router.address).unwrap().connect().await.unwrap()
+    }
+
+    /// A client of a cluster whose router knows its workers.
     pub async fn client(&self) -> InferenceClient<Channel> {
-        let endpoint = client::endpoint(&self.router.address).unwrap();
-        let mut inference = client::inference(endpoint.connect().await.unwrap());
+        let mut inference = client::inference(self.channel().await);
         let began = Instant::now();
         loop {
             let served = inference.list_models(pb::ListModelsRequest {}).await.unwrap().into_inner();

@@ -40,10 +40,8 @@ fn mixed_requests() -> Vec<GenerateRequest> {
     (0..REQUESTS)
         .map(|index| {
             let weight = (index % 11) as f32 / 10.0;
-            let mut request = request(
-                PROMPTS[index % PROMPTS.len()],
-                &[("positive", weight), ("concise", 1.0 - weight)],
-            );
+            let mut request =
+                request(PROMPTS[index % PROMPTS.len()], &[("positive", weight), ("concise", 1.0 - weight)]);
             let sampling = &mut request.sampling;
             sampling.temperature = [0.0, 0.7, 1.0][index % 3];
             sampling.seed = Some(1000 + index as u64);
@@ -98,7 +96,12 @@ fn reference() -> &'static [Seen] {
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 /// Compares with the reference, request by request.

@@ -28,7 +28,8 @@ async fn metrics_count_what_a_request_did() {
 
 #[test]
 fn a_configuration_can_be_checked_without_starting() {
-    let check = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_uniarm")).args(args).output().unwrap().status;
+    let check =
+        |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_uniarm")).args(args).output().unwrap().status;
     assert!(check(&["router", "--store", "etcd://etcd:2379", "--check"]).success());
     assert!(check(&["base", "--model", "/not/there.gguf", "--check"]).success());
     assert!(!check(&["router", "--store", "memory", "--check"]).success(), "a router without peers");
