@@ -325,3 +325,129 @@ impl Chooser {
         Choice::Query(self.missing.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{TopList, choose_dense, top_list};
+
+    const GREEDY: Sampling = Sampling {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+    };
+
+    fn choose(base: &[f32], terms: &[Term<'_>], sampling: &Sampling, history: &History) -> Choice {
+        let noise = Noise::new(1, 0);
+        Chooser::new(base.len()).choose(&Position {
+            base,
+            terms,
+            sampling,
+            history,
+            noise: &noise,
+            position: 0,
+        })
+    }
+
+    fn list(strength: f32, list: &TopList) -> Term<'_> {
+        Term { strength, logits: TermLogits::List(list) }
+    }
+
+    /// 100 base logits, all zero but for those given.
+    fn row(logits: &[(usize, f32)]) -> Vec<f32> {
+        let mut row = vec![0.0; 100];
+        logits.iter().for_each(|&(id, logit)| row[id] = logit);
+        row
+    }
+
+    #[test]
+    fn only_the_logits_that_can_change_the_outcome_are_asked_for() {
+        // Token 7 has 6 + 3 for certain; tokens 20 and 30 have at most 8 + 2 and 7 + 2, and a tie is won by the lower id.
+        let base = row(&[(7, 6.0), (5, 7.0), (20, 8.0), (30, 7.0)]);
+        let mut top = TopList::new(vec![7, 9], vec![3.0, 2.0]).unwrap();
+        let none = History::default();
+        assert_eq!(choose(&base, &[list(1.0, &top)], &GREEDY, &none), Choice::Query(vec![5, 20]));
+        top.add(&[5, 20], &[1.5, 0.5]);
+        assert_eq!(choose(&base, &[list(1.0, &top)], &GREEDY, &none), Choice::Token(7));
+        top.add(&[20], &[9.0]); // late and contradictory: the first answer counts
+        assert_eq!(choose(&base, &[list(1.0, &top)], &GREEDY, &none), Choice::Token(7));
+    }
+
+    #[test]
+    fn a_penalised_token_is_bounded_like_any_other() {
+        let base = row(&[(7, 6.0), (20, 8.0)]);
+        let top = TopList::new(vec![7, 9], vec![3.0, 2.0]).unwrap();
+        let sampling = Sampling { repetition_penalty: 1.25, ..GREEDY };
+        let penalised = History::new(&[20]);
+        assert_eq!(choose(&base, &[list(1.0, &top)], &sampling, &penalised), Choice::Token(7));
+    }
+
+    #[test]
+    fn a_strength_decides_what_a_list_is_good_for() {
+        let base = row(&[(7, 1.0)]);
+        let nothing = TopList::default();
+        let none = History::default();
+        assert_eq!(choose(&base, &[list(-0.5, &nothing)], &GREEDY, &none), Choice::Dense);
+        assert_eq!(choose(&base, &[list(0.0, &nothing)], &GREEDY, &none), Choice::Token(7));
+        // A list that names nothing bounds nothing, and 100 tokens are few: not even a query pays.
+        assert_eq!(choose(&base, &[list(0.5, &nothing)], &GREEDY, &none), Choice::Dense);
+    }
+
+    #[test]
+    fn lists_that_have_no_token_in_common_are_made_to_meet() {
+        let base: Vec<f32> = (0..2000).map(|id| if id < 3 { 9.0 - id as f32 } else { 0.0 }).collect();
+        let first = TopList::new(vec![0, 10], vec![3.0, 0.5]).unwrap();
+        let second = TopList::new(vec![1, 11], vec![3.0, 0.5]).unwrap();
+        let Choice::Query(ids) =
+            choose(&base, &[list(1.0, &first), list(1.0, &second)], &GREEDY, &History::default())
+        else {
+            panic!("neither list names a token of the other")
+        };
+        assert!(ids.starts_with(&[0, 1, 2]), "the likeliest are asked for: {ids:?}");
+    }
+
+    #[test]
+    fn ids_beyond_the_shared_vocabulary_are_never_chosen() {
+        // Reward models may have added tokens of their own, at the end.
+        let base = row(&[(7, 6.0)]);
+        let mut reward = vec![0.0; 120];
+        reward[110] = 50.0;
+        reward[7] = 1.0;
+        let top = top_list(&reward, 3);
+        let history = History::new(&[110, 115]);
+        let sampling = Sampling { repetition_penalty: 1.25, ..GREEDY };
+        assert_eq!(choose(&base, &[list(1.0, &top)], &sampling, &history), Choice::Token(7));
+        let whole = [Term { strength: 1.0, logits: TermLogits::Dense(&reward) }];
+        assert_eq!(choose(&base, &whole, &sampling, &history), Choice::Token(7));
+    }
+
+    #[test]
+    fn the_most_probable_token_survives_the_strictest_filters() {
+        let base = row(&[(7, 0.5)]);
+        let strict = [
+            Sampling { top_k: 1, ..Sampling::default() },
+            Sampling { top_p: f32::MIN_POSITIVE, ..Sampling::default() },
+            Sampling { min_p: 1.0, ..Sampling::default() },
+        ];
+        let history = History::default();
+        for sampling in &strict {
+            for seed in 0..100 {
+                let noise = Noise::new(seed, 0);
+                let position = Position {
+                    base: &base,
+                    terms: &[],
+                    sampling,
+                    history: &history,
+                    noise: &noise,
+                    position: 0,
+                };
+                assert_eq!(Chooser::new(base.len()).choose(&position), Choice::Token(7));
+                assert_eq!(choose_dense(&position), 7);
+            }
+        }
+    }
+}

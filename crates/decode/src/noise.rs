@@ -162,6 +162,44 @@ mod tests {
         assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
     }
 
+    /// Recorded from a transcription of this module into Python integers and rounded operations.
+    #[test]
+    fn the_noise_has_the_recorded_bits() {
+        let recorded = [
+            (0, 0, 0, 0, 0x3f2c_c257),
+            (0, 0, 0, 1, 0xbf40_eb18),
+            (0, 0, 0, 2, 0xbe92_49cd),
+            (0, 0, 0, 3, 0x3d94_6d1a),
+            (1, 0, 0, 0, 0xbf4a_f6b3),
+            (1 << 32, 0, 0, 0, 0xbfc8_779d),
+            (0, 1, 0, 0, 0x3ea3_3013),
+            (0, 0, 1, 0, 0x3f1d_bf22),
+            (0x0123_4567_89ab_cdef, 2, 1000, 49_151, 0xbf0a_d869),
+            (u64::MAX, u32::MAX, u32::MAX, u32::MAX, 0x3fc3_db7f),
+        ];
+        for (seed, choice, position, token, bits) in recorded {
+            let g = Noise::new(seed, choice).at(position, token);
+            assert_eq!(
+                g.to_bits(),
+                bits,
+                "seed {seed}, choice {choice}, position {position}, token {token}: {g}"
+            );
+        }
+        // The ends, the middle, and the two words between which the complement takes over.
+        let words = [0, 1, 0x4afb_0ccc, 0x4afb_0ccd, 0x7fff_ffff, 0x8000_0000, 0xffff_fffe, 0xffff_ffff];
+        let bits = [
+            0x41b6_fda9,
+            0x41ae_33b3,
+            0x3f87_a2f1,
+            0x3f87_a2f1,
+            0x3ebb_a795,
+            0x3ebb_a795,
+            0xc045_2b66,
+            0xc048_51d5,
+        ];
+        assert_eq!(words.map(|word| gumbel(word).to_bits()), bits);
+    }
+
     #[test]
     fn a_row_of_noise_is_the_noise_of_its_tokens() {
         let noise = Noise::new(0x0123_4567_89ab_cdef, 3);
