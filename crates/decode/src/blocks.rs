@@ -11,7 +11,7 @@
 //!   that begins with the same tokens, until it is the least recently released and its memory is needed.
 //!
 //! What a block's keys and values are depends on every token before them. So a block is registered under
-//! ([`Parent`], its own tokens), where the parent is the *content number* of the block before it, or the root
+//! (parent, its own tokens), where the parent is the *content number* of the block before it, or the root
 //! of the sequence. A content number is given once and never again, and the tokens are compared on every
 //! look-up: two different prefixes can never be taken for one another, however unlucky a hash is. (A 128-bit
 //! hash of the prefix would do as well by probability; comparing 16 numbers is as cheap and leaves nothing to

@@ -34,10 +34,15 @@ pub mod blocks;
 
 pub mod scheduler;
 
+pub use blocks::{BlockId, CacheRoot};
 pub use choose::{Choice, Chooser, Position};
 pub use guidance::{ListError, Term, TermLogits, TopList, log_sum_exp, top_list};
 pub use noise::Noise;
 pub use preference::{Preference, PreferenceError, PreferenceSpec};
 pub use reference::choose_dense;
 pub use sampling::{History, Sampling, SamplingError};
+pub use scheduler::{
+    AddError, ExtendError, NewSequence, PlannedRow, Priority, Scheduler, SchedulerOptions, SchedulerStats,
+    SequenceId, StepPlan,
+};
 pub use text::{TextDelta, TextStream};

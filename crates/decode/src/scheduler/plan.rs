@@ -7,9 +7,10 @@
 //!
 //! When blocks run out, the lowest-ranked sequence gives up all of its own (its keys and values are computed
 //! again later): only to one of higher rank, or to anyone if it has been idle for longer than
-//! [`IDLE_PATIENCE`]. To *start*, a sequence takes blocks from lower classes only; among equals, those that
-//! run go on. The highest-ranked sequence that can run therefore always gets what it needs, and as what is
-//! added fits the pool by itself, there is no deadlock.
+//! [`IDLE_PATIENCE`]. To *start*, a sequence takes blocks from lower classes only, judged by the priority it
+//! asked for and not by one it rose to in line; among equals, those that run go on. The highest-ranked
+//! sequence that can run therefore always gets what it needs, and as what is added fits the pool by itself,
+//! there is no deadlock.
 //!
 //! [`IDLE_PATIENCE`]: super::IDLE_PATIENCE
 
@@ -34,8 +35,8 @@ const ADMISSION_LOOKAHEAD: usize = 64;
 /// Order of the short rows: class, last turn, arrival.
 type Turn = (Reverse<Priority>, u64, u64, SequenceId);
 
-/// A step in the making.
-struct Draft {
+/// A step in the making: what is planned, and what is left to plan with.
+struct Workbench {
     plan: StepPlan,
     now: Duration,
     tokens_left: usize,
@@ -73,17 +74,17 @@ impl Scheduler {
             ..StepPlan::default()
         };
         let tokens_left = self.options.step_tokens;
-        let mut draft = Draft { plan, now, tokens_left, in_flight: Vec::new() };
+        let mut bench = Workbench { plan, now, tokens_left, in_flight: Vec::new() };
 
         self.promote_waiting();
         let (short, long) = self.runnable(now);
         let kept = self.kept_for_prompts(!long.is_empty());
-        draft.tokens_left -= kept;
-        let left_out = self.plan_short_rows(&short, &mut draft);
-        draft.tokens_left += kept;
-        self.plan_prompts(&long, &mut draft);
-        self.plan_short_rows(left_out, &mut draft);
-        draft.plan
+        bench.tokens_left -= kept;
+        let left_out = self.plan_short_rows(&short, &mut bench);
+        bench.tokens_left += kept;
+        self.plan_prompts(&long, &mut bench);
+        self.plan_short_rows(left_out, &mut bench);
+        bench.plan
     }
 
     fn promote_waiting(&mut self) {
@@ -113,40 +114,40 @@ impl Scheduler {
         (short, long)
     }
 
+    /// The tokens that short rows leave to prompts at first; what no prompt uses comes back to them.
     fn kept_for_prompts(&self, prompts_run: bool) -> usize {
-        let may_admit = !self.waiting.is_empty() && self.running.len() < self.options.running_max;
-        match prompts_run || may_admit {
+        match prompts_run || !self.waiting.is_empty() {
             true => (self.options.step_tokens / PREFILL_SHARE).min(self.options.prefill_chunk),
             false => 0,
         }
     }
 
     /// Returns those that the budget left out.
-    fn plan_short_rows<'a>(&mut self, short: &'a [Turn], draft: &mut Draft) -> &'a [Turn] {
+    fn plan_short_rows<'a>(&mut self, short: &'a [Turn], bench: &mut Workbench) -> &'a [Turn] {
         for (at, &(.., id)) in short.iter().enumerate() {
-            if draft.tokens_left == 0 {
+            if bench.tokens_left == 0 {
                 return &short[at..];
             }
-            self.serve(id, draft);
+            self.serve(id, bench);
         }
         &[]
     }
 
-    fn plan_prompts(&mut self, long: &[(Rank, SequenceId)], draft: &mut Draft) {
+    fn plan_prompts(&mut self, long: &[(Rank, SequenceId)], bench: &mut Workbench) {
         let mut long = long.iter().copied().peekable();
         let mut waiting = self.waiting.first_after(None);
         let mut lookahead = ADMISSION_LOOKAHEAD;
-        while draft.tokens_left > 0 {
+        while bench.tokens_left > 0 {
             match (long.peek().copied(), waiting) {
                 (Some((rank, id)), next) if next.is_none_or(|(next, _)| rank < next) => {
                     long.next();
-                    self.serve(id, draft);
+                    self.serve(id, bench);
                 }
                 (_, Some((rank, id))) => {
                     lookahead -= 1;
-                    let admission = self.admit(id, draft);
+                    let admission = self.admit(id, bench);
                     if let Admission::Admitted = admission {
-                        self.serve(id, draft);
+                        self.serve(id, bench);
                     }
                     waiting = match admission {
                         Admission::NoRoom => None,
@@ -161,13 +162,13 @@ impl Scheduler {
 
     /// Plans as many pending tokens of a running sequence as budget, chunk and blocks allow. For the first of
     /// them others may lose their blocks; the rest (drafts, more of a prompt) takes only what is free.
-    fn serve(&mut self, id: SequenceId, draft: &mut Draft) {
+    fn serve(&mut self, id: SequenceId, bench: &mut Workbench) {
         let block_tokens = self.options.block_tokens;
         let sequence = &self.sequences[&id];
         let start = sequence.computed;
-        let wish = sequence.pending().min(self.options.prefill_chunk).min(draft.tokens_left);
+        let wish = sequence.pending().min(self.options.prefill_chunk).min(bench.tokens_left);
         // It may have lost its place to a sequence that was served before it.
-        if wish == 0 || !sequence.running || !self.grow(id, start / block_tokens + 1, draft) {
+        if wish == 0 || !sequence.running || !self.grow(id, start / block_tokens + 1, bench) {
             return;
         }
         let sequence = self.sequences.get_mut(&id).expect("who is served is known");
@@ -178,17 +179,17 @@ impl Scheduler {
         let end = (start + wish).min(sequence.blocks.len() * block_tokens);
         self.turns += 1;
         sequence.serve(end, self.turns, self.step);
-        draft.tokens_left -= end - start;
-        draft.plan.rows.push(row(id, sequence, start..end, block_tokens));
+        bench.tokens_left -= end - start;
+        bench.plan.rows.push(row(id, sequence, start..end, block_tokens));
         if self.options.prefix_cache {
-            draft.in_flight.extend(next_full_block(sequence, start / block_tokens, &self.pool, block_tokens));
+            bench.in_flight.extend(next_full_block(sequence, start / block_tokens, &self.pool, block_tokens));
         }
     }
 
     /// Sees to it that a running sequence has this many blocks.
-    fn grow(&mut self, id: SequenceId, blocks: usize, draft: &mut Draft) -> bool {
+    fn grow(&mut self, id: SequenceId, blocks: usize, bench: &mut Workbench) -> bool {
         while self.sequences[&id].blocks.len() < blocks {
-            if self.pool.free() == 0 && !self.preempt_for(id, draft) {
+            if self.pool.free() == 0 && !self.preempt_for(id, bench) {
                 return false;
             }
             let block = self.pool.allocate().expect("a block is free");
@@ -199,14 +200,14 @@ impl Scheduler {
 
     /// Frees a block for a running sequence. Nobody is preempted in vain: those who may lose their blocks
     /// could hold them together with others who keep them.
-    fn preempt_for(&mut self, id: SequenceId, draft: &mut Draft) -> bool {
-        let victims = self.victims(id, Claim::Grow, draft.now);
+    fn preempt_for(&mut self, id: SequenceId, bench: &mut Workbench) -> bool {
+        let victims = self.victims(id, Claim::Grow, bench.now);
         if self.freed_by(&victims) == 0 {
             return false;
         }
         for victim in victims {
             if self.pool.free() == 0 {
-                self.preempt(victim, draft);
+                self.preempt(victim, bench);
             }
         }
         true
@@ -214,20 +215,20 @@ impl Scheduler {
 
     /// Gives a waiting sequence a running place and blocks for all tokens it has, so that prompts that start
     /// together cannot get stuck on each other half-way.
-    fn admit(&mut self, id: SequenceId, draft: &mut Draft) -> Admission {
+    fn admit(&mut self, id: SequenceId, bench: &mut Workbench) -> Admission {
         let block_tokens = self.options.block_tokens;
         let sequence = &self.sequences[&id];
-        if sequence.expired(draft.now) || draft.plan.preempted.contains(&id) {
+        if sequence.expired(bench.now) || bench.plan.preempted.contains(&id) {
             return Admission::Later;
         }
         let (prefix, next) = self.find_prefix(sequence);
-        if next.is_some_and(|next| draft.in_flight.contains(&next)) {
+        if next.is_some_and(|next| bench.in_flight.contains(&next)) {
             return Admission::Later;
         }
         let looked_up = sequence.wanted_from.min(sequence.tokens.len());
         let fresh = sequence.tokens.len().div_ceil(block_tokens) - prefix.len();
         prefix.iter().for_each(|&block| self.pool.hold(block));
-        if !self.make_room(id, fresh, draft) {
+        if !self.make_room(id, fresh, bench) {
             prefix.iter().rev().for_each(|&block| self.pool.release(block));
             return Admission::NoRoom;
         }
@@ -263,7 +264,7 @@ impl Scheduler {
 
     /// Sees to it that a waiting sequence can start with this many fresh blocks and still leave one free for
     /// every other running sequence: whoever starts into a full pool would be the first to be preempted.
-    fn make_room(&mut self, id: SequenceId, fresh: usize, draft: &mut Draft) -> bool {
+    fn make_room(&mut self, id: SequenceId, fresh: usize, bench: &mut Workbench) -> bool {
         let fits = |scheduler: &Self| {
             let running = scheduler.running.len();
             running < scheduler.options.running_max && scheduler.pool.free() >= fresh + running
@@ -271,14 +272,14 @@ impl Scheduler {
         if fits(self) {
             return true;
         }
-        let victims = self.victims(id, Claim::Start, draft.now);
+        let victims = self.victims(id, Claim::Start, bench.now);
         let left = self.running.len() - victims.len();
         if left >= self.options.running_max || self.pool.free() + self.freed_by(&victims) < fresh + left {
             return false;
         }
         for victim in victims {
             if !fits(self) {
-                self.preempt(victim, draft);
+                self.preempt(victim, bench);
             }
         }
         true
@@ -309,14 +310,14 @@ impl Scheduler {
     }
 
     /// Takes a sequence's blocks and running place, and its row out of the step.
-    fn preempt(&mut self, id: SequenceId, draft: &mut Draft) {
+    fn preempt(&mut self, id: SequenceId, bench: &mut Workbench) {
         let sequence = self.sequences.get_mut(&id).expect("who is preempted is known");
         sequence.stop(&mut self.pool);
         self.running.retain(|&running| running != id);
-        if let Some(at) = draft.plan.rows.iter().position(|row| row.sequence == id) {
-            draft.tokens_left += draft.plan.rows.remove(at).tokens.len();
+        if let Some(at) = bench.plan.rows.iter().position(|row| row.sequence == id) {
+            bench.tokens_left += bench.plan.rows.remove(at).tokens.len();
         }
-        draft.plan.preempted.push(id);
+        bench.plan.preempted.push(id);
         self.preemptions += 1;
         self.requeue(id);
     }
