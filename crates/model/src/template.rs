@@ -61,7 +61,7 @@ impl ChatTemplate {
         });
         environment.add_function("strftime_now", |format: String| strftime_template_date(&format));
         environment
-            .add_template_owned(NAME, source)
+            .add_template_owned(NAME, without_generation_blocks(&source))
             .map_err(|error| ModelError::malformed(file, format!("chat template: {error:#}")))?;
         Ok(Self { environment, bos_token, eos_token })
     }
@@ -100,6 +100,30 @@ impl io::Write for Bounded {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// `transformers` marks the assistant's words with `{% generation %}` blocks, which only training reads. They
+/// become conditions that hold, so that the whitespace control of their tags stays what it is.
+fn without_generation_blocks(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        text.push_str(before);
+        text.push_str("{%");
+        let word_at = tag.find(|c: char| c != '-' && c != '+' && !c.is_whitespace()).unwrap_or(tag.len());
+        let (control, body) = tag.split_at(word_at);
+        let word_end = body.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(body.len());
+        let (word, after) = body.split_at(word_end);
+        text.push_str(control);
+        text.push_str(match word {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            other => other,
+        });
+        rest = after;
+    }
+    text.push_str(rest);
+    text
 }
 
 /// The error and its causes in one line: what a template raises is meant for the client.
@@ -208,6 +232,17 @@ mod tests {
         let prompt = template.render(&turns, true).unwrap();
         assert_eq!(prompt, "Today Date: 26 Jul 2024\nBe brief.\n<user>Hi\n<assistant>Ho\n<assistant>");
         assert!(!template.render(&turns, false).unwrap().ends_with("\n<assistant>"));
+    }
+
+    #[test]
+    fn blocks_that_mark_generation_change_nothing() {
+        let marked =
+            "{%- for m in messages -%}\n{%- generation %}{{ m.content }}{%-endgeneration-%}\n{% endfor %}.";
+        let plain = "{%- for m in messages -%}\n{%- if true %}{{ m.content }}{%-endif-%}\n{% endfor %}.";
+        let turns = conversation(&[("user", " a "), ("assistant", "{% generation %}")]);
+        let prompt = template(marked).render(&turns, false).unwrap();
+        assert_eq!(prompt, template(plain).render(&turns, false).unwrap());
+        assert_eq!(prompt, " a {% generation %}.");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod rebuilt;
 
 use std::collections::BTreeMap;
+use std::panic::catch_unwind;
 use std::path::Path;
 
 use serde_json::Value;
@@ -71,8 +72,11 @@ impl Tokenizer {
     /// bytes in neither of the two common ways.
     pub(crate) fn from_json(file: &Path) -> Result<Self, ModelError> {
         let bytes = std::fs::read(file).map_err(|error| ModelError::io(file, error))?;
-        let malformed = |error: tokenizers::Error| ModelError::malformed(file, error.to_string());
-        let mut pipeline = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
+        let malformed = |error: tokenizers::Error| ModelError::malformed(file, format!("tokenizer: {error}"));
+        // The library panics on some files (a merge longer than every token), and a file is foreign data.
+        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        let parsed = parsed.unwrap_or_else(|_| Err("the file is corrupt".into()));
+        let mut pipeline = parsed.map_err(malformed)?;
         // A file may carry the settings of a training run: prompts are neither cut nor filled up here.
         pipeline.with_truncation(None).map_err(malformed)?;
         pipeline.with_padding(None);
@@ -266,7 +270,110 @@ fn byte_token(text: &str) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    /// A `tokenizer.json` of 256 byte tokens or letters, as Hugging Face writes them.
+    fn byte_level(added: &[&str]) -> Value {
+        let mut vocabulary = serde_json::Map::new();
+        vocabulary.insert("<s>".to_owned(), json!(0));
+        let mut alphabet: Vec<char> =
+            tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+        alphabet.sort_unstable();
+        for character in alphabet {
+            vocabulary.insert(character.to_string(), json!(vocabulary.len()));
+        }
+        vocabulary.insert("he".to_owned(), json!(vocabulary.len()));
+        let special = |id: usize, content: &str, special: bool| {
+            json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": special })
+        };
+        let mut added_tokens = vec![special(0, "<s>", true)];
+        for (index, content) in added.iter().enumerate() {
+            added_tokens.push(special(vocabulary.len() + index, content, content.starts_with('<')));
+        }
+        let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+        json!({
+            "version": "1.0", "truncation": { "max_length": 3, "strategy": "LongestFirst", "stride": 0,
+            "direction": "Right" }, "padding": null, "added_tokens": added_tokens, "normalizer": null,
+            "pre_tokenizer": level, "post_processor": null, "decoder": level,
+            "model": { "type": "BPE", "vocab": vocabulary, "merges": [["h", "e"]] },
+        })
+    }
+
+    fn read(json: &Value) -> Result<Tokenizer, ModelError> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("tokenizer.json");
+        std::fs::write(&file, json.to_string()).unwrap();
+        Tokenizer::from_json(&file)
+    }
+
+    fn text(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).copied().collect();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn bytes_of_tokens_are_the_text_even_where_a_character_has_several() {
+        let tokenizer = read(&byte_level(&["<|end|>", "tool é"])).unwrap();
+        let ids = tokenizer.encode("he said 中 é🙂 tool é", true).unwrap();
+        assert!(ids.len() > 15, "nothing is truncated: {ids:?}");
+        assert_eq!(text(&tokenizer, &ids), "he said 中 é🙂 tool é");
+        let end = tokenizer.token_id("<|end|>").unwrap();
+        assert!(tokenizer.is_special(end) && tokenizer.token_bytes(end).is_empty());
+        assert_eq!(tokenizer.vocabulary(), 260);
+    }
+
+    #[test]
+    fn appended_tokens_change_the_full_fingerprint_only() {
+        let plain = read(&byte_level(&[])).unwrap().fingerprint();
+        let padded = read(&byte_level(&["<pad>"])).unwrap().fingerprint();
+        assert_eq!((plain.core, plain.core_tokens), (padded.core, padded.core_tokens));
+        assert_eq!((plain.core, plain.core_tokens), (plain.full, 258));
+        assert_ne!(plain.full, padded.full);
+
+        let mut other = byte_level(&[]);
+        other["model"]["vocab"]["hx"] = other["model"]["vocab"]["he"].take();
+        other["model"]["vocab"].as_object_mut().unwrap().remove("he");
+        other["model"]["merges"] = json!([["h", "x"]]);
+        assert_ne!(read(&other).unwrap().fingerprint().core, plain.core);
+    }
+
+    #[test]
+    fn sentence_piece_tokens_are_spaces_bytes_and_text() {
+        let spaces = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
+        let tokenizer = read(&json!({
+            "version": "1.0", "truncation": null, "padding": null, "post_processor": null, "pre_tokenizer": null,
+            "added_tokens": [],
+            "normalizer": { "type": "Sequence", "normalizers": [{ "type": "Prepend", "prepend": "▁" }, spaces] },
+            "decoder": { "type": "Sequence", "decoders": [
+                { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+                { "type": "ByteFallback" }, { "type": "Fuse" },
+                { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+            ] },
+            "model": { "type": "BPE", "byte_fallback": true, "unk_token": "<unk>", "fuse_unk": true,
+                "vocab": { "<unk>": 0, "▁": 1, "a": 2, "▁a": 3, "<0xC3>": 4, "<0xA9>": 5 },
+                "merges": [["▁", "a"]] },
+        }))
+        .unwrap();
+        let ids = tokenizer.encode("a aé", false).unwrap();
+        assert_eq!(ids, [3, 3, 4, 5]);
+        // The first space is the normaliser's; an answer follows a prompt and keeps its own.
+        assert_eq!(text(&tokenizer, &ids), " a aé");
+    }
+
+    #[test]
+    fn a_damaged_tokenizer_file_is_a_sentence() {
+        let mut long_merge = byte_level(&[]);
+        long_merge["model"]["merges"] = json!([["he", "he"]]);
+        let mut undecodable = byte_level(&[]);
+        undecodable["decoder"] = json!(null);
+        for damaged in [json!(null), json!({ "version": "1.0" }), long_merge, undecodable] {
+            let error = read(&damaged).err().expect("refused").to_string();
+            assert!(error.contains("tokenizer.json"), "{error}");
+        }
+    }
 
     #[test]
     fn the_byte_level_alphabet_names_every_byte_once() {

@@ -130,11 +130,11 @@ fn a_truncated_gguf_is_an_error_wherever_it_ends() {
 fn a_damaged_gguf_never_panics() {
     let writer = gguf(SMALL, &SMALL.tensors(), GgmlDType::Q8_0);
     let bytes = writer.bytes();
-    // Every byte of the header, replaced by values that make counts huge, negative or off by one.
+    // Every byte of the header, changed so that counts become huge, negative or off by one.
     for at in 0..writer.header_bytes() {
-        for value in [0, 1, 0x7F, 0xFF] {
+        for value in [0xFF, bytes[at].wrapping_add(1)] {
             let mut damaged = bytes.clone();
-            damaged[at] = if value == 1 { damaged[at].wrapping_add(1) } else { value };
+            damaged[at] = value;
             if let Ok(files) = open_bytes(&damaged) {
                 let name = "model.layers.0.self_attn.k_proj.weight";
                 let _ = files.weights.tensor(name, &files.weights.shape(name).unwrap());
