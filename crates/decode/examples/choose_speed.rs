@@ -89,8 +89,8 @@ fn time(mut run: impl FnMut(u32)) -> String {
     format!("{:.1} / {:.1}", micros[0], micros[micros.len() / 2])
 }
 
-/// Base and reward logits with the outline of a language model's: normal with deviation 2.5, a dozen far above, and
-/// in agreement about those.
+/// Base and reward logits with the outline of a language model's: normal with deviation 2.5, a dozen far
+/// above, and in agreement about those.
 fn pair(vocabulary: usize) -> (Vec<f32>, Vec<f32>) {
     let mut normals = vec![0.0; 2 * vocabulary];
     Noise::new(1, 0).fill(0, &mut normals);

@@ -1,43 +1,51 @@
 //! The token of a position, from whole rows or from lists of the largest logits: exact, or a question.
 //!
-//! **What is decided.** The token that [`crate::choose_dense`] defines, never another. Where the lists do not suffice, the
-//! answer is not a guess but a query for the logits that are missing, and at last for whole rows.
+//! **What is decided.** The token that [`crate::choose_dense`] defines, never another. Where the lists do
+//! not suffice, the answer is not a guess but a query for the logits that are missing, and at last for whole
+//! rows.
 //!
-//! **What is known.** A token is *known* if every list names it (or its logit was queried); its l = c / T is then computed by
-//! the same operations as in the reference, to the same bits. Every other token has an *upper bound* of l: lists' bounds in place
-//! of their logits, penalties and temperature applied as usual. It is a bound of the *rounded* l, because every step from a
-//! logit to l is a non-decreasing function followed by rounding to nearest, and both preserve order: products
-//! with strength ≥ 0, sums ([`crate::guidance`]), penalties ([`History::penalise`]: division or multiplication by a positive
-//! number, subtraction), division by T > 0, and at the end the addition of G. So penalised tokens need no query of their own.
+//! **What is known.** A token is *known* if every list names it (or its logit was queried); its l = c / T is
+//! then computed by the same operations as in the reference, to the same bits. Every other token has an
+//! *upper bound* of l: lists' bounds in place of their logits, penalties and temperature applied as usual.
+//! It is a bound of the *rounded* l, because every step from a logit to l is a non-decreasing function
+//! followed by rounding to nearest, and both preserve order: products with strength ≥ 0, sums
+//! ([`crate::guidance`]), penalties ([`History::penalise`]: division or multiplication by a positive number,
+//! subtraction), division by T > 0, and at the end the addition of G. So penalised tokens need no query of
+//! their own.
 //!
-//! **Greedy, or without filters.** Let v* be the known token of the best score (l, or l + G), ties to the lower id. Every token
-//! whose upper score does not rank above v* cannot win. If no such token remains, v* is the token; else exactly those
-//! that remain are asked for.
+//! **Greedy, or without filters.** Let v* be the known token of the best score (l, or l + G), ties to the
+//! lower id. Every token whose upper score does not rank above v* cannot win. If no such token remains, v*
+//! is the token; else exactly those that remain are asked for.
 //!
-//! **With filters.** Order the tokens by l, ties to the lower id. Each filter keeps a beginning of this order: top-k the first k,
-//! min-p those down to a value, top-p those with less than P of the mass above them, which only grows downwards. Hence:
+//! **With filters.** Order the tokens by l, ties to the lower id. Each filter keeps a beginning of this
+//! order: top-k the first k, min-p those down to a value, top-p those with less than P of the mass above
+//! them, which only grows downwards. Hence:
 //!
-//! - *The largest l is needed*, because min-p and weights refer to it: unknown tokens with a bound above the known maximum are asked for.
-//! - *What certainly fails is out, known or not*: if a known token has k known tokens above it, or known mass above it
-//!   that is too much even for the largest possible total, then it fails, and so does whatever ranks below it, in particular
-//!   an unknown token whose *bound* ranks below it. This makes filtered requests cheaper to certify than unfiltered ones:
-//!   a freak of the noise far down the tail need not be asked for.
-//! - *v* is the known token of the best score that is not out.* It certainly survives if it does so at worst: all unknown
-//!   tokens that may rank above it do, with the weights of their bounds, and all other unknown tokens weigh nothing.
-//!   It certainly fails if it does so at best; then it and all below it are out, and the next v* is looked at. Otherwise the
-//!   unknown tokens that may rank above it are asked for, the largest bounds first.
-//! - v* having survived, unknown tokens that are not out and whose upper score ranks above it are asked for, as above.
+//! - *The largest l is needed*, because min-p and weights refer to it: unknown tokens with a bound above the
+//!   known maximum are asked for.
+//! - *What certainly fails is out, known or not*: if a known token has k known tokens above it, or known
+//!   mass above it that is too much even for the largest possible total, then it fails, and so does whatever
+//!   ranks below it; in particular an unknown token whose *bound* ranks below it, so that a freak of the
+//!   noise far down the tail need not be asked for.
+//! - *The candidate* is the known token of the best score that is not out. It certainly survives if it does
+//!   at worst: when all unknown tokens that may rank above it do, with the weights of their bounds, and all
+//!   other unknown tokens weigh nothing. It certainly fails if it does at best; then it and all below it are
+//!   out, and the next candidate is looked at. Otherwise the unknown tokens that may rank above it are asked
+//!   for, the largest bounds first.
+//! - *A candidate that survives* is the token unless an unknown one that is not out has an upper score that
+//!   ranks above it; those are asked for.
 //!
-//! Masses are whole numbers ([`weight`]) compared in whole numbers ([`Filters::within_mass`]): a sum has one value however it is
-//! reached, weights are monotone in l, and the comparison is monotone in both masses. So the bounds above are
-//! bounds of what the reference computes, with no tolerance anywhere; floating-point sums would need a guard band and a
-//! fallback at its edge.
+//! Masses are whole numbers and are compared in whole numbers: a sum has one value however it is reached,
+//! weights are monotone in l, and the comparison is monotone in both masses. So the bounds above are bounds
+//! of what the reference computes, with no tolerance anywhere; floating-point sums would need a guard band
+//! and a fallback at its edge.
 //!
-//! **It ends.** A query names only unknown tokens, at least one, and its answers make them known. When it and earlier ones would name
-//! more than a sixteenth of the vocabulary, whole rows are asked for, and with these every token is known.
+//! **It ends.** A query names only unknown tokens, at least one, and its answers make them known. When it
+//! and earlier ones would name more than a sixteenth of the vocabulary, whole rows are asked for, and with
+//! these every token is known.
 //!
-//! A negative strength turns the bound around: the lowest logits would lift a token most, and nothing bounds them. Such terms
-//! need whole rows.
+//! A negative strength turns the bound around: the lowest logits would lift a token most, and nothing bounds
+//! them. Such terms need whole rows.
 
 use crate::elementary::weight;
 use crate::guidance::{Term, TermLogits, combine, combine_one, numeric};
@@ -45,15 +53,16 @@ use crate::noise::Noise;
 use crate::sampling::{Filters, History, Sampling};
 use crate::scan::{self, Rank};
 
-/// Queries may name a sixteenth of the vocabulary: an id and a value are twice a value, and each further round trip
-/// has to be worth its while.
+/// Queries may name a sixteenth of the vocabulary: an id and a value are twice a value, and each further
+/// round trip has to be worth its while.
 const QUERY_SHARE: usize = 16;
-/// So many tokens at most, of those that stand between a candidate and its survival, are asked for at once; or as many as
-/// are known, if that is more: repeated queries of one position double what is known, so that there are few.
+/// So many tokens at most, of those that stand between a candidate and its survival, are asked for at once;
+/// or as many as are known, if that is more: repeated queries of one position double what is known, so that
+/// there are few.
 const WIDEN_SHARE: usize = 256;
 const WIDEN_MIN: usize = 16;
-/// Length of the ranking by which filters are cut short when all tokens are known. The most probable tokens usually
-/// hold all survivors; where they do not, the loop over candidates finds the cut.
+/// Length of the ranking by which filters are cut short when all tokens are known. The most probable tokens
+/// usually hold all survivors; where they do not, the loop over candidates finds the cut.
 const HEAD: usize = 256;
 
 /// All that the token of one position depends on.
@@ -86,7 +95,8 @@ pub struct Chooser {
     vocabulary: usize,
     /// l = c / T of every token, or an upper bound where it is not known.
     upper: Vec<f32>,
-    /// Whether all tokens are known. Otherwise `known` holds those that are, in the order of l, and `is_known` marks them.
+    /// Whether all tokens are known. Otherwise `known` holds those that are, in the order of l, and
+    /// `is_known` marks them.
     complete: bool,
     known: Vec<Rank>,
     is_known: Vec<bool>,
@@ -121,8 +131,8 @@ impl Chooser {
     }
 
     /// The token, or what is needed to choose it; after a query is answered into the lists
-    /// ([`crate::TopList::add`]), call it again. Each query names at least one id that is not known and together they
-    /// name at most a sixteenth of the vocabulary, so this ends.
+    /// ([`crate::TopList::add`]), call it again. Each query names at least one id that is not known and
+    /// together they name at most a sixteenth of the vocabulary, so this ends.
     ///
     /// # Panics
     /// If the vocabulary is empty, or `base` or a dense row is shorter.
@@ -208,7 +218,8 @@ impl Chooser {
     fn filtered(&mut self, position: &Position<'_>, filters: &Filters) -> Option<u32> {
         let max = if self.complete { scan::max(&self.upper) } else { self.known.first()?.value };
         if !self.complete {
-            // Larger ones make what follows a guess (they weigh as much as `max`): a good one for the rest of the query.
+            // Larger ones make what follows a guess (they weigh as much as `max`): a good one for the rest
+            // of the query.
             scan::collect_above(&self.upper, Rank { value: max, id: 0 }, &mut self.missing);
         }
         let total = if filters.mass.is_some() { scan::total_weight(&self.upper, max) } else { 0 };
@@ -300,8 +311,8 @@ impl Chooser {
         if open { Membership::Open } else { Membership::Survives }
     }
 
-    /// Adds unknown tokens to those that are missing: the ones that may rank above a candidate, the largest bounds first; if there
-    /// are none, those below it, whose mass is in doubt.
+    /// Adds unknown tokens to those that are missing: the ones that may rank above a candidate, the largest
+    /// bounds first; if there are none, those below it, whose mass is in doubt.
     fn widen(&mut self, candidate: Rank) {
         let more = (self.vocabulary / WIDEN_SHARE).max(WIDEN_MIN).max(self.known.len());
         scan::top(&self.upper, self.known.len() + more, &mut self.head);
@@ -366,7 +377,8 @@ mod tests {
 
     #[test]
     fn only_the_logits_that_can_change_the_outcome_are_asked_for() {
-        // Token 7 has 6 + 3 for certain; tokens 20 and 30 have at most 8 + 2 and 7 + 2, and a tie is won by the lower id.
+        // Token 7 has 6 + 3 for certain; tokens 20 and 30 have at most 8 + 2 and 7 + 2, and a tie is won by
+        // the lower id.
         let base = row(&[(7, 6.0), (5, 7.0), (20, 8.0), (30, 7.0)]);
         let mut top = TopList::new(vec![7, 9], vec![3.0, 2.0]).unwrap();
         let none = History::default();

@@ -1,8 +1,8 @@
 //! Logarithm, and the exponential as a whole number, from fixed operations: the same bits on every machine.
 //!
-//! The C library's `logf` and `expf` differ between versions and platforms, and a token must not. What follows uses
-//! only additions, multiplications, comparisons and bit patterns of `f32`, in a fixed order and without branches,
-//! so that loops over it vectorise.
+//! The C library's `logf` and `expf` differ between versions and platforms, and a token must not. What
+//! follows uses only additions, multiplications, comparisons and bit patterns of `f32`, in a fixed order and
+//! without branches, so that loops over it vectorise.
 
 /// The weight of the most probable token: the unit of [`weight`].
 pub(crate) const WEIGHT_ONE: u64 = 1 << 40;
@@ -51,15 +51,17 @@ pub(crate) fn ln_of(f: f32, e: f32) -> f32 {
     (f + tail) + e * 0.693_359_4
 }
 
-/// exp(value − max) as a whole number of [`WEIGHT_ONE`]ths, at most one; relative error about 2e-6, absolute 2⁻⁴¹.
+/// exp(value − max) as a whole number of [`WEIGHT_ONE`]ths, at most one; relative error about 2e-6, absolute
+/// 2⁻⁴¹.
 ///
-/// A whole number, because sums of whole numbers do not depend on their order: the mass of a set of tokens is one
-/// number, whichever way it was added up (2²³ tokens fit a `u64`).
+/// A whole number, because sums of whole numbers do not depend on their order: the mass of a set of tokens
+/// is one number, whichever way it was added up (2²³ tokens fit a `u64`).
 ///
-/// **Monotone**: a larger value never weighs less, which the certificate leans on. With y = (max − value)·log₂e,
-/// n = y rounded down and t = 1 − (y − n) in [0, 1], the weight is 2^(−n−1)·p(t), where p is a polynomial for 2^t
-/// with positive coefficients, p(0) = 1 and p(1) = 2. Within one n every step is a monotone function rounded to
-/// nearest, hence monotone; between two, p(t) never leaves [1, 2]. An infinite maximum weighs one, and all else nothing.
+/// **Monotone**: a larger value never weighs less, which the certificate leans on. With y = (max −
+/// value)·log₂e, n = y rounded down and t = 1 − (y − n) in [0, 1], the weight is 2^(−n−1)·p(t), where p is a
+/// polynomial for 2^t with positive coefficients, p(0) = 1 and p(1) = 2. Within one n every step is a
+/// monotone function rounded to nearest, hence monotone; between two, p(t) never leaves [1, 2]. An infinite
+/// maximum weighs one, and all else nothing.
 #[inline(always)]
 pub(crate) fn weight(value: f32, max: f32) -> u64 {
     /// Adding it leaves a whole number in the low bits of the sum, rounded to nearest.
@@ -102,7 +104,8 @@ mod tests {
     #[test]
     fn weights_are_exponentials_and_never_grow_downwards() {
         let mut last = WEIGHT_ONE;
-        // Every float step of the difference would take minutes; these strides cross each whole number many times.
+        // Every float step of the difference would take minutes; these strides cross each whole number many
+        // times.
         for bits in (0_u32..0x4220_0000).step_by(613) {
             let distance = f32::from_bits(bits);
             let units = weight(-distance, 0.0);

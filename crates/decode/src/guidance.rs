@@ -1,14 +1,17 @@
-//! Guidance arithmetic: c = z_base + Σ strength · z_reward, from whole rows or from lists of the largest logits.
+//! Guidance arithmetic: c = z_base + Σ strength · z_reward, from whole rows or from lists of the largest
+//! logits.
 //!
-//! The sum is taken in `f32`, terms from left to right, each multiplied, rounded, added and rounded: whoever computes a
-//! guided logit computes the same bits. A term of strength 0 is skipped, so that it cannot turn an infinite logit into
-//! NaN. NaN in the result stands for −∞: a token that is not a number is never chosen before one that is.
+//! The sum is taken in `f32`, terms from left to right, each multiplied, rounded, added and rounded: whoever
+//! computes a guided logit computes the same bits. A term of strength 0 is skipped, so that it cannot turn
+//! an infinite logit into NaN. NaN in the result stands for −∞: a token that is not a number is never chosen
+//! before one that is.
 //!
-//! **Bounds.** For a token that a list does not name, z ≤ the list's last value ρ. With strength ≥ 0, replacing z by ρ bounds c
-//! from above, *rounding included*: z ↦ fl(s·z) and x ↦ fl(y + x) are monotone functions rounded to nearest, which is
-//! monotone. NaN arises only as ∞ − ∞, which absorbs whatever is added later and then counts as −∞; that is
-//! monotone too, as checking the three cases y = −∞, finite, ∞ shows. With strength < 0 nothing is bounded: the unlisted
-//! logits have no lower bound, and a very low one would lift the token above all others.
+//! **Bounds.** For a token that a list does not name, z ≤ the list's last value ρ. With strength ≥ 0,
+//! replacing z by ρ bounds c from above, *rounding included*: z ↦ fl(s·z) and x ↦ fl(y + x) are monotone
+//! functions rounded to nearest, which is monotone. NaN arises only as ∞ − ∞, which absorbs whatever is
+//! added later and then counts as −∞; that is monotone too, as checking the three cases y = −∞, finite, ∞
+//! shows. With strength < 0 nothing is bounded: the unlisted logits have no lower bound, and a very low one
+//! would lift the token above all others.
 
 use crate::elementary::{WEIGHT_ONE, ln};
 use crate::scan;
@@ -61,7 +64,8 @@ pub fn top_list(row: &[f32], k: usize) -> TopList {
     }
 }
 
-/// ln Σ exp(row): turns logits into log-probabilities. −∞ for a row without a finite logit, ∞ if one is infinite.
+/// ln Σ exp(row): turns logits into log-probabilities. −∞ for a row without a finite logit, ∞ if one is
+/// infinite.
 pub fn log_sum_exp(row: &[f32]) -> f32 {
     let max = scan::max(row);
     if max.is_infinite() {
@@ -169,7 +173,8 @@ pub(crate) fn combine_one(base: &[f32], terms: &[Term<'_>], id: u32) -> (f32, bo
 }
 
 widest! {
-    /// [`combine_one`] for the tokens 0..out.len() as if every list were empty but for its bound, divided by `divisor`.
+    /// [`combine_one`] for the tokens 0..out.len() as if every list were empty but for its bound, divided by
+    /// `divisor`.
     pub(crate) fn combine(base: &[f32], terms: &[Term<'_>], divisor: f32, out: &mut [f32]) {
         /// Stays in the first cache while the terms pass over it.
         const CHUNK: usize = 1024;

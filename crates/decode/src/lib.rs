@@ -1,14 +1,14 @@
 //! The pure core of UniARM: how a token is chosen, and which tokens a step computes.
 //!
 //! Nothing in this crate reads a clock, does I/O, draws a random number or knows a model: seeds, time and
-//! logits are arguments, decisions are results. That is what makes the product's promise testable: a token is
-//! a pure function of (models, request, position), so it is the same alone or in a batch, from whole rows or
-//! from certified lists, on the first worker or on the one that took over.
+//! logits are arguments, decisions are results. That is what makes the product's promise testable: a token
+//! is a pure function of (models, request, position), so it is the same alone or in a batch, from whole rows
+//! or from certified lists, on the first worker or on the one that took over.
 //!
 //! In reading order: what a request asks for ([`preference`]), the noise that stands for chance ([`noise`]),
 //! how logits are reshaped ([`sampling`]) and combined ([`guidance`]), how a token is chosen from incomplete
-//! knowledge ([`choose`]) and what that must equal ([`mod@reference`]), how tokens become text ([`text`]), where
-//! their keys and values live ([`blocks`]), and what is computed next ([`scheduler`]).
+//! knowledge ([`choose`]) and what that must equal ([`mod@reference`]), how tokens become text ([`text`]),
+//! where their keys and values live ([`blocks`]), and what is computed next ([`scheduler`]).
 
 #[macro_use]
 mod widest;

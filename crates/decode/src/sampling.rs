@@ -1,11 +1,13 @@
-//! How a request reshapes the guided distribution: temperature, filters, and penalties on what was said already.
+//! How a request reshapes the guided distribution: temperature, filters, and penalties on what was said
+//! already.
 //!
 //! The order of things, for the guided logit c of a token (see [`crate::guidance`]):
 //!
 //! 1. penalties act on c ([`History::penalise`]); what is not a number becomes −∞;
 //! 2. temperature 0 takes the largest c. Otherwise l = c / T, and
-//! 3. filters keep the tokens that pass *all* of top-k, top-p and min-p, each measured on the whole of softmax(l). They are
-//!    intersected, so there is no order of filters to remember; other systems renormalise between them;
+//! 3. filters keep the tokens that pass *all* of top-k, top-p and min-p, each measured on the whole of
+//!    softmax(l). They are intersected, so there is no order of filters to remember; other systems
+//!    renormalise between them;
 //! 4. the largest l + G among the survivors is the token.
 
 use std::collections::BTreeMap;
@@ -96,16 +98,17 @@ impl Sampling {
         check("frequency_penalty", self.frequency_penalty, -100.0, 100.0, "in [-100, 100]")
     }
 
-    /// No noise, and no filters: they cannot change which logit is the largest.
+    /// No noise, and no filters: they cannot change which logit is the largest. A temperature that nobody
+    /// validated, infinite or not a number, counts as 0.
     pub fn is_greedy(&self) -> bool {
-        self.temperature == 0.0
+        !self.temperature.is_normal() || self.temperature < 0.0
     }
 
     pub(crate) fn filters(&self) -> Option<Filters> {
         let filters = Filters {
             tokens: (self.top_k > 0).then_some(self.top_k as usize),
             mass: (self.top_p < 1.0).then(|| ((f64::from(self.top_p) * MASS_ONE as f64) as u64).max(1)),
-            log_ratio: if self.min_p > 0.0 { ln(self.min_p) } else { f32::NEG_INFINITY },
+            log_ratio: if self.min_p > 0.0 { ln(self.min_p.min(1.0)) } else { f32::NEG_INFINITY },
         };
         let on = filters.tokens.is_some() || filters.mass.is_some() || self.min_p > 0.0;
         on.then_some(filters)
@@ -129,9 +132,11 @@ impl Filters {
         if floor.is_nan() { f32::NEG_INFINITY } else { floor }
     }
 
-    /// Whether a token survives top-p when tokens of weight `above` rank above it, and it and the others weigh `rest`.
+    /// Whether a token survives top-p when tokens of weight `above` rank above it, and it and the others
+    /// weigh `rest`.
     ///
-    /// above < P · (above + rest), in whole numbers: exact, so that it is monotone in both and true for bounds of them.
+    /// above < P · (above + rest), in whole numbers: exact, so that it is monotone in both and true for
+    /// bounds of them.
     pub(crate) fn within_mass(&self, above: u64, rest: u64) -> bool {
         let Some(mass) = self.mass else { return true };
         u128::from(above) * u128::from(MASS_ONE - mass) < u128::from(mass) * u128::from(rest)

@@ -1,6 +1,7 @@
 //! Passes over a whole vocabulary: what must be fast, and nothing that decides.
 //!
-//! Rows hold no NaN (see [`crate::guidance`]). Each pass looks at a block's maximum first and skips what cannot matter.
+//! Rows hold no NaN (see [`crate::guidance`]). Each pass looks at a block's maximum first and skips what
+//! cannot matter.
 
 use crate::elementary::weight;
 use crate::noise::{BLOCK, NOISE_MAX, Noise, gumbel, gumbel_bound};
@@ -172,7 +173,8 @@ widest! {
 widest! {
     /// The best of value + noise among the tokens that rank above `cut` by their values.
     pub(crate) fn best_noisy(row: &[f32], cut: Rank, noise: &Noise, position: u32) -> Option<Rank> {
-        // The most probable token is likely to win or to come near: what cannot reach it is passed over from the start.
+        // The most probable token is likely to win or to come near: what cannot reach it is passed over from
+        // the start.
         let start = argmax(row).filter(|first| first.above(cut))?;
         let mut best = Rank { value: start.value + noise.at(position, start.id), id: start.id };
         visit_noisy(row, cut, noise, position, best.value, |score| {
@@ -197,7 +199,8 @@ widest! {
     }
 }
 
-/// Calls `visit` with value + noise of every token that ranks above `cut` and may reach `bar`; it returns the next bar.
+/// Calls `visit` with value + noise of every token that ranks above `cut` and may reach `bar`; it returns
+/// the next bar.
 ///
 /// The noise itself is computed only where its cheap bound, rounded the same way, does not rule a token out.
 #[inline(always)]

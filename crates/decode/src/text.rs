@@ -1,8 +1,9 @@
 //! Text from the bytes of tokens: whole characters, and nothing of a stop string.
 //!
-//! What a stream releases does not depend on how the bytes were cut into tokens, except in when: the answer ends where
-//! the first stop string is completed, byte by byte; of several completed by the same byte, the longest counts. Text that may
-//! still turn out to be the beginning of a stop string is held back, and no more than that.
+//! What a stream releases does not depend on how the bytes were cut into tokens, except in when: the answer
+//! ends where the first stop string is completed, byte by byte; of several completed by the same byte, the
+//! longest counts. Text that may still turn out to be the beginning of a stop string is held back, and no
+//! more than that.
 
 /// Turns the bytes of one answer into text.
 #[derive(Clone, Debug)]
@@ -60,7 +61,8 @@ impl TextStream {
         text
     }
 
-    /// Takes the complete characters from `bytes`; what can never become one is U+FFFD, as in [`String::from_utf8_lossy`].
+    /// Takes the complete characters from `bytes`; what can never become one is U+FFFD, as in
+    /// [`String::from_utf8_lossy`].
     fn decode(&mut self) -> String {
         let mut text = String::new();
         loop {

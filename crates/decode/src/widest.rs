@@ -1,10 +1,11 @@
 //! Compiles a function once for every vector width and runs the widest that the processor has.
 
-/// Defines a function whose body is compiled for the baseline, for AVX2 and for AVX-512, and chosen at run time.
+/// Defines a function whose body is compiled for the baseline, for AVX2 and for AVX-512, and chosen at run
+/// time.
 ///
-/// The results are the same bits in every version: each operation on `f32` and `f64` is IEEE 754's own, rounded
-/// once, because the compiler never fuses a multiplication and an addition that the source keeps apart, and the
-/// bodies fix the order of every sum whose order matters. Only the number of lanes differs.
+/// The results are the same bits in every version: each operation on `f32` and `f64` is IEEE 754's own,
+/// rounded once, because the compiler never fuses a multiplication and an addition that the source keeps
+/// apart, and the bodies fix the order of every sum whose order matters. Only the number of lanes differs.
 /// Elsewhere than on x86-64 the baseline is all there is (on AArch64 it has NEON).
 macro_rules! widest {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {

@@ -1,4 +1,5 @@
-//! A token chosen from lists and queries is the token that whole rows give: always, and usually without a query.
+//! A token chosen from lists and queries is the token that whole rows give: always, and usually without a
+//! query.
 
 use proptest::prelude::*;
 use uniarm_decode::{
