@@ -105,7 +105,7 @@ fn open_gguf(path: &Path, name: String) -> Result<ModelFiles, ModelError> {
             let written = |id: Option<u32>| id.map(|id| tokenizer.token_text(id)).unwrap_or_default();
             let eos = gguf.token_id("tokenizer.ggml.eos_token_id");
             let (bos, eos) = (written(config.bos), written(eos));
-            Some(ChatTemplate::new(path, source.to_owned(), bos, eos)?)
+            Some(ChatTemplate::new(path, source, bos, eos)?)
         }
         None => None,
     };
@@ -137,7 +137,7 @@ fn open_folder(folder: &Path, name: String) -> Result<ModelFiles, ModelError> {
         None
     };
     let template = match template_source(folder, &settings)? {
-        Some((file, source)) => Some(ChatTemplate::new(&file, source, bos_token, eos_token)?),
+        Some((file, source)) => Some(ChatTemplate::new(&file, &source, bos_token, eos_token)?),
         None => None,
     };
     let weights = Weights::from_safetensors(folder, &weight_files(folder)?)?;

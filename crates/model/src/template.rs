@@ -42,7 +42,7 @@ impl ChatTemplate {
     /// [`ModelError::Malformed`] for a template that does not parse.
     pub(crate) fn new(
         file: &Path,
-        source: String,
+        source: &str,
         bos_token: String,
         eos_token: String,
     ) -> Result<Self, ModelError> {
@@ -61,7 +61,7 @@ impl ChatTemplate {
         });
         environment.add_function("strftime_now", |format: String| strftime_template_date(&format));
         environment
-            .add_template_owned(NAME, without_generation_blocks(&source))
+            .add_template_owned(NAME, without_generation_blocks(source))
             .map_err(|error| ModelError::malformed(file, format!("chat template: {error:#}")))?;
         Ok(Self { environment, bos_token, eos_token })
     }
@@ -185,7 +185,7 @@ mod tests {
 
     fn template(source: &str) -> ChatTemplate {
         let tokens = ("<s>".to_owned(), "</s>".to_owned());
-        ChatTemplate::new(Path::new("model"), source.to_owned(), tokens.0, tokens.1).unwrap()
+        ChatTemplate::new(Path::new("model"), source, tokens.0, tokens.1).unwrap()
     }
 
     fn conversation(turns: &[(&str, &str)]) -> Vec<Message> {
@@ -260,8 +260,7 @@ mod tests {
 
     #[test]
     fn a_template_that_does_not_parse_names_its_file() {
-        let error =
-            ChatTemplate::new(Path::new("chat_template.jinja"), "{% if %}".into(), "".into(), "".into());
+        let error = ChatTemplate::new(Path::new("chat_template.jinja"), "{% if %}", "".into(), "".into());
         assert!(error.err().unwrap().to_string().starts_with("chat_template.jinja: chat template"));
     }
 }
