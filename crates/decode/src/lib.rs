@@ -10,6 +10,7 @@
 //! knowledge ([`choose`]) and what that must equal ([`mod@reference`]), how tokens become text ([`text`]),
 //! where their keys and values live ([`blocks`]), and what is computed next ([`scheduler`]).
 
+// Blank lines keep the modules in reading order: rustfmt sorts neighbours.
 #[macro_use]
 mod widest;
 mod elementary;
