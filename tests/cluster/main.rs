@@ -7,4 +7,5 @@ mod exchange;
 mod hangup;
 mod harness;
 mod identical;
+mod sessions;
 mod telemetry;

@@ -17,14 +17,27 @@ mod tokenizer;
 
 mod forward;
 
+pub mod kernels;
+
+mod rope;
+
+mod kv;
+
 mod adapter;
+
+mod llama;
+
+pub mod reference;
 
 mod scripted;
 
-pub use adapter::Conditioned;
+pub mod machine;
+
+pub use adapter::{Adapter, Conditioned, Method, Objective};
 pub use config::{Architecture, Config, Rope, RopeScaling};
 pub use error::ModelError;
 pub use forward::{Forward, Row};
+pub use llama::{Llama, LlamaOptions};
 pub use scripted::{ScriptedForward, ScriptedOptions};
 pub use source::{ModelFiles, OpenOptions, open};
 pub use template::{ChatTemplate, Message};

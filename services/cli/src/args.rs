@@ -27,6 +27,8 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// List what a cluster serves
     Models(ModelsArgs),
+    /// Measure this machine: tokens per second beside what it can do at most
+    Bench(BenchArgs),
     /// Start a cluster of three processes, show one prompt under several preferences, and stop
     Demo(DemoArgs),
 }
@@ -348,4 +350,46 @@ pub struct DemoArgs {
     /// Length of each answer
     #[arg(long, default_value_t = 72)]
     pub max_tokens: u32,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: BenchCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum BenchCommand {
+    /// Decode steps by batch and guidance, base and reward worker in one process
+    Step(BenchStepArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchStepArgs {
+    /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Rows of a step, comma-separated
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16], value_parser = batch_size)]
+    pub batch: Vec<usize>,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(4..=4096))]
+    pub tokens: u32,
+    /// Measurements of each case; the median is shown, with the range
+    #[arg(long, default_value_t = 3, value_parser = batch_size)]
+    pub repeats: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
+}
+
+fn batch_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=256) => Ok(number),
+        _ => Err("wants a number between 1 and 256".to_owned()),
+    }
 }

@@ -1,6 +1,7 @@
 //! The `uniarm` binary: parse, wire, run. Its role is its subcommand.
 
 mod args;
+mod bench;
 mod client;
 mod demo;
 mod generate;
@@ -30,6 +31,7 @@ fn main() -> std::process::ExitCode {
             Command::Reward(args) => roles::reward(args).await,
             Command::Generate(args) => generate::run(args).await,
             Command::Models(args) => models::run(args).await,
+            Command::Bench(args) => bench::run(args).await,
             Command::Demo(args) => demo::run(args).await,
         }
     });

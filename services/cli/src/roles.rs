@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use uniarm_base::{GrpcScorer, server::BaseService};
-use uniarm_cluster::{EtcdOptions, MemberStore, MemoryStore, Registration, StoreAddress};
+use uniarm_cluster::{EtcdOptions, MemberStore, MemoryStore, Registration, RegistrationState, StoreAddress};
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
 use uniarm_reward::server::RewardService;
 use uniarm_router::{RouterOptions, RouterService, peers};
@@ -124,8 +124,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let loaded = worker::load(base_source.clone(), &args.engine).await?;
     let reward_source = args.reward.clone().unwrap_or_else(|| base_source.clone());
     let (reward_files, reward_llama) = if reward_source == base_source {
-        let files = uniarm_model::open(&reward_source, &uniarm_model::OpenOptions::default())?;
-        (files, worker::share(&loaded, &args.engine)?)
+        (worker::open(&reward_source)?, worker::share(&loaded, &args.engine)?)
     } else {
         let reward = worker::load(reward_source, &args.engine).await?;
         (reward.files, reward.llama)
@@ -234,6 +233,9 @@ impl Process {
             println!("uniarm {} is ready at http://{local}", member.role);
             tokio::select! {
                 () = shutdown.begun() => {}
+                by = superseded(&registration) => {
+                    tracing::error!(%by, "another process has taken this one's id; stopping");
+                }
                 ended = &mut server => return Ok(ended??),
             }
             readiness.set_not_ready("draining");
@@ -244,6 +246,19 @@ impl Process {
         store.close().await;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Returns when another life of this member has taken its place.
+async fn superseded(registration: &Registration) -> Generation {
+    let mut states = registration.watch();
+    loop {
+        if let RegistrationState::Superseded { by } = *states.borrow_and_update() {
+            return by;
+        }
+        if states.changed().await.is_err() {
+            return std::future::pending().await; // the store is closed: nobody can take the id any more
+        }
     }
 }
 

@@ -49,14 +49,19 @@ pub struct Loaded {
 pub async fn load(source: String, engine: &EngineArgs) -> anyhow::Result<Loaded> {
     let options = llama_options(engine);
     let loading = tokio::task::spawn_blocking(move || {
-        let files = uniarm_model::open(&source, &OpenOptions { progress: true, ..OpenOptions::default() })
-            .with_context(|| format!("cannot open the model {source}"))?;
+        let files = open(&source)?;
         let mut llama =
             Llama::load(&files, &options).with_context(|| format!("cannot load the model {source}"))?;
         self_test(&mut llama).with_context(|| format!("the model {source} fails its self-test"))?;
         anyhow::Ok(Loaded { files, llama })
     });
     loading.await.context("loading the model panicked")?
+}
+
+/// Reads a model's files without its weights: the second role of a process has a tokenizer and template of its own.
+pub fn open(source: &str) -> anyhow::Result<ModelFiles> {
+    uniarm_model::open(source, &OpenOptions { progress: true, ..OpenOptions::default() })
+        .with_context(|| format!("cannot open the model {source}"))
 }
 
 /// The same weights with a cache of their own.
@@ -84,7 +89,7 @@ fn llama_options(engine: &EngineArgs) -> LlamaOptions {
 }
 
 /// Half of the cores: base and reward workers often share a machine, and always work at the same time.
-fn threads(engine: &EngineArgs) -> usize {
+pub fn threads(engine: &EngineArgs) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     engine.threads.unwrap_or((cores / 2).max(1))
 }

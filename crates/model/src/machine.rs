@@ -1,0 +1,97 @@
+//! What this machine can do at most: the floors that a step is measured against.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::kernels::{
+    buffer::Buffer,
+    simd::{F32x16, Isa, Kernel, LANES},
+};
+
+/// Far beyond every cache, so that reading it is reading memory.
+const STREAM_FLOATS: usize = 64 << 20;
+
+/// Independent accumulators: more than latency times ports of any processor that we know.
+const CHAINS: usize = 24;
+
+/// Multiply-adds of one measurement for each chain.
+const CHAIN_STEPS: usize = 4 << 20;
+
+/// Best of so many: a floor is what the machine does undisturbed.
+const REPEATS: usize = 5;
+
+/// Bytes per second that `threads` threads read from memory together, in order.
+#[must_use]
+pub fn stream_bytes_per_second(threads: usize) -> f64 {
+    let mut floats = Buffer::zeroed(STREAM_FLOATS);
+    floats.fill(1.0); // pages that were never written are all one page of zeros
+    let floats: &[f32] = &floats;
+    let share = STREAM_FLOATS / threads;
+    let seconds = best(|| together(threads, |index| read(&floats[index * share..(index + 1) * share])));
+    (share * threads * size_of::<f32>()) as f64 / seconds
+}
+
+/// Floating-point operations per second of `threads` threads together, a multiply-add counting as two.
+#[must_use]
+pub fn arithmetic_per_second(threads: usize) -> f64 {
+    let seconds = best(|| together(threads, |_| multiply_add()));
+    (threads * CHAINS * CHAIN_STEPS * LANES * 2) as f64 / seconds
+}
+
+fn best(mut measure: impl FnMut() -> Duration) -> f64 {
+    (0..REPEATS).map(|_| measure().as_secs_f64()).fold(f64::INFINITY, f64::min)
+}
+
+fn together(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for index in 0..threads {
+            let work = &work;
+            scope.spawn(move || work(index));
+        }
+    });
+    began.elapsed()
+}
+
+fn read(floats: &[f32]) {
+    struct Read<'a>(&'a [f32]);
+
+    impl Kernel for Read<'_> {
+        #[inline(always)]
+        fn run<V: F32x16>(self) {
+            let mut sums = [V::splat(0.0); 8];
+            for chunk in self.0.chunks_exact(8 * LANES) {
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    // Safety: the chunk holds eight vectors.
+                    *sum = sum.add(unsafe { V::load(chunk.as_ptr().add(lane * LANES)) });
+                }
+            }
+            std::hint::black_box(sums.map(F32x16::sum));
+        }
+    }
+
+    Isa::best().run(Read(floats));
+}
+
+fn multiply_add() {
+    struct MultiplyAdd;
+
+    impl Kernel for MultiplyAdd {
+        #[inline(always)]
+        fn run<V: F32x16>(self) {
+            let factor = V::splat(std::hint::black_box(0.999_999));
+            let addend = V::splat(std::hint::black_box(1e-6));
+            let mut chains = [V::splat(1.0); CHAINS];
+            for _ in 0..CHAIN_STEPS {
+                for chain in &mut chains {
+                    *chain = chain.mul_add(factor, addend);
+                }
+            }
+            std::hint::black_box(chains.map(F32x16::sum));
+        }
+    }
+
+    Isa::best().run(MultiplyAdd);
+}

@@ -1,0 +1,45 @@
+//! The least time that a step can take: bytes of weights over bandwidth, operations over peak.
+
+use uniarm_model::machine;
+
+/// What the machine does undisturbed, measured just before.
+pub struct Machine {
+    pub threads: usize,
+    /// Bytes per second that one worker's threads stream alone.
+    pub stream: f64,
+    /// The same for each of two workers that stream at the same time.
+    pub stream_shared: f64,
+    /// Operations per second of one worker's threads.
+    pub arithmetic: f64,
+}
+
+/// What a model asks of it.
+#[derive(Clone, Copy)]
+pub struct Work {
+    /// Bytes of weights that every step reads.
+    pub weight_bytes: f64,
+    /// Operations of one token, attention left out.
+    pub token_operations: f64,
+}
+
+// === impl Machine ===
+
+impl Machine {
+    pub fn measure(threads: usize) -> Self {
+        Self {
+            threads,
+            stream: machine::stream_bytes_per_second(threads),
+            stream_shared: machine::stream_bytes_per_second(2 * threads) / 2.0,
+            arithmetic: machine::arithmetic_per_second(threads),
+        }
+    }
+
+    /// Tokens per second that no step of `batch` rows can exceed. Guided: base and reward worker step at the same
+    /// time, each on threads of its own, and share the memory.
+    pub fn tokens_per_second(&self, work: Work, batch: usize, guided: bool) -> f64 {
+        let stream = if guided { self.stream_shared } else { self.stream };
+        let reading = work.weight_bytes / stream;
+        let computing = batch as f64 * work.token_operations / self.arithmetic;
+        batch as f64 / reading.max(computing)
+    }
+}
