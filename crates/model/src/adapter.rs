@@ -16,6 +16,7 @@ mod load;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
@@ -96,6 +97,8 @@ struct GroupAdapter {
 
 /// The adapter of one linear layer.
 struct Part {
+    /// Name within a layer, as "self_attn.q_proj".
+    name: &'static str,
     /// Its first rank among those of the group.
     first_rank: usize,
     /// (outputs, rank)
@@ -106,6 +109,18 @@ struct Part {
     modulation: Modulation,
     /// Where its floats begin in a [`Conditioned`].
     state: usize,
+}
+
+/// A linear layer's adapter under one preference as plain matrices: it adds B · (mix · A · x + shift).
+pub(crate) struct LowRank {
+    /// (rank, inputs)
+    pub a: Tensor,
+    /// (rank, rank), with the scale
+    pub mix: Tensor,
+    /// (rank), with the scale
+    pub shift: Tensor,
+    /// (outputs, rank)
+    pub b: Tensor,
 }
 
 /// m(z) before a preference is known.
@@ -256,6 +271,38 @@ impl Conditioned {
     /// Identifies (adapter, preference): sequences with equal keys may share cache blocks.
     pub fn key(&self) -> u64 {
         self.key
+    }
+}
+
+impl Conditioned {
+    /// The adapter of one linear layer ("self_attn.q_proj"), for the reference; None where there is none.
+    pub(crate) fn low_rank(&self, layer: usize, name: &str) -> Result<Option<LowRank>, ModelError> {
+        let groups = self.adapter.layers[layer].groups.iter().flatten();
+        let mut parts = groups.flat_map(|group| group.parts.iter().map(move |part| (group, part)));
+        let Some((group, part)) = parts.find(|(_, part)| part.name == name) else { return Ok(None) };
+        let rank = part.rank();
+        let state = &self.state[part.state..][..part.state_floats()];
+        let diagonal = |value: &dyn Fn(usize) -> f32| {
+            (0..rank * rank).map(|at| if at / rank == at % rank { value(at / rank) } else { 0.0 }).collect()
+        };
+        let (mix, shift): (Vec<f32>, Vec<f32>) = match part.modulation {
+            Modulation::None => (diagonal(&|_| state[0]), vec![0.0; rank]),
+            Modulation::Affine { .. } => (diagonal(&|index| state[index]), state[rank..].to_vec()),
+            Modulation::Mix { .. } => (state.to_vec(), vec![0.0; rank]),
+        };
+        let matrix = |panels: &Panels, first: usize, rows: usize| {
+            let mut values = vec![0.0; rows * panels.inputs()];
+            for (index, row) in values.chunks_exact_mut(panels.inputs()).enumerate() {
+                panels.row(first + index, row);
+            }
+            Tensor::from_vec(values, (rows, panels.inputs()), &Device::Cpu)
+        };
+        Ok(Some(LowRank {
+            a: matrix(&group.a, part.first_rank, rank)?,
+            mix: Tensor::from_vec(mix, (rank, rank), &Device::Cpu)?,
+            shift: Tensor::from_vec(shift, rank, &Device::Cpu)?,
+            b: matrix(&part.b, 0, part.b.outputs())?,
+        }))
     }
 }
 

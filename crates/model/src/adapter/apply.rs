@@ -64,7 +64,7 @@ impl GroupAdapter {
         for part in &self.parts {
             let rank = part.rank();
             modulated.reserve(tokens * rank);
-            for (first, count) in tiles(isa.is_wide(), tokens) {
+            for (first, count) in tiles(isa, tokens) {
                 for row in 0..count {
                     let z = &features[(first + row) * stride + part.first_rank..][..rank];
                     let state = &conditioned(first + row).state[part.state..][..part.state_floats()];

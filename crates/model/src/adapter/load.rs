@@ -399,6 +399,7 @@ impl Loader<'_> {
             }
         };
         let part = Part {
+            name: projection.name,
             first_rank,
             b: Panels::pack(&b, projection.outputs, rank),
             column: projection.column,

@@ -6,9 +6,11 @@
 //! block.) Queries that share a key-value head, by grouping or by following one another, are taken together
 //! and read the cache once.
 
+use std::ops::Range;
+
 use super::buffer::Buffer;
-use super::gemm::{Output, accumulate};
 use super::simd::{F32x16, Isa, Kernel, LANES};
+use super::tile::{Tile, panels_together};
 
 /// Query vectors taken together, at most.
 const QUERIES_WIDE: usize = 12;
@@ -44,6 +46,7 @@ pub struct Queries<'a> {
 
 /// One call's work.
 struct Attention<'a> {
+    isa: Isa,
     queries: &'a Queries<'a>,
     cache: LayerCache,
     /// (head_dim, queries)
@@ -51,6 +54,29 @@ struct Attention<'a> {
     /// (queries, score_stride)
     scores: *mut f32,
     score_stride: usize,
+}
+
+/// Scores of one query → weights, in place; returns their sum through `sum`.
+struct Softmax {
+    scores: *mut f32,
+    visible: usize,
+    sum: *mut f32,
+}
+
+/// Weighted sums of values: `height` queries from `first` on, `width` × 16 columns.
+struct Weigh<'a> {
+    attention: &'a Attention<'a>,
+    first: usize,
+    height: usize,
+    column: usize,
+    width: usize,
+    keys: Range<usize>,
+}
+
+/// row · scale, over a multiple of 16 floats.
+struct Scale<'a> {
+    row: &'a mut [f32],
+    scale: f32,
 }
 
 // Safety: a pointer and dimensions; users keep writers of one slot apart (`LayerCache::write`).
@@ -85,13 +111,16 @@ pub unsafe fn attend(isa: Isa, queries: &Queries<'_>, cache: LayerCache, scratch
     let score_stride = (queries.position + queries.tokens).next_multiple_of(LANES) + LANES;
     scratch.reserve(count * (cache.head_dim + score_stride));
     let (packed, scores) = scratch.split_at_mut(count * cache.head_dim);
-    isa.run(Attention {
-        queries,
-        cache,
-        packed: packed.as_mut_ptr(),
-        scores: scores.as_mut_ptr(),
-        score_stride,
-    });
+    let (packed, scores) = (packed.as_mut_ptr(), scores.as_mut_ptr());
+    let attention = Attention { isa, queries, cache, packed, scores, score_stride };
+    // Safety: as promised by the caller.
+    unsafe {
+        attention.pack_queries();
+        attention.score();
+        attention.softmax();
+        attention.weigh();
+        attention.normalise();
+    }
 }
 
 impl LayerCache {
@@ -136,34 +165,17 @@ impl LayerCache {
     }
 }
 
-impl Kernel for Attention<'_> {
-    #[inline(always)]
-    fn run<V: F32x16>(self) {
-        // Safety: as promised to `attend`.
-        unsafe {
-            self.pack_queries();
-            self.score::<V>();
-            self.softmax::<V>();
-            self.weigh::<V>();
-            self.normalise::<V>();
-        }
-    }
-}
-
 impl Attention<'_> {
     /// Queries in order of token, then head.
-    #[inline(always)]
     fn count(&self) -> usize {
         self.queries.tokens * self.queries.heads
     }
 
     /// Keys that a query sees: those up to its own position.
-    #[inline(always)]
     fn visible(&self, query: usize) -> usize {
         self.queries.position + query / self.queries.heads + 1
     }
 
-    #[inline(always)]
     fn key_panel(&self, panel: usize) -> *const f32 {
         let per_block = self.cache.block_tokens / LANES;
         let block = self.queries.blocks[panel / per_block] as usize;
@@ -184,7 +196,6 @@ impl Attention<'_> {
     }
 
     /// (queries, head_dim) → (head_dim, queries)
-    #[inline(always)]
     unsafe fn pack_queries(&self) {
         let Queries { heads, query, query_stride, .. } = *self.queries;
         let count = self.count();
@@ -196,160 +207,136 @@ impl Attention<'_> {
         }
     }
 
-    #[inline(always)]
-    unsafe fn score<V: F32x16>(&self) {
-        unsafe {
-            if V::WIDE {
-                match self.count() {
-                    1 => self.score_tiles::<V, 1, 8>(),
-                    2 => self.score_tiles::<V, 2, 8>(),
-                    3 => self.score_tiles::<V, 3, 8>(),
-                    4 => self.score_tiles::<V, 4, 4>(),
-                    5 => self.score_tiles::<V, 5, 4>(),
-                    6 => self.score_tiles::<V, 6, 4>(),
-                    7 => self.score_tiles::<V, 7, 4>(),
-                    8 => self.score_tiles::<V, 8, 2>(),
-                    9 => self.score_tiles::<V, 9, 2>(),
-                    10 => self.score_tiles::<V, 10, 2>(),
-                    11 => self.score_tiles::<V, 11, 2>(),
-                    12 => self.score_tiles::<V, 12, 2>(),
-                    _ => {}
-                }
-            } else {
-                match self.count() {
-                    1 => self.score_tiles::<V, 1, 4>(),
-                    2 => self.score_tiles::<V, 2, 2>(),
-                    3 => self.score_tiles::<V, 3, 1>(),
-                    4 => self.score_tiles::<V, 4, 1>(),
-                    5 => self.score_tiles::<V, 5, 1>(),
-                    6 => self.score_tiles::<V, 6, 1>(),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    /// Scores of R queries, P panels of keys at a time.
-    #[inline(always)]
-    unsafe fn score_tiles<V: F32x16, const R: usize, const P: usize>(&self) {
-        let panels = self.visible(R - 1).div_ceil(LANES);
+    /// A key block is a panel, and a score a product like any other.
+    unsafe fn score(&self) {
+        let height = self.count();
+        let panels = self.visible(height - 1).div_ceil(LANES);
+        let together = panels_together(self.isa, height);
         let mut panel = 0;
         while panel < panels {
-            unsafe {
-                let output = Output::new(self.scores.add(panel * LANES), self.score_stride);
-                if panel + P <= panels {
-                    let mut keys = [std::ptr::null(); P];
-                    for (p, keys) in keys.iter_mut().enumerate() {
-                        *keys = self.key_panel(panel + p);
-                    }
-                    accumulate::<V, R, P>(self.packed, keys, self.cache.head_dim, output, false);
-                    panel += P;
-                } else {
-                    accumulate::<V, R, 1>(
-                        self.packed,
-                        [self.key_panel(panel)],
-                        self.cache.head_dim,
-                        output,
-                        false,
-                    );
-                    panel += 1;
-                }
+            let mut tile = Tile::new(height, self.cache.head_dim, false);
+            tile.rows = self.packed;
+            tile.count = if panel + together <= panels { together } else { 1 };
+            for index in 0..tile.count {
+                tile.panels[index] = self.key_panel(panel + index);
             }
+            unsafe { tile.run(self.isa, self.scores.add(panel * LANES), self.score_stride) };
+            panel += tile.count;
         }
     }
 
-    /// Scores → e^(score - greatest), 0 for keys after the query; their sum lands past the last panel.
-    #[inline(always)]
-    unsafe fn softmax<V: F32x16>(&self) {
+    /// Where the sum of a query's weights is kept: past its last panel.
+    fn sum(&self, query: usize) -> *mut f32 {
+        self.scores.wrapping_add((query + 1) * self.score_stride - LANES)
+    }
+
+    unsafe fn softmax(&self) {
         for query in 0..self.count() {
-            let visible = self.visible(query);
-            let panels = visible.div_ceil(LANES);
-            unsafe {
-                let scores = self.scores.add(query * self.score_stride);
-                // Whatever lies there, NaN included, is not this sequence's past.
-                for key in visible..panels * LANES {
-                    *scores.add(key) = f32::NEG_INFINITY;
-                }
-                let mut greatest = V::splat(f32::NEG_INFINITY);
-                for panel in 0..panels {
-                    greatest = V::load(scores.add(panel * LANES)).max(greatest);
-                }
-                let offset = V::splat(-greatest.greatest());
-                let mut sum = V::splat(0.0);
-                for panel in 0..panels {
-                    let weight = V::load(scores.add(panel * LANES)).add(offset).exp();
-                    weight.store(scores.add(panel * LANES));
-                    sum = sum.add(weight);
-                }
-                *scores.add(self.score_stride - LANES) = sum.sum();
-            }
+            let scores = self.scores.wrapping_add(query * self.score_stride);
+            self.isa.run(Softmax { scores, visible: self.visible(query), sum: self.sum(query) });
         }
     }
 
-    /// Sums of values, weighted: first over the panels that all queries see whole, then token by token over
-    /// the last one. Masked keys are left out rather than weighted by zero: stale values may be anything.
-    #[inline(always)]
-    unsafe fn weigh<V: F32x16>(&self) {
+    /// First over the panels that all queries see whole, then token by token over the last one.
+    unsafe fn weigh(&self) {
         let Queries { position, tokens, heads, .. } = *self.queries;
         unsafe {
             if tokens == 1 {
-                return self.weigh_columns::<V>(0..heads, 0..position + 1);
+                return self.weigh_queries(0..heads, 0..position + 1);
             }
             let common = position / LANES * LANES;
-            self.weigh_columns::<V>(0..tokens * heads, 0..common);
+            self.weigh_queries(0..tokens * heads, 0..common);
             for token in 0..tokens {
-                self.weigh_columns::<V>(token * heads..(token + 1) * heads, common..position + token + 1);
+                self.weigh_queries(token * heads..(token + 1) * heads, common..position + token + 1);
             }
         }
     }
 
-    #[inline(always)]
-    unsafe fn weigh_columns<V: F32x16>(&self, queries: std::ops::Range<usize>, keys: std::ops::Range<usize>) {
+    unsafe fn weigh_queries(&self, queries: Range<usize>, keys: Range<usize>) {
         let columns = self.cache.head_dim / LANES;
-        let mut first = queries.start;
-        while first < queries.end {
-            let together = (queries.end - first).min(if V::WIDE { 6 } else { 4 });
+        let (height_max, width_max) = if self.isa.is_wide() { (6, 4) } else { (4, 1) };
+        for first in queries.clone().step_by(height_max) {
+            let height = height_max.min(queries.end - first);
             let mut column = 0;
             while column < columns {
-                let (keys, from) = (keys.clone(), first);
-                let four = V::WIDE && column + 4 <= columns;
-                unsafe {
-                    match (together, four) {
-                        (1, true) => self.weigh_tile::<V, 1, 4>(from, column, keys),
-                        (2, true) => self.weigh_tile::<V, 2, 4>(from, column, keys),
-                        (3, true) => self.weigh_tile::<V, 3, 4>(from, column, keys),
-                        (4, true) => self.weigh_tile::<V, 4, 4>(from, column, keys),
-                        (5, true) => self.weigh_tile::<V, 5, 4>(from, column, keys),
-                        (6, true) => self.weigh_tile::<V, 6, 4>(from, column, keys),
-                        (1, false) => self.weigh_tile::<V, 1, 1>(from, column, keys),
-                        (2, false) => self.weigh_tile::<V, 2, 1>(from, column, keys),
-                        (3, false) => self.weigh_tile::<V, 3, 1>(from, column, keys),
-                        (4, false) => self.weigh_tile::<V, 4, 1>(from, column, keys),
-                        (5, false) => self.weigh_tile::<V, 5, 1>(from, column, keys),
-                        (6, false) => self.weigh_tile::<V, 6, 1>(from, column, keys),
-                        _ => {}
-                    }
-                }
-                column += if four { 4 } else { 1 };
+                let width = if column + width_max <= columns { width_max } else { 1 };
+                self.isa.run(Weigh { attention: self, first, height, column, width, keys: keys.clone() });
+                column += width;
             }
-            first += together;
         }
     }
 
-    /// R queries × P × 16 columns of the values; goes on from the output unless `keys` start at 0.
+    unsafe fn normalise(&self) {
+        for query in 0..self.count() {
+            let row = unsafe { std::slice::from_raw_parts_mut(self.output(query), self.cache.head_dim) };
+            self.isa.run(Scale { row, scale: 1.0 / unsafe { *self.sum(query) } });
+        }
+    }
+}
+
+impl Kernel for Softmax {
     #[inline(always)]
-    unsafe fn weigh_tile<V: F32x16, const R: usize, const P: usize>(
-        &self,
-        first: usize,
-        column: usize,
-        keys: std::ops::Range<usize>,
-    ) {
-        let head_dim = self.cache.head_dim;
+    fn run<V: F32x16>(self) {
+        let panels = self.visible.div_ceil(LANES);
+        let at = |panel: usize| self.scores.wrapping_add(panel * LANES);
+        // Safety: scores have whole panels, and the sum lies beyond them.
+        unsafe {
+            // Whatever lies there, NaN included, is not this sequence's past.
+            for key in self.visible..panels * LANES {
+                *self.scores.add(key) = f32::NEG_INFINITY;
+            }
+            let mut greatest = V::splat(f32::NEG_INFINITY);
+            for panel in 0..panels {
+                greatest = V::load(at(panel)).max(greatest);
+            }
+            let offset = V::splat(-greatest.greatest());
+            let mut sum = V::splat(0.0);
+            for panel in 0..panels {
+                let weight = V::load(at(panel)).add(offset).exp();
+                weight.store(at(panel));
+                sum = sum.add(weight);
+            }
+            *self.sum = sum.sum();
+        }
+    }
+}
+
+impl Kernel for Weigh<'_> {
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        // Safety: as promised to `attend`.
+        unsafe {
+            match (V::WIDE, self.height, self.width) {
+                (true, 1, 4) => self.sum::<V, 1, 4>(),
+                (true, 2, 4) => self.sum::<V, 2, 4>(),
+                (true, 3, 4) => self.sum::<V, 3, 4>(),
+                (true, 4, 4) => self.sum::<V, 4, 4>(),
+                (true, 5, 4) => self.sum::<V, 5, 4>(),
+                (true, 6, 4) => self.sum::<V, 6, 4>(),
+                (_, 1, _) => self.sum::<V, 1, 1>(),
+                (_, 2, _) => self.sum::<V, 2, 1>(),
+                (_, 3, _) => self.sum::<V, 3, 1>(),
+                (_, 4, _) => self.sum::<V, 4, 1>(),
+                (true, 5, _) => self.sum::<V, 5, 1>(),
+                (true, 6, _) => self.sum::<V, 6, 1>(),
+                _ => unreachable!("{} queries weighed together", self.height),
+            }
+        }
+    }
+}
+
+impl Weigh<'_> {
+    /// R queries × P × 16 columns; goes on from the output unless the keys start at 0. Masked keys are left
+    /// out rather than weighted by zero: stale values may be anything.
+    #[inline(always)]
+    unsafe fn sum<V: F32x16, const R: usize, const P: usize>(&self) {
+        let Self { attention, first, column, ref keys, .. } = *self;
+        let head_dim = attention.cache.head_dim;
         let mut outputs = [std::ptr::null_mut(); R];
         let mut weights = [std::ptr::null(); R];
         for r in 0..R {
-            outputs[r] = self.output(first + r).wrapping_add(column * LANES);
-            weights[r] = self.scores.wrapping_add((first + r) * self.score_stride).cast_const();
+            outputs[r] = attention.output(first + r).wrapping_add(column * LANES);
+            weights[r] = attention.scores.wrapping_add((first + r) * attention.score_stride).cast_const();
         }
         let mut sums = [[V::splat(0.0); P]; R];
         unsafe {
@@ -362,13 +349,13 @@ impl Attention<'_> {
             }
             let mut key = keys.start;
             while key < keys.end {
-                let values = self.value_panel(key / LANES).wrapping_add(column * LANES);
+                let values = attention.value_panel(key / LANES).wrapping_add(column * LANES);
                 let panel_end = keys.end.min((key / LANES + 1) * LANES);
                 while key < panel_end {
                     let row = values.add(key % LANES * head_dim);
                     let mut vectors = [V::splat(0.0); P];
-                    for (p, vector) in vectors.iter_mut().enumerate() {
-                        *vector = V::load(row.add(p * LANES));
+                    for p in 0..P {
+                        vectors[p] = V::load(row.add(p * LANES));
                     }
                     for r in 0..R {
                         let weight = V::splat(*weights[r].add(key));
@@ -386,19 +373,14 @@ impl Attention<'_> {
             }
         }
     }
+}
 
+impl Kernel for Scale<'_> {
     #[inline(always)]
-    unsafe fn normalise<V: F32x16>(&self) {
-        for query in 0..self.count() {
-            unsafe {
-                let sum = *self.scores.add(query * self.score_stride + self.score_stride - LANES);
-                let scale = V::splat(1.0 / sum);
-                let output = self.output(query);
-                for column in 0..self.cache.head_dim / LANES {
-                    let at = output.add(column * LANES);
-                    V::load(at).mul(scale).store(at);
-                }
-            }
+    fn run<V: F32x16>(self) {
+        for vector in self.row.chunks_exact_mut(LANES) {
+            // Safety: 16 floats.
+            unsafe { V::load(vector.as_ptr()).mul(V::splat(self.scale)).store(vector.as_mut_ptr()) };
         }
     }
 }

@@ -4,30 +4,18 @@
 //! of rows, the tile it falls into, the thread or the instruction set. Its bits therefore depend on its row
 //! and its weights alone. Splitting the sum over the inputs would be faster in places and is never done.
 //!
-//! Weights lie in panels of 16 outputs, (outputs / 16, inputs, 16), so that a vector of a panel holds one input's
-//! weights for 16 outputs. A tile is R rows × P panels of accumulators in registers: few rows take many
-//! panels and are bound by memory, many rows reuse each weight from the register.
+//! Weights lie in panels of 16 outputs, (outputs / 16, inputs, 16), so that a vector of a panel holds one
+//! input's weights for 16 outputs, and a panel streams through the [`tile`](super::tile) kernel.
 
 use std::ops::Range;
 
 use super::buffer::Buffer;
-use super::simd::{F32x16, Isa, Kernel, LANES};
-
-/// Rows that one pass over the weights can take: more are cut into tiles.
-const ROWS_WIDE: usize = 16;
-const ROWS_NARROW: usize = 6;
-
-/// Rows of a tile, at most, when there are several.
-const TILE_ROWS_WIDE: usize = 12;
-const TILE_ROWS_NARROW: usize = 6;
+use super::simd::{Isa, LANES};
+use super::tile::{Tile, panels_together, rows_together};
 
 /// With several tiles, inputs are taken in runs of this many, so that the panels of a run (64 KiB) stay in
 /// the second-level cache and the rows of a tile (24 KiB) in the first while tiles take turns.
 const RUN_INPUTS: usize = 512;
-
-/// Floats by which a panel is fetched before it is used: four cache lines carry the hardware's prefetcher over
-/// page ends. Measured from memory: 25.5 → 26.0 GB/s for one row, 79 → 85 GFLOP/s for sixteen; farther is worse.
-const FETCH_AHEAD: usize = 64;
 
 /// A weight, packed: (outputs / 16, inputs, 16), the last panel filled up with zeros.
 pub struct Panels {
@@ -56,15 +44,6 @@ pub enum Start {
     Zero,
     /// The output as it is: the product's chain goes on from there.
     Output,
-}
-
-/// One call's work: all rows times some panels.
-struct Product<'a> {
-    rows: &'a Rows<'a>,
-    panels: &'a Panels,
-    range: Range<usize>,
-    output: Output,
-    start: Start,
 }
 
 // Safety: whoever makes an `Output` vouches that threads write disjoint columns (`Output::new`).
@@ -134,7 +113,7 @@ impl<'a> Rows<'a> {
             return Self { rows, inputs, values: &source[..inputs] };
         }
         workspace.reserve(rows * inputs);
-        for (first, count) in tiles(isa.is_wide(), rows) {
+        for (first, count) in tiles(isa, rows) {
             let range = first * inputs..(first + count) * inputs;
             pack_tile(&source[range.clone()], count, &mut workspace[range]);
         }
@@ -183,9 +162,8 @@ impl Output {
 }
 
 /// Cuts rows into tiles of nearly equal height: (first row, rows).
-pub fn tiles(wide: bool, rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    let (single, height) = if wide { (ROWS_WIDE, TILE_ROWS_WIDE) } else { (ROWS_NARROW, TILE_ROWS_NARROW) };
-    let count = if rows <= single { 1 } else { rows.div_ceil(height) };
+pub fn tiles(isa: Isa, rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(rows_together(isa, rows));
     (0..count).map(move |tile| {
         let first = tile * rows / count;
         (first, (tile + 1) * rows / count - first)
@@ -216,171 +194,48 @@ pub unsafe fn multiply(
 ) {
     assert_eq!(rows.inputs, panels.inputs, "rows and weight have the same inputs");
     assert!(range.end <= panels.count(), "panels of this weight");
-    isa.run(Product { rows, panels, range, output, start });
-}
-
-impl Kernel for Product<'_> {
-    #[inline(always)]
-    fn run<V: F32x16>(self) {
-        let single = if V::WIDE { ROWS_WIDE } else { ROWS_NARROW };
-        if self.rows.rows > single {
-            return self.several_tiles::<V>();
-        }
-        if V::WIDE {
-            match self.rows.rows {
-                1 => self.one_tile::<V, 1, 8>(),
-                2 => self.one_tile::<V, 2, 8>(),
-                3 => self.one_tile::<V, 3, 8>(),
-                4 => self.one_tile::<V, 4, 6>(),
-                5 => self.one_tile::<V, 5, 5>(),
-                6 => self.one_tile::<V, 6, 4>(),
-                7 => self.one_tile::<V, 7, 4>(),
-                8 => self.one_tile::<V, 8, 3>(),
-                9 => self.one_tile::<V, 9, 3>(),
-                10 => self.one_tile::<V, 10, 2>(),
-                11 => self.one_tile::<V, 11, 2>(),
-                12 => self.one_tile::<V, 12, 2>(),
-                13 => self.one_tile::<V, 13, 2>(),
-                14 => self.one_tile::<V, 14, 2>(),
-                15 => self.one_tile::<V, 15, 1>(),
-                16 => self.one_tile::<V, 16, 1>(),
-                _ => {}
-            }
-        } else {
-            match self.rows.rows {
-                1 => self.one_tile::<V, 1, 4>(),
-                2 => self.one_tile::<V, 2, 2>(),
-                3 => self.one_tile::<V, 3, 1>(),
-                4 => self.one_tile::<V, 4, 1>(),
-                5 => self.one_tile::<V, 5, 1>(),
-                6 => self.one_tile::<V, 6, 1>(),
-                _ => {}
-            }
-        }
-    }
-}
-
-impl Product<'_> {
-    /// All rows in one tile: the weights stream by once.
-    #[inline(always)]
-    fn one_tile<V: F32x16, const R: usize, const P: usize>(&self) {
-        let mut panel = self.range.start;
-        while panel + P <= self.range.end && (panel + P) * LANES <= self.panels.outputs {
-            self.tile::<V, R, P>(0, panel, 0..self.rows.inputs);
-            panel += P;
-        }
-        while panel < self.range.end {
-            self.tile::<V, R, 1>(0, panel, 0..self.rows.inputs);
-            panel += 1;
-        }
-    }
-
-    /// Tiles take turns on a few panels, run by run of the inputs.
-    #[inline(always)]
-    fn several_tiles<V: F32x16>(&self) {
-        let mut panel = self.range.start;
-        while panel < self.range.end {
-            let whole = (panel + 2) * LANES <= self.panels.outputs;
-            let pair = V::WIDE && whole && panel + 2 <= self.range.end;
-            for from in (0..self.rows.inputs).step_by(RUN_INPUTS) {
-                let run = from..self.rows.inputs.min(from + RUN_INPUTS);
-                for (first, rows) in tiles(V::WIDE, self.rows.rows) {
-                    let run = run.clone();
-                    match (rows, pair) {
-                        (12, true) => self.tile::<V, 12, 2>(first, panel, run),
-                        (11, true) => self.tile::<V, 11, 2>(first, panel, run),
-                        (10, true) => self.tile::<V, 10, 2>(first, panel, run),
-                        (9, true) => self.tile::<V, 9, 2>(first, panel, run),
-                        (8, true) => self.tile::<V, 8, 2>(first, panel, run),
-                        (12, false) => self.tile::<V, 12, 1>(first, panel, run),
-                        (11, false) => self.tile::<V, 11, 1>(first, panel, run),
-                        (10, false) => self.tile::<V, 10, 1>(first, panel, run),
-                        (9, false) => self.tile::<V, 9, 1>(first, panel, run),
-                        (8, false) => self.tile::<V, 8, 1>(first, panel, run),
-                        (6, _) => self.tile::<V, 6, 1>(first, panel, run),
-                        (5, _) => self.tile::<V, 5, 1>(first, panel, run),
-                        (4, _) => self.tile::<V, 4, 1>(first, panel, run),
-                        (3, _) => self.tile::<V, 3, 1>(first, panel, run),
-                        _ => unreachable!("tiles of {} rows have 3 to 12", self.rows.rows),
+    let inputs = rows.inputs;
+    let single = rows_together(isa, rows.rows) == rows.rows;
+    let run_inputs = if single { inputs } else { RUN_INPUTS };
+    let together = panels_together(isa, rows_together(isa, rows.rows));
+    let whole = range.end.min(panels.outputs / LANES);
+    let mut panel = range.start;
+    while panel < range.end {
+        let count = if panel + together <= whole { together } else { 1 };
+        for from in (0..inputs).step_by(run_inputs.max(1)) {
+            let depth = run_inputs.min(inputs - from);
+            for (first, height) in tiles(isa, rows.rows) {
+                let mut tile = Tile::new(height, depth, from > 0 || start == Start::Output);
+                tile.rows = rows.values[first * inputs + from * height..][..depth * height].as_ptr();
+                for index in 0..count {
+                    tile.panels[index] = panels.panel(panel + index).wrapping_add(from * LANES);
+                }
+                tile.count = count;
+                let output = output.row(first).column(panel * LANES);
+                // Safety: the slice above bounds the rows; panels are whole; the caller vouches for the output.
+                unsafe {
+                    if panel < whole {
+                        tile.run(isa, output.start, output.stride);
+                    } else {
+                        ragged(isa, &tile, output, panels.outputs - panel * LANES);
                     }
                 }
             }
-            panel += if pair { 2 } else { 1 };
         }
-    }
-
-    /// R rows from `first` on × P panels, over a run of the inputs.
-    #[inline(always)]
-    fn tile<V: F32x16, const R: usize, const P: usize>(&self, first: usize, panel: usize, run: Range<usize>) {
-        let inputs = self.rows.inputs;
-        let carried = run.start > 0 || self.start == Start::Output;
-        let mut weights = [std::ptr::null(); P];
-        for (p, weight) in weights.iter_mut().enumerate() {
-            *weight = self.panels.panel(panel + p).wrapping_add(run.start * LANES);
-        }
-        let rows = self.rows.values[first * inputs + run.start * R..][..run.len() * R].as_ptr();
-        let output = self.output.row(first).column(panel * LANES);
-        let valid = self.panels.outputs - panel * LANES;
-        // Safety: the slice above bounds the rows; panels are whole; the caller of `multiply` vouches for
-        // the output, of which only columns below `outputs` are touched.
-        unsafe {
-            if valid >= P * LANES {
-                accumulate::<V, R, P>(rows, weights, run.len(), output, carried);
-            } else {
-                // The last, partly filled panel goes through a copy: its padding has no place in the output.
-                let mut copy = [[0.0f32; LANES]; R];
-                for (row, copy) in copy.iter_mut().enumerate() {
-                    copy[..valid].copy_from_slice(output.slice(row, 0..valid));
-                }
-                let padded = Output { start: copy.as_mut_ptr().cast(), stride: LANES };
-                accumulate::<V, R, 1>(rows, [weights[0]], run.len(), padded, carried);
-                for (row, copy) in copy.iter().enumerate() {
-                    output.slice(row, 0..valid).copy_from_slice(&copy[..valid]);
-                }
-            }
-        }
+        panel += count;
     }
 }
 
-/// The inner loop, of this module and of the attention scores: R × P vectors of sums stay in registers while
-/// `depth` inputs go by.
-///
-/// # Safety
-/// `rows` has depth × R floats, each of `panels` depth × 16, `output` R rows of P × 16.
-#[inline(always)]
-pub unsafe fn accumulate<V: F32x16, const R: usize, const P: usize>(
-    rows: *const f32,
-    panels: [*const f32; P],
-    depth: usize,
-    output: Output,
-    carried: bool,
-) {
-    let mut sums = [[V::splat(0.0); P]; R];
+/// The last, partly filled panel goes through a copy: its padding has no place in the output.
+unsafe fn ragged(isa: Isa, tile: &Tile, output: Output, valid: usize) {
+    let mut copy = [0.0f32; super::tile::ROWS_MAX * LANES];
     unsafe {
-        if carried {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                for (p, sum) in sums.iter_mut().enumerate() {
-                    *sum = V::load(output.start.add(r * output.stride + p * LANES));
-                }
-            }
+        for (row, copy) in copy.chunks_exact_mut(LANES).take(tile.height).enumerate() {
+            copy[..valid].copy_from_slice(output.slice(row, 0..valid));
         }
-        for input in 0..depth {
-            let mut vectors = [V::splat(0.0); P];
-            for (vector, panel) in vectors.iter_mut().zip(panels) {
-                *vector = V::load(panel.add(input * LANES));
-                V::prefetch(panel.wrapping_add(input * LANES + FETCH_AHEAD));
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let x = V::splat(*rows.add(input * R + r));
-                for (sum, vector) in sums.iter_mut().zip(vectors) {
-                    *sum = x.mul_add(vector, *sum);
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            for (p, sum) in sums.iter().enumerate() {
-                sum.store(output.start.add(r * output.stride + p * LANES));
-            }
+        tile.run(isa, copy.as_mut_ptr(), LANES);
+        for (row, copy) in copy.chunks_exact(LANES).take(tile.height).enumerate() {
+            output.slice(row, 0..valid).copy_from_slice(&copy[..valid]);
         }
     }
 }

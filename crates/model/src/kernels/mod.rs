@@ -5,6 +5,8 @@ pub mod simd;
 
 pub mod buffer;
 
+pub mod tile;
+
 pub mod gemm;
 
 pub mod attention;

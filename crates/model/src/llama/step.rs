@@ -407,9 +407,8 @@ impl Step<'_> {
 
     /// Shares out the tiles of a packed matrix: (first row, rows).
     fn share_tiles(&self, rows: usize, task: impl Fn(usize, usize) + Sync) {
-        let wide = self.isa.is_wide();
-        self.team.share(tiles(wide, rows).count(), |index| {
-            let (first, rows) = tiles(wide, rows).nth(index).expect("one of the tiles");
+        self.team.share(tiles(self.isa, rows).count(), |index| {
+            let (first, rows) = tiles(self.isa, rows).nth(index).expect("one of the tiles");
             task(first, rows);
         });
     }
