@@ -5,6 +5,8 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, TensorView};
 
 /// Tensors by Hugging Face name, with the values that every file format must give back.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -38,7 +40,7 @@ impl Shape {
         self.hidden / self.heads
     }
 
-    /// Pseudo-random weights in [-1, 1), no two rows alike.
+    /// Pseudo-random weights in [-1, 1), no two rows alike; exact in every float format.
     pub fn tensors(self) -> Tensors {
         let (hidden, keys) = (self.hidden, self.kv_heads * self.head_dim());
         let mut shapes = vec![
@@ -63,7 +65,7 @@ impl Shape {
         let mut state = 7_u64;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+            (state >> 56) as f32 / 128.0 - 1.0
         };
         shapes
             .into_iter()
@@ -110,7 +112,8 @@ pub fn gguf(shape: Shape, tensors: &Tensors, kind: GgmlDType) -> GgufWriter {
     writer
 }
 
-/// The files of a Hugging Face folder: `config.json`, and the tensors dealt out to `shards` in three formats.
+/// The files of a Hugging Face folder: `config.json`, and the tensors dealt out to `shards`, in turn as F32, F16
+/// and BF16.
 pub fn folder(at: &Path, shape: Shape, tensors: &Tensors, shards: usize) {
     std::fs::write(at.join("config.json"), shape.config_json().to_string()).unwrap();
     let mut files = vec![Vec::new(); shards];
@@ -118,8 +121,8 @@ pub fn folder(at: &Path, shape: Shape, tensors: &Tensors, shards: usize) {
     for (index, (name, (dimensions, values))) in tensors.iter().enumerate() {
         let file = format!("model-{}.safetensors", index % shards);
         weight_map.insert(name.clone(), file.into());
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        files[index % shards].push((name.clone(), dimensions.clone(), bytes));
+        let (kind, bytes) = encode(index, values);
+        files[index % shards].push((name.clone(), kind, dimensions.clone(), bytes));
     }
     for (index, tensors) in files.iter().enumerate() {
         let name =
@@ -132,12 +135,19 @@ pub fn folder(at: &Path, shape: Shape, tensors: &Tensors, shards: usize) {
     }
 }
 
-/// A safetensors file of f32 tensors: (name, shape, little-endian bytes).
-fn safetensors_file(tensors: &[(String, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view =
-            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
-        (name.clone(), view)
+/// The values in one of three formats.
+fn encode(format: usize, values: &[f32]) -> (Dtype, Vec<u8>) {
+    match format % 3 {
+        0 => (Dtype::F32, values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        1 => (Dtype::F16, values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()),
+        _ => (Dtype::BF16, values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()),
+    }
+}
+
+/// A safetensors file of tensors given by name, format, shape and little-endian bytes.
+fn safetensors_file(tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
+    let views = tensors.iter().map(|(name, kind, shape, bytes)| {
+        (name.clone(), TensorView::new(*kind, shape.clone(), bytes).unwrap())
     });
     safetensors::serialize(views, None).unwrap()
 }
