@@ -410,6 +410,48 @@ mod tests {
     }
 
     #[test]
+    fn a_candidate_that_an_unknown_token_may_push_out_of_a_filter_waits_for_its_logit() {
+        // l is 8 for token 7, 6 for token 9, and for token 20 somewhere below 7.5.
+        let base = row(&[(7, 5.0), (9, 4.0), (20, 5.5)]);
+        let reward = |logit: f32| row(&[(7, 3.0), (9, 2.0), (20, logit)]);
+        let history = History::default();
+        // Seeds by which token 9 has the best score, whatever the logits of the unlisted tokens.
+        let bounds = row(&[(7, 6.0), (9, 4.0), (20, 5.5)]); // less the 2 that every bound has
+        let seeds: Vec<u64> = (0..500)
+            .filter(|&seed| {
+                let noise = Noise::new(seed, 0);
+                scan::best_noisy(&bounds, Rank::LAST, &noise, 0).is_some_and(|best| best.id == 9)
+            })
+            .collect();
+        assert!(seeds.len() > 10);
+        for sampling in
+            [Sampling { top_k: 2, ..Sampling::default() }, Sampling { top_p: 0.9, ..Sampling::default() }]
+        {
+            for &seed in &seeds {
+                let noise = Noise::new(seed, 0);
+                let place = |terms: &[Term<'_>]| {
+                    let position = Position {
+                        base: &base,
+                        terms,
+                        sampling: &sampling,
+                        history: &history,
+                        noise: &noise,
+                        position: 0,
+                    };
+                    Chooser::new(100).choose(&position)
+                };
+                let mut top = top_list(&reward(1.9), 2);
+                assert_eq!(place(&[list(1.0, &top)]), Choice::Query(vec![20]), "{sampling:?}");
+                top.add(&[20], &[-1.0]);
+                assert_eq!(place(&[list(1.0, &top)]), Choice::Token(9), "token 20 is out of the way");
+                let whole = reward(1.9);
+                let whole = place(&[Term { strength: 1.0, logits: TermLogits::Dense(&whole) }]);
+                assert!(matches!(whole, Choice::Token(7 | 20)), "token 20 is in the way: {whole:?}");
+            }
+        }
+    }
+
+    #[test]
     fn lists_that_have_no_token_in_common_are_made_to_meet() {
         let base: Vec<f32> = (0..2000).map(|id| if id < 3 { 9.0 - id as f32 } else { 0.0 }).collect();
         let first = TopList::new(vec![0, 10], vec![3.0, 0.5]).unwrap();
