@@ -278,6 +278,11 @@ impl Keys<'_> {
 
     /// Variants of the architecture that would run, and answer nonsense.
     fn refuse_variants(&self, head_dim: usize) -> Result<(), ModelError> {
+        if let Some(parts @ 2..) = self.gguf.count("split.count") {
+            let feature =
+                format!("one of {parts} parts of a GGUF (join them with `llama-gguf-split --merge`)");
+            return Err(ModelError::unsupported(self.gguf.path(), feature));
+        }
         if self.count_or("expert_count", 0)? > 0 {
             return Err(ModelError::unsupported(self.gguf.path(), "a mixture of experts"));
         }

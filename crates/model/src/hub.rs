@@ -174,7 +174,13 @@ impl Hub {
         // kernel's lock dies with its holder.
         let lock_path = folder.join(".uniarm-lock");
         let lock = File::create(&lock_path).map_err(|error| ModelError::io(&lock_path, error))?;
-        lock.lock().map_err(|error| ModelError::io(&lock_path, error))?;
+        if lock.try_lock().is_err() {
+            tracing::info!(
+                repository = address.repository,
+                "another process is fetching this model: waiting"
+            );
+            lock.lock().map_err(|error| ModelError::io(&lock_path, error))?;
+        }
 
         let listing = self.listing(address)?;
         let snapshot = folder.join("snapshots").join(&listing.commit);

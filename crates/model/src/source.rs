@@ -148,14 +148,17 @@ fn finish(
     name: String,
     config: Config,
     weights: Weights,
-    tokenizer: Option<Tokenizer>,
+    mut tokenizer: Option<Tokenizer>,
     template: Option<ChatTemplate>,
 ) -> Result<ModelFiles, ModelError> {
     weights.check(&config)?;
-    let tokens = tokenizer.as_ref().map_or(0, Tokenizer::vocabulary);
-    if tokens > config.vocabulary {
-        let reason = format!("the tokenizer has {tokens} tokens, the embedding {} rows", config.vocabulary);
-        return Err(ModelError::malformed(weights.path(), reason));
+    if let Some(tokenizer) = &mut tokenizer {
+        let (tokens, rows) = (tokenizer.fingerprint().core_tokens, config.vocabulary);
+        if tokens as usize > rows {
+            let reason = format!("the tokenizer has {tokens} tokens, the embedding {rows} rows");
+            return Err(ModelError::malformed(weights.path(), reason));
+        }
+        tokenizer.set_rows(rows);
     }
     let fingerprint = weights.fingerprint(&config)?;
     Ok(ModelFiles { name, config, weights, tokenizer, template, fingerprint })
@@ -249,3 +252,9 @@ pub(crate) fn read_json(file: &Path) -> Result<Value, ModelError> {
     let bytes = std::fs::read(file).map_err(|error| ModelError::io(file, error))?;
     serde_json::from_slice(&bytes).map_err(|error| ModelError::malformed(file, format!("not JSON: {error}")))
 }
+
+/// Engines move models between threads, and many threads encode at once.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<ModelFiles>();
+};

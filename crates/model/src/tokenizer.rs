@@ -24,6 +24,8 @@ pub struct Tokenizer {
     tokens: Tokens,
     bos: Option<u32>,
     eos: Vec<u32>,
+    /// Ids from here on have no row in the model's embedding.
+    rows: u32,
     fingerprint: TokenizerFingerprint,
 }
 
@@ -111,7 +113,7 @@ impl Tokenizer {
     ) -> Result<Self, String> {
         let tokens = Tokens::new(pieces, spelling)?;
         let fingerprint = TokenizerFingerprint::of(pieces, &tokens);
-        Ok(Self { pipeline, tokens, bos: None, eos: Vec::new(), fingerprint })
+        Ok(Self { pipeline, tokens, bos: None, eos: Vec::new(), rows: u32::MAX, fingerprint })
     }
 
     /// Token ids of a text. Special tokens written out in the text become those tokens, as in every chat
@@ -119,10 +121,17 @@ impl Tokenizer {
     /// rendered templates, which write their own.
     ///
     /// # Errors
-    /// [`ModelError::Tokenizer`].
+    /// [`ModelError::Tokenizer`], also for a text that spells an added token which the model does not know.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ModelError> {
         let encoding = self.pipeline.encode_fast(text, add_special);
-        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|e| ModelError::Tokenizer(e.to_string()))
+        let encoding = encoding.map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+        match encoding.get_ids().iter().find(|id| **id >= self.rows) {
+            None => Ok(encoding.get_ids().to_vec()),
+            Some(id) => {
+                let sentence = format!("the model has no row for token '{}'", self.token_text(*id));
+                Err(ModelError::Tokenizer(sentence))
+            }
+        }
     }
 
     /// The bytes that a token adds to an answer, whatever stands before it: the text of an answer is the
@@ -160,6 +169,12 @@ impl Tokenizer {
     pub(crate) fn set_ends(&mut self, bos: Option<u32>, eos: &[u32]) {
         self.bos = bos;
         self.eos = eos.to_vec();
+    }
+
+    /// Fine-tuning often adds a padding token to the tokenizer and no row to the embedding: such tokens are
+    /// refused where a text spells them, and the model works.
+    pub(crate) fn set_rows(&mut self, vocabulary: usize) {
+        self.rows = u32::try_from(vocabulary).unwrap_or(u32::MAX);
     }
 
     /// How a token is written: of special tokens too.
@@ -323,6 +338,15 @@ mod tests {
         let end = tokenizer.token_id("<|end|>").unwrap();
         assert!(tokenizer.is_special(end) && tokenizer.token_bytes(end).is_empty());
         assert_eq!(tokenizer.vocabulary(), 260);
+    }
+
+    #[test]
+    fn a_token_without_a_row_is_refused_where_a_text_spells_it() {
+        let mut tokenizer = read(&byte_level(&["<pad>"])).unwrap();
+        tokenizer.set_rows(258);
+        assert!(tokenizer.encode("he", false).is_ok());
+        let error = tokenizer.encode("he<pad>", false).unwrap_err().to_string();
+        assert_eq!(error, "tokenizer: the model has no row for token '<pad>'");
     }
 
     #[test]

@@ -214,6 +214,7 @@ fn other_architectures_are_refused_by_name() {
         refusal(open_bytes(&writer.bytes()))
     };
     assert!(with("llama.expert_count", 8).contains("mixture of experts"));
+    assert!(with("split.count", 3).contains("one of 3 parts"));
     assert!(with("llama.rope.dimension_count", 8).contains("rotating 8 of 16"));
     let mut writer = gguf(SMALL, &SMALL.tensors(), GgmlDType::F32);
     writer.text("llama.rope.scaling.type", "yarn");

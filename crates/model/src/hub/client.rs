@@ -106,6 +106,7 @@ impl Client {
     /// Downloads a blob, as often resumed as it takes, and gives it its name once it is whole and checked.
     pub(super) fn download(&self, blob: &Blob, home: &Path, file: &str) -> Result<(), Failure> {
         let part = home.with_extension("part");
+        tracing::info!(file, bytes = blob.bytes, have = size_of(&part)?, "downloading");
         let bar = self.bar(blob.bytes, file);
         let mut idle_attempts = 0;
         loop {
