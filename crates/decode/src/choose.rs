@@ -170,13 +170,11 @@ impl Chooser {
         self.named.retain(|&id| id < vocabulary);
         self.named.sort_unstable();
         self.named.dedup();
-        let reshaped = |id: u32| {
+        let divisor = sampling.divisor();
+        for &id in &self.named {
             let (c, exact) = combine_one(base, terms, id);
             let c = if sampling.has_penalties() { numeric(history.penalise(sampling, id, c)) } else { c };
-            (c / sampling.divisor(), exact)
-        };
-        for &id in &self.named {
-            let (value, exact) = reshaped(id);
+            let value = c / divisor;
             self.upper[id as usize] = value;
             if exact {
                 self.known.push(Rank { value, id });
@@ -184,8 +182,9 @@ impl Chooser {
             }
         }
         if sampling.has_penalties() {
-            for id in history.tokens().take_while(|&id| id < vocabulary) {
-                self.upper[id as usize] = reshaped(id).0;
+            for (id, occurrences) in history.occurrences().take_while(|&(id, _)| id < vocabulary) {
+                let (c, _) = combine_one(base, terms, id);
+                self.upper[id as usize] = numeric(occurrences.penalise(sampling, c)) / divisor;
             }
         }
         self.known.sort_unstable_by(Rank::order);

@@ -65,7 +65,7 @@ pub(crate) struct Filters {
 const MASS_ONE: u64 = 1 << 32;
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Occurrences {
+pub(crate) struct Occurrences {
     prompt: u32,
     answer: u32,
 }
@@ -177,21 +177,26 @@ impl History {
         &self.answer
     }
 
-    /// Tokens that some penalty may act on, each once.
-    pub(crate) fn tokens(&self) -> impl Iterator<Item = u32> + '_ {
-        self.counts.keys().copied()
+    /// Tokens that some penalty may act on, each once, in ascending order.
+    pub(crate) fn occurrences(&self) -> impl Iterator<Item = (u32, Occurrences)> + '_ {
+        self.counts.iter().map(|(&token, &occurrences)| (token, occurrences))
     }
 
     /// The guided logit `c` of a token after penalties. Monotone in `c`, rounding included.
     pub fn penalise(&self, sampling: &Sampling, token: u32, c: f32) -> f32 {
-        let Some(occurrences) = self.counts.get(&token) else { return c };
+        self.counts.get(&token).map_or(c, |occurrences| occurrences.penalise(sampling, c))
+    }
+}
+
+impl Occurrences {
+    pub(crate) fn penalise(self, sampling: &Sampling, c: f32) -> f32 {
         let mut c = c;
-        if occurrences.prompt > 0 || occurrences.answer > 0 {
+        if self.prompt > 0 || self.answer > 0 {
             let penalty = sampling.repetition_penalty;
             c = if c > 0.0 { c / penalty } else { c * penalty };
         }
-        if occurrences.answer > 0 {
-            c = c - sampling.presence_penalty - sampling.frequency_penalty * occurrences.answer as f32;
+        if self.answer > 0 {
+            c = c - sampling.presence_penalty - sampling.frequency_penalty * self.answer as f32;
         }
         c
     }

@@ -197,7 +197,7 @@ fn situation(odd: bool) -> impl Strategy<Value = Situation> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 5_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn lists_and_queries_choose_what_whole_rows_choose(situation in situation(false)) {
