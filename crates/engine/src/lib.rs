@@ -8,13 +8,9 @@ use std::{
 };
 
 use uniarm_decode::scheduler::{
-    AddError, NewSequence, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
+    AddError, ExtendError, NewSequence, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
 };
-use uniarm_model::{
-    ModelError,
-    adapter::Conditioned,
-    forward::{Forward, Row},
-};
+use uniarm_model::{Conditioned, Forward, ModelError, Row};
 
 /// Sequences, their paged cache and the model, advanced one step at a time by the thread that owns it.
 pub struct Executor {
@@ -23,6 +19,8 @@ pub struct Executor {
     adapters: HashMap<SequenceId, Conditioned>,
     /// Wanted logits of the step, row-major; reused.
     logits: Vec<f32>,
+    /// Block tables of the step's rows, one after the other; reused.
+    blocks: Vec<u32>,
     started: Instant,
 }
 
@@ -74,7 +72,7 @@ impl Executor {
             waiting_max: options.waiting_max,
             prefix_cache: options.prefix_cache,
         });
-        Self { forward, scheduler, adapters: HashMap::new(), logits: Vec::new(), started: Instant::now() }
+        Self { forward, scheduler, adapters: HashMap::new(), logits: Vec::new(), blocks: Vec::new(), started: Instant::now() }
     }
 
     /// Logits of one row.
@@ -109,9 +107,12 @@ impl Executor {
         Ok(())
     }
 
-    /// Appends a chosen token: the next step computes it.
-    pub fn extend(&mut self, id: SequenceId, tokens: &[u32]) {
-        self.scheduler.extend(id, tokens);
+    /// Appends chosen tokens: the next step computes them.
+    ///
+    /// # Errors
+    /// When the sequence is unknown or would outgrow what it was admitted with.
+    pub fn extend(&mut self, id: SequenceId, tokens: &[u32]) -> Result<(), ExtendError> {
+        self.scheduler.extend(id, tokens)
     }
 
     /// Forgets the sequence and frees its blocks at once.
@@ -154,13 +155,16 @@ impl Executor {
         }
 
         let began = Instant::now();
+        self.blocks.clear();
+        self.blocks.extend(plan.rows.iter().flat_map(|row| &row.blocks).map(|block| block.0));
+        let mut tables = self.blocks.as_slice();
         let rows: Vec<Row<'_>> = plan
             .rows
             .iter()
             .map(|row| Row {
                 tokens: &row.tokens,
                 start: row.start,
-                blocks: &row.blocks,
+                blocks: tables.split_off(..row.blocks.len()).expect("they were laid out just now"),
                 logits_from: row.logits_from,
                 adapter: self.adapters.get(&row.sequence),
             })

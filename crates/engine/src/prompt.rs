@@ -1,10 +1,6 @@
 //! From what a request says to the token ids that one model reads.
 
-use uniarm_model::{
-    ModelError,
-    template::{ChatTemplate, Message},
-    tokenizer::Tokenizer,
-};
+use uniarm_model::{ChatTemplate, Message, ModelError, Tokenizer};
 
 /// What stands between a prompted reward model's system text and a raw prompt, which has no template to put it in.
 const SYSTEM_SEPARATOR: &str = "\n\n";
