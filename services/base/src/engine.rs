@@ -6,31 +6,27 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, mpsc},
-    thread,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
 use uniarm_decode::{
-    Chooser, Sampling,
+    Chooser,
     blocks::CacheRoot,
     scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
-use uniarm_engine::{Executor, ExecutorOptions};
-use uniarm_model::Forward;
+use uniarm_engine::Executor;
 use uniarm_proto::{
-    Event, Failure, FailureCode, OnRewardLoss, Open, Placed, Priority, Refusal, ReplyBatch,
-    SessionGeneration, SessionId, SessionReply, pb,
+    Event, Failure, FailureCode, OnRewardLoss, Priority, Refusal, ReplyBatch, SessionGeneration, SessionId,
+    SessionReply, pb,
 };
-use uniarm_runtime::Metrics;
 
 use crate::{
-    accept::{Accepted, SharedSettings, decode_sampling},
+    accept::{Accepted, SharedSettings},
     choice::{Choice, Chosen, Mode, RequestKey, Rules},
-    guide::{Epoch, LinkId, Links, Scorer},
+    guide::{Epoch, LinkId, Links},
     metrics::{BaseMetrics, ModeLabel, OutcomeLabel},
-    outlet::{OUTLET_EVENTS_MAX, Outlet},
+    request::Request,
     term::Term,
 };
 
@@ -41,27 +37,7 @@ const IDLE_WAIT: Duration = Duration::from_millis(500);
 const STALLED_WAIT: Duration = Duration::from_millis(5);
 
 /// What a refused client is told to wait: about the time in which a busy worker finishes a request.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// Limits of a base worker.
-#[derive(Debug, Clone)]
-pub struct BaseOptions {
-    pub executor: ExecutorOptions,
-    /// Requests that it holds at once, running or waiting.
-    pub requests_max: usize,
-}
-
-/// Starts engines.
-pub struct BaseEngine;
-
-/// What the rest of the process holds of an engine.
-#[derive(Clone)]
-pub struct BaseHandle {
-    settings: SharedSettings,
-    inbox: mpsc::Sender<Command>,
-    permits: Arc<Semaphore>,
-    _stop: Arc<StopOnDrop>,
-}
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The inbox has no bound of its own: requests are bounded by their permits, and a session has at most two replies
 /// outstanding.
@@ -81,31 +57,8 @@ pub(crate) enum Command {
     Stop,
 }
 
-/// Stops the engine with the last handle: the inbox alone cannot tell, because the streams hold it too.
-struct StopOnDrop(mpsc::Sender<Command>);
-
-/// A request that runs.
-struct Request {
-    placed: Placed,
-    sampling: Sampling,
-    seed: u64,
-    list_length: u32,
-    outlet: Outlet,
-    /// Answers that are not finished.
-    running: Vec<SequenceId>,
-    accepted_at: Instant,
-    deadline: Option<Instant>,
-    planned_at: Option<Instant>,
-    first_token_at: Option<Instant>,
-    last_token_at: Option<Instant>,
-    stalled: Duration,
-    usage: pb::Usage,
-    exchange: pb::ExchangeUse,
-    _permit: OwnedSemaphorePermit,
-    span: tracing::Span,
-}
-
-struct Engine {
+/// State of the thread that owns the model.
+pub(crate) struct Engine {
     settings: SharedSettings,
     executor: Executor,
     /// One for each length of a row: a reward model may have the shorter vocabulary.
@@ -121,37 +74,21 @@ struct Engine {
     metrics: BaseMetrics,
 }
 
-// === impl BaseOptions ===
+// === impl Engine ===
 
-impl Default for BaseOptions {
-    fn default() -> Self {
-        Self { executor: ExecutorOptions::default(), requests_max: 1024 }
-    }
-}
-
-// === impl BaseEngine ===
-
-impl BaseEngine {
-    /// Starts the engine's thread; the streams to reward workers live on the current tokio runtime. It ends when the
-    /// last handle is gone.
-    ///
-    /// # Errors
-    /// When the operating system gives no thread.
-    pub fn start(
-        forward: Box<dyn Forward>,
-        settings: crate::BaseSettings,
-        scorer: Arc<dyn Scorer>,
-        options: &BaseOptions,
-        metrics: &Metrics,
-    ) -> std::io::Result<BaseHandle> {
-        let (inbox, commands) = mpsc::channel();
-        let settings = Arc::new(settings);
-        let runtime = tokio::runtime::Handle::current();
-        let engine = Engine {
-            settings: Arc::clone(&settings),
+impl Engine {
+    pub(crate) fn new(
+        settings: SharedSettings,
+        executor: Executor,
+        links: Links,
+        runtime: tokio::runtime::Handle,
+        metrics: BaseMetrics,
+    ) -> Self {
+        Self {
+            settings,
+            executor,
             choosers: HashMap::new(),
-            executor: Executor::new(forward, &options.executor),
-            links: Links::new(scorer, runtime.clone(), inbox.clone()),
+            links,
             runtime,
             requests: HashMap::new(),
             choices: HashMap::new(),
@@ -159,77 +96,12 @@ impl BaseEngine {
             next_request: 0,
             next_sequence: 0,
             next_session: 0,
-            metrics: BaseMetrics::new(metrics),
-        };
-        thread::Builder::new().name("base-engine".into()).spawn(move || engine.run(&commands))?;
-        let _stop = Arc::new(StopOnDrop(inbox.clone()));
-        Ok(BaseHandle { settings, inbox, permits: Arc::new(Semaphore::new(options.requests_max)), _stop })
-    }
-}
-
-// === impl BaseHandle ===
-
-impl BaseHandle {
-    /// Takes a placed request in; its events come out of the receiver, and dropping that cancels the request.
-    ///
-    /// # Errors
-    /// When the request cannot be read by this model, or there is no room for it.
-    pub async fn run(
-        &self,
-        placed: Placed,
-        deadline: Option<Instant>,
-    ) -> Result<async_mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
-        let accepted_at = Instant::now();
-        let permit = self.admit()?;
-        self.settings.check(&placed)?;
-        let seed = placed.request.sampling.seed;
-        let seed = seed.ok_or_else(|| Refusal::invalid("sampling.seed", "must be drawn by the router"))?;
-        let input = placed.request.input.clone();
-        let settings = Arc::clone(&self.settings);
-        let prompt = tokio::task::spawn_blocking(move || settings.read(&input)).await;
-        let prompt = prompt.map_err(|_| Refusal::internal("reading the prompt panicked"))??;
-        let (events, receiver) = async_mpsc::channel(OUTLET_EVENTS_MAX);
-        let accepted = Accepted {
-            prompt,
-            seed,
-            sampling: decode_sampling(&placed.request.sampling),
-            list_length: self.settings.list_length_for(&placed),
-            accepted_at,
-            deadline,
-            events,
-            permit,
-            span: tracing::Span::current(),
-            placed,
-        };
-        let sent = self.inbox.send(Command::Start(Box::new(accepted)));
-        sent.map_err(|_| Refusal::unavailable("engine_stopped", "the base engine stopped"))?;
-        Ok(receiver)
+            metrics,
+        }
     }
 
-    /// A place for a request, or the reason why there is none.
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            Refusal::exhausted(
-                "base_queue_full",
-                "this base worker holds as many requests as it may",
-                RETRY_AFTER,
-            )
-        })
-    }
-}
-
-// === impl StopOnDrop ===
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.send(Command::Stop);
-    }
-}
-
-// === impl Engine ===
-
-impl Engine {
-    fn run(mut self, commands: &mpsc::Receiver<Command>) {
+    /// Runs until the last handle is gone.
+    pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>) {
         let mut busy = false;
         loop {
             if !busy {
@@ -271,45 +143,8 @@ impl Engine {
     fn start(&mut self, accepted: Accepted) {
         let key = RequestKey(self.next_request);
         self.next_request += 1;
-        let Accepted {
-            placed,
-            prompt,
-            seed,
-            sampling,
-            list_length,
-            accepted_at,
-            deadline,
-            events,
-            permit,
-            span,
-        } = accepted;
-        let asked = &placed.request;
-        let started = pb::Started {
-            request_id: asked.request_id.clone(),
-            model: self.settings.model.clone(),
-            seed,
-            prompt_tokens: prompt.len() as u32,
-            guidance: asked.guidance.iter().cloned().map(Into::into).collect(),
-        };
-        let mut request = Request {
-            sampling,
-            seed,
-            list_length,
-            outlet: Outlet::new(events),
-            running: Vec::new(),
-            accepted_at,
-            deadline,
-            planned_at: None,
-            first_token_at: None,
-            last_token_at: None,
-            stalled: Duration::ZERO,
-            usage: pb::Usage { prompt_tokens: prompt.len() as u32, ..pb::Usage::default() },
-            exchange: pb::ExchangeUse::default(),
-            _permit: permit,
-            span,
-            placed,
-        };
-        request.outlet.send(Ok(Event::Started(started)));
+        let (mut request, prompt) = Request::new(accepted);
+        request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
         let mut refused = None;
         for number in 0..request.placed.request.sampling.n {
             match self.start_choice(key, &request, &prompt, number) {
@@ -459,7 +294,7 @@ impl Engine {
             let request = &self.requests[&choice.request];
             for term in &mut choice.terms {
                 if term.can_open(now, &self.links) {
-                    let open = open_message(&self.settings, request, choice.number, &choice.answer, term);
+                    let open = request.open_message(&self.settings, choice.number, &choice.answer, term);
                     term.open(open, &mut self.links);
                 }
             }
@@ -640,95 +475,6 @@ impl Engine {
         self.metrics.running.set(stats.running as i64);
         self.metrics.waiting.set(stats.waiting as i64);
         self.metrics.free_blocks.set(stats.free_blocks as i64);
-    }
-}
-
-// === impl Request ===
-
-impl Request {
-    /// Books one token.
-    fn count(&mut self, chosen: &Chosen, metrics: &BaseMetrics, previous: Option<Instant>) {
-        let now = Instant::now();
-        if self.first_token_at.is_none() {
-            self.first_token_at = Some(now);
-            metrics.first_token.observe((now - self.accepted_at).as_secs_f64());
-        }
-        if let Some(previous) = previous {
-            metrics.inter_token.observe((now - previous).as_secs_f64());
-        }
-        self.last_token_at = Some(now);
-        self.usage.completion_tokens += 1;
-        metrics.tokens.inc();
-        if chosen.unguided {
-            self.usage.unguided_tokens += 1;
-            metrics.unguided.inc();
-        }
-        if let Some(mode) = chosen.mode {
-            self.stalled += chosen.stalled;
-            metrics.reward_wait.observe(chosen.stalled.as_secs_f64());
-            metrics.decided.get_or_create(&ModeLabel { mode: mode.name() }).inc();
-            match mode {
-                Mode::Certified => self.exchange.certified += 1,
-                Mode::Queried => self.exchange.queried += 1,
-                Mode::Dense => self.exchange.dense += 1,
-            }
-        }
-    }
-
-    fn summary(&self) -> pb::Summary {
-        let milliseconds = |until: Option<Instant>| {
-            until.map_or(0.0, |until| (until - self.accepted_at).as_secs_f64() * 1e3)
-        };
-        pb::Summary {
-            usage: Some(self.usage),
-            timing: Some(pb::Timing {
-                queue_ms: milliseconds(self.planned_at),
-                first_token_ms: milliseconds(self.first_token_at),
-                total_ms: milliseconds(self.last_token_at),
-                reward_stall_ms: self.stalled.as_secs_f64() * 1e3,
-            }),
-            exchange: Some(self.exchange),
-        }
-    }
-
-    fn log(&self, outcome: &'static str) {
-        let _entered = self.span.enter();
-        tracing::info!(
-            request = self.placed.request.request_id,
-            outcome,
-            prompt_tokens = self.usage.prompt_tokens,
-            completion_tokens = self.usage.completion_tokens,
-            certified = self.exchange.certified,
-            queried = self.exchange.queried,
-            dense = self.exchange.dense,
-            milliseconds = self.accepted_at.elapsed().as_millis() as u64,
-            "request ended"
-        );
-    }
-}
-
-fn open_message(
-    settings: &SharedSettings,
-    request: &Request,
-    number: u32,
-    answer: &[u32],
-    term: &Term,
-) -> Open {
-    // The lower tail certifies nothing: with a negative strength only whole rows decide.
-    let list_length = if term.asked.strength < 0.0 { 0 } else { request.list_length };
-    Open {
-        reward: term.asked.reward.clone(),
-        preference: term.asked.preference.clone(),
-        input: request.placed.request.input.clone(),
-        answer: answer.to_vec(),
-        list_length,
-        priority: request.placed.request.priority,
-        tokenizer: Some(settings.tokenizer_fingerprint()),
-        vocabulary: settings.vocabulary as u32,
-        seed: request.seed,
-        choice: number,
-        temperature: request.sampling.temperature,
-        answer_tokens_max: request.placed.request.sampling.max_tokens,
     }
 }
 

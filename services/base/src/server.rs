@@ -15,7 +15,7 @@ use uniarm_proto::{
     },
 };
 
-use crate::engine::BaseHandle;
+use crate::handle::BaseHandle;
 
 /// Serves `Base` and `Membership` for one engine.
 #[derive(Clone)]

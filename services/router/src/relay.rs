@@ -115,10 +115,10 @@ impl Relay {
                     });
                 }
                 Err(status) if is_elsewhere(&status) => attempts.record_failure(base, status),
-                Err(status) => return Err(own(status)),
+                Err(status) => return Err(own(&status)),
             }
         }
-        Err(own(attempts.last.unwrap_or_else(|| Status::unavailable("no base worker took the request"))))
+        Err(attempts.last.unwrap_or_else(|| Status::unavailable("no base worker took the request")))
     }
 
     async fn attempt(
@@ -143,7 +143,7 @@ impl Attempts {
     fn record_failure(&mut self, base: MemberId, status: Status) {
         tracing::warn!(%base, %status, request = self.request.request_id, "a base worker did not take the request");
         self.failed.insert(base);
-        self.last = Some(own(status));
+        self.last = Some(own(&status));
     }
 }
 
@@ -158,12 +158,9 @@ fn is_elsewhere(status: &Status) -> bool {
 }
 
 /// A worker's status as the client may see it: code, message and details, without its transport headers.
-fn own(status: Status) -> Status {
-    Status::with_details(status.code(), status.message(), bytes_of(&status))
-}
-
-fn bytes_of(status: &Status) -> uniarm_proto::Details {
-    uniarm_proto::Details::copy_from_slice(status.details())
+fn own(status: &Status) -> Status {
+    let details = uniarm_proto::Details::copy_from_slice(status.details());
+    Status::with_details(status.code(), status.message(), details)
 }
 
 // === impl Relayed ===
@@ -186,7 +183,7 @@ impl Stream for Relayed {
             }
             Some(Err(status)) => {
                 self.outcome = "failed";
-                Some(Err(own(status)))
+                Some(Err(own(&status)))
             }
             None => None,
         })

@@ -133,7 +133,7 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
         }
         for (guidance, runs) in Guidance::ALL.into_iter().zip(measured) {
             let floor = machine.tokens_per_second(work, batch, guidance != Guidance::None);
-            cases.push(case(guidance, batch, runs, floor));
+            cases.push(case(guidance, batch, &runs, floor));
         }
     }
     progress.finish_and_clear();
@@ -212,7 +212,7 @@ async fn answer(base: &BaseHandle, placed: Placed) -> anyhow::Result<Arrivals> {
     Ok(arrivals)
 }
 
-fn case(guidance: Guidance, batch: usize, runs: Vec<(f64, Vec<Arrivals>)>, floor: f64) -> Case {
+fn case(guidance: Guidance, batch: usize, runs: &[(f64, Vec<Arrivals>)], floor: f64) -> Case {
     let mut rates: Vec<f64> = runs.iter().map(|(rate, _)| *rate).collect();
     rates.sort_by(f64::total_cmp);
     let all: Vec<&Arrivals> = runs.iter().flat_map(|(_, arrivals)| arrivals).collect();
