@@ -1,0 +1,172 @@
+//! One running request: what it was accepted with, what it has used, and what its client hears at the end.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+use uniarm_decode::{Sampling, scheduler::SequenceId};
+use uniarm_proto::{Open, Placed, pb};
+
+use crate::{
+    accept::{Accepted, BaseSettings},
+    choice::{Chosen, Mode},
+    metrics::{BaseMetrics, ModeLabel},
+    outlet::Outlet,
+    term::Term,
+};
+
+/// A request that runs.
+pub(crate) struct Request {
+    pub(crate) placed: Placed,
+    pub(crate) sampling: Sampling,
+    pub(crate) seed: u64,
+    /// K; 0: whole rows.
+    list_length: u32,
+    pub(crate) outlet: Outlet,
+    /// Answers that are not finished.
+    pub(crate) running: Vec<SequenceId>,
+    accepted_at: Instant,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) planned_at: Option<Instant>,
+    first_token_at: Option<Instant>,
+    last_token_at: Option<Instant>,
+    stalled: Duration,
+    pub(crate) usage: pb::Usage,
+    pub(crate) exchange: pb::ExchangeUse,
+    _permit: OwnedSemaphorePermit,
+    span: tracing::Span,
+}
+
+// === impl Request ===
+
+impl Request {
+    /// A request with what it was accepted with, and its prompt.
+    pub(crate) fn new(accepted: Accepted) -> (Self, Vec<u32>) {
+        let Accepted {
+            placed,
+            prompt,
+            seed,
+            sampling,
+            list_length,
+            accepted_at,
+            deadline,
+            events,
+            permit,
+            span,
+        } = accepted;
+        let request = Self {
+            placed,
+            sampling,
+            seed,
+            list_length,
+            outlet: Outlet::new(events),
+            running: Vec::new(),
+            accepted_at,
+            deadline,
+            planned_at: None,
+            first_token_at: None,
+            last_token_at: None,
+            stalled: Duration::ZERO,
+            usage: pb::Usage { prompt_tokens: prompt.len() as u32, ..pb::Usage::default() },
+            exchange: pb::ExchangeUse::default(),
+            _permit: permit,
+            span,
+        };
+        (request, prompt)
+    }
+
+    pub(crate) fn started(&self, model: &str) -> pb::Started {
+        pb::Started {
+            request_id: self.placed.request.request_id.clone(),
+            model: model.to_owned(),
+            seed: self.seed,
+            prompt_tokens: self.usage.prompt_tokens,
+            guidance: self.placed.request.guidance.iter().cloned().map(Into::into).collect(),
+        }
+    }
+
+    /// Books one token.
+    pub(crate) fn count(&mut self, chosen: &Chosen, metrics: &BaseMetrics, previous: Option<Instant>) {
+        let now = Instant::now();
+        if self.first_token_at.is_none() {
+            self.first_token_at = Some(now);
+            metrics.first_token.observe((now - self.accepted_at).as_secs_f64());
+        }
+        if let Some(previous) = previous {
+            metrics.inter_token.observe((now - previous).as_secs_f64());
+        }
+        self.last_token_at = Some(now);
+        self.usage.completion_tokens += 1;
+        metrics.tokens.inc();
+        if chosen.unguided {
+            self.usage.unguided_tokens += 1;
+            metrics.unguided.inc();
+        }
+        if let Some(mode) = chosen.mode {
+            self.stalled += chosen.stalled;
+            metrics.reward_wait.observe(chosen.stalled.as_secs_f64());
+            metrics.decided.get_or_create(&ModeLabel { mode: mode.name() }).inc();
+            match mode {
+                Mode::Certified => self.exchange.certified += 1,
+                Mode::Queried => self.exchange.queried += 1,
+                Mode::Dense => self.exchange.dense += 1,
+            }
+        }
+    }
+
+    pub(crate) fn summary(&self) -> pb::Summary {
+        let milliseconds = |until: Option<Instant>| {
+            until.map_or(0.0, |until| (until - self.accepted_at).as_secs_f64() * 1e3)
+        };
+        pb::Summary {
+            usage: Some(self.usage),
+            timing: Some(pb::Timing {
+                queue_ms: milliseconds(self.planned_at),
+                first_token_ms: milliseconds(self.first_token_at),
+                total_ms: milliseconds(self.last_token_at),
+                reward_stall_ms: self.stalled.as_secs_f64() * 1e3,
+            }),
+            exchange: Some(self.exchange),
+        }
+    }
+
+    pub(crate) fn log(&self, outcome: &'static str) {
+        let _entered = self.span.enter();
+        tracing::info!(
+            request = self.placed.request.request_id,
+            outcome,
+            prompt_tokens = self.usage.prompt_tokens,
+            completion_tokens = self.usage.completion_tokens,
+            certified = self.exchange.certified,
+            queried = self.exchange.queried,
+            dense = self.exchange.dense,
+            milliseconds = self.accepted_at.elapsed().as_millis() as u64,
+            "request ended"
+        );
+    }
+
+    /// What opens a session of one of its answers.
+    pub(crate) fn open_message(
+        &self,
+        settings: &BaseSettings,
+        number: u32,
+        answer: &[u32],
+        term: &Term,
+    ) -> Open {
+        // The lower tail certifies nothing: with a negative strength only whole rows decide.
+        let list_length = if term.asked.strength < 0.0 { 0 } else { self.list_length };
+        Open {
+            reward: term.asked.reward.clone(),
+            preference: term.asked.preference.clone(),
+            input: self.placed.request.input.clone(),
+            answer: answer.to_vec(),
+            list_length,
+            priority: self.placed.request.priority,
+            tokenizer: Some(settings.tokenizer_fingerprint()),
+            vocabulary: settings.vocabulary as u32,
+            seed: self.seed,
+            choice: number,
+            temperature: self.sampling.temperature,
+            answer_tokens_max: self.placed.request.sampling.max_tokens,
+        }
+    }
+}
