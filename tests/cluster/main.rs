@@ -1,6 +1,7 @@
 //! The whole system in real processes, on real weights.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
+#![allow(clippy::await_holding_lock)] // tests take turns on the machine, each on a runtime of its own
 
 mod bad_input;
 mod clients;

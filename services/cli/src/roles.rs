@@ -84,11 +84,11 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
         return Ok(());
     };
     let loaded = worker::load(args.model, &args.engine).await?;
-    let handle =
+    let (handle, member) =
         worker::start_reward(loaded.files, loaded.llama, &args.models, &args.engine, &process.metrics)?;
     let generation = process.generation().await?;
     process
-        .serve(handle.catalogue().member(), generation, |server, member| {
+        .serve(member, generation, |server, member| {
             let service = RewardService::new(handle, member);
             server.add_service(service.reward_server()).add_service(service.membership_server())
         })
@@ -129,12 +129,13 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
         let reward = worker::load(reward_source, &args.engine).await?;
         (reward.files, reward.llama)
     };
-    let reward = worker::start_reward(reward_files, reward_llama, &models, &args.engine, &metrics)?;
-    let scorer = Arc::new(LocalScorer::new(reward.clone()));
+    let (reward, reward_member) =
+        worker::start_reward(reward_files, reward_llama, &models, &args.engine, &metrics)?;
+    let scorer = Arc::new(LocalScorer::new(reward));
     let flags = (&args.engine, &args.exchange);
     let (base, base_member) = worker::start_base(loaded.files, loaded.llama, None, flags, scorer, &metrics)?;
 
-    let reward_member = Member { id: MemberId("reward".into()), ..reward.catalogue().member() };
+    let reward_member = Member { id: MemberId("reward".into()), ..reward_member };
     let base_address = back.local_addr().to_string();
     let base_member = Member { id: MemberId("base".into()), address: base_address, ..base_member };
     let reward_registration = enter(&*store, reward_member.clone()).await?.1;

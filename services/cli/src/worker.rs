@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use uniarm_base::{BaseEngine, BaseHandle, BaseOptions, BaseSettings, Scorer};
 use uniarm_engine::ExecutorOptions;
 use uniarm_model::{Forward, Llama, LlamaOptions, ModelFiles, OpenOptions, Row};
-use uniarm_proto::Exchange;
+use uniarm_proto::{Exchange, Member};
 use uniarm_reward::{Backbone, RewardCatalogue, RewardEngine, RewardHandle, RewardOptions};
 use uniarm_runtime::Metrics;
 
@@ -124,7 +124,7 @@ pub fn start_base(
     flags: (&EngineArgs, &ExchangeArgs),
     scorer: Arc<dyn Scorer>,
     metrics: &Metrics,
-) -> anyhow::Result<(BaseHandle, uniarm_proto::Member)> {
+) -> anyhow::Result<(BaseHandle, Member)> {
     let (engine, exchange) = flags;
     let settings = BaseSettings {
         model: name.unwrap_or(files.name),
@@ -138,7 +138,7 @@ pub fn start_base(
         },
         list_length: exchange.list_length,
     };
-    let member = settings.member();
+    let member = Member { capacity: engine.running_max as u32, ..settings.member() };
     let options = BaseOptions { executor: executor_options(engine), ..BaseOptions::default() };
     let handle = BaseEngine::start(Box::new(llama), settings, scorer, &options, metrics)?;
     Ok((handle, member))
@@ -150,7 +150,7 @@ pub fn start_reward(
     models: &RewardModelArgs,
     engine: &EngineArgs,
     metrics: &Metrics,
-) -> anyhow::Result<RewardHandle> {
+) -> anyhow::Result<(RewardHandle, Member)> {
     let config = files.config.clone();
     let backbone = Backbone {
         name: files.name,
@@ -176,7 +176,9 @@ pub fn start_reward(
         catalogue.add_plain(DEFAULT_REWARD)?;
     }
     let options = RewardOptions { executor: executor_options(engine) };
-    Ok(RewardEngine::start(Box::new(llama), catalogue, &options, metrics)?)
+    let member = Member { capacity: engine.running_max as u32, ..catalogue.member() };
+    let handle = RewardEngine::start(Box::new(llama), catalogue, &options, metrics)?;
+    Ok((handle, member))
 }
 
 /// `NAME=FOLDER`, or the folder's own name.

@@ -114,7 +114,7 @@ impl Relay {
                         _permit: permit,
                     });
                 }
-                Err(status) if is_elsewhere(&status) => attempts.record_failure(base, status),
+                Err(status) if is_elsewhere(&status) => attempts.record_failure(base, &status),
                 Err(status) => return Err(own(&status)),
             }
         }
@@ -140,10 +140,10 @@ impl Relay {
 // === impl Attempts ===
 
 impl Attempts {
-    fn record_failure(&mut self, base: MemberId, status: Status) {
+    fn record_failure(&mut self, base: MemberId, status: &Status) {
         tracing::warn!(%base, %status, request = self.request.request_id, "a base worker did not take the request");
         self.failed.insert(base);
-        self.last = Some(own(&status));
+        self.last = Some(own(status));
     }
 }
 

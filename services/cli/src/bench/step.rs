@@ -111,7 +111,7 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
     let reward_files = worker::open(&source)?;
     let reward_llama = worker::share(&loaded, &args.engine)?;
     let metrics = Metrics::new();
-    let reward = worker::start_reward(reward_files, reward_llama, &models, &args.engine, &metrics)?;
+    let (reward, _) = worker::start_reward(reward_files, reward_llama, &models, &args.engine, &metrics)?;
     let model = loaded.files.name.clone();
     let scorer = Arc::new(LocalScorer::new(reward));
     let flags = (&args.engine, &args.exchange);
