@@ -51,6 +51,11 @@ pub struct StepReport {
     pub expired: Vec<SequenceId>,
 }
 
+/// Tokens that a sequence of `forward` may have: the model's context, or the whole cache where that is smaller.
+pub fn context_tokens(forward: &dyn Forward) -> usize {
+    forward.context_tokens().min(forward.blocks() * forward.block_tokens())
+}
+
 // === impl ExecutorOptions ===
 
 impl Default for ExecutorOptions {
@@ -72,7 +77,14 @@ impl Executor {
             waiting_max: options.waiting_max,
             prefix_cache: options.prefix_cache,
         });
-        Self { forward, scheduler, adapters: HashMap::new(), logits: Vec::new(), blocks: Vec::new(), started: Instant::now() }
+        Self {
+            forward,
+            scheduler,
+            adapters: HashMap::new(),
+            logits: Vec::new(),
+            blocks: Vec::new(),
+            started: Instant::now(),
+        }
     }
 
     /// Logits of one row.
@@ -80,8 +92,9 @@ impl Executor {
         self.forward.vocabulary()
     }
 
+    /// Tokens that a sequence may have: the model's context, or the whole cache where that is smaller.
     pub fn context_tokens(&self) -> usize {
-        self.forward.context_tokens()
+        context_tokens(&*self.forward)
     }
 
     /// Time as the scheduler counts it; deadlines of sequences are on this clock.

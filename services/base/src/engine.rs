@@ -489,6 +489,7 @@ fn rank(priority: Priority) -> Rank {
 fn refusal_of(error: &AddError) -> Refusal {
     match error {
         AddError::QueueFull { .. } => Refusal::exhausted("base_queue_full", error.to_string(), RETRY_AFTER),
+        AddError::DeadlinePassed => Refusal::deadline(error.to_string()),
         _ => Refusal::invalid("input", error),
     }
 }

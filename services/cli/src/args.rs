@@ -199,9 +199,6 @@ pub struct UpArgs {
     /// Address of /metrics, /healthz and /readyz; none without it
     #[arg(long)]
     pub admin: Option<String>,
-    /// Where members are recorded
-    #[arg(long, default_value = "memory")]
-    pub store: String,
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]

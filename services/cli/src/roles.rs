@@ -101,10 +101,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let _telemetry = init_telemetry("uniarm", &args.log)?;
     let shutdown = Shutdown::on_signals()?;
     let metrics = Metrics::new();
-    let store: Arc<dyn MemberStore> = match StoreAddress::parse(&args.store)? {
-        StoreAddress::Memory => Arc::new(MemoryStore::new()),
-        address @ StoreAddress::Etcd { .. } => uniarm_cluster::open(&address, EtcdOptions::default())?,
-    };
+    let store = MemoryStore::new();
     let readiness = Readiness::starting();
     let front = GrpcServer::bind(&args.grpc, GrpcOptions::default(), readiness.clone()).await?;
     let back = GrpcServer::bind("127.0.0.1:0", GrpcOptions::default(), readiness.clone()).await?;
@@ -138,8 +135,8 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let reward_member = Member { id: MemberId("reward".into()), ..reward_member };
     let base_address = back.local_addr().to_string();
     let base_member = Member { id: MemberId("base".into()), address: base_address, ..base_member };
-    let reward_registration = enter(&*store, reward_member.clone()).await?.1;
-    let (base_member, base_registration) = enter(&*store, base_member).await?;
+    let reward_registration = enter(&store, reward_member.clone()).await?.1;
+    let (base_member, base_registration) = enter(&store, base_member).await?;
 
     let ready = ready_line(front.local_addr(), &base_member, &reward_member);
     let service = RouterService::new(store.watch(), RouterOptions::default(), &metrics);

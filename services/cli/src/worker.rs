@@ -130,7 +130,7 @@ pub fn start_base(
         model: name.unwrap_or(files.name),
         tokenizer: files.tokenizer.context("a base model needs a tokenizer")?,
         template: files.template,
-        context_tokens: llama.context_tokens(),
+        context_tokens: uniarm_engine::context_tokens(&llama),
         vocabulary: llama.vocabulary(),
         exchange: match exchange.exchange {
             ExchangeMode::Certified => Exchange::Certified,
@@ -157,7 +157,7 @@ pub fn start_reward(
         fingerprint: files.fingerprint,
         tokenizer: files.tokenizer.context("a reward model needs a tokenizer")?,
         template: files.template,
-        context_tokens: llama.context_tokens(),
+        context_tokens: uniarm_engine::context_tokens(&llama),
         vocabulary: llama.vocabulary(),
     };
     let mut catalogue = RewardCatalogue::new(backbone);
