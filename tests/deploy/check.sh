@@ -1,6 +1,6 @@
 #!/bin/sh
-# The deployment files: the Dockerfile lints, the compose file holds together and its command lines are the binary's,
-# Prometheus and the collector are told of processes that exist.
+# The deployment files: the Dockerfile lints, the compose file holds together and what it starts is a cluster that
+# answers, Prometheus and the collector are told of processes that exist.
 # Usage: tests/deploy/check.sh [UNIARM]      UNIARM: the binary that the command lines are tried with
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -47,8 +47,14 @@ if python=$(scripts/k8s-tools.sh python); then
     if [ -x "$uniarm" ]; then
         check "the binary takes the compose file's command lines" \
             "$python" tests/deploy/command_lines.py "$uniarm" compose deploy/compose.yaml
+        if etcd=$(scripts/etcd.sh path) && model=$(scripts/fetch-demo-model.sh); then
+            check "the compose file's cluster answers, outlives a worker of each pool, and stops" \
+                "$python" tests/deploy/cluster.py "$uniarm" "$etcd" "$model"
+        else
+            skip "the compose file's cluster" "etcd or the demo model cannot be had (see above)"
+        fi
     else
-        skip "the compose file's command lines" "$uniarm is not built"
+        skip "the compose file's command lines and its cluster" "$uniarm is not built"
     fi
 else
     skip "what the files say of each other" "PyYAML cannot be had"
