@@ -64,7 +64,7 @@ def start_etcd(stack, etcd, address, folder):
 
 
 def start(stack, command, variables, log):
-    """A process that outlives no failure of ours."""
+    """A process that ends with the test, however that ends."""
     file = stack.enter_context(open(log, "w", encoding="utf-8"))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("UNIARM_")}
     process = subprocess.Popen(command, env=environment | variables, stdout=file, stderr=file)
