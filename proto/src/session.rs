@@ -52,12 +52,18 @@ pub struct Open {
     pub temperature: f32,
     /// The answer will not be longer.
     pub answer_tokens_max: u32,
+    /// Rank lists by scale · z + G, with this scale; 0: by z.
+    pub noise_scale: f32,
 }
 
 /// reward → base.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SessionReply {
-    Opened { prompt_tokens: u32, vocabulary: u32, answer_tokens_max: u32 },
+    Opened {
+        prompt_tokens: u32,
+        vocabulary: u32,
+        answer_tokens_max: u32,
+    },
     Row(SessionRow),
     Answer(Answer),
     /// The session is gone.
@@ -71,6 +77,8 @@ pub struct SessionRow {
     pub ids: Vec<u32>,
     pub values: Vec<f32>,
     pub log_normalizer: f32,
+    /// `Some`: the list is ranked with the noise, and every unlisted scale · z + G is at most this.
+    pub floor: Option<f32>,
 }
 
 /// Values in the order of the query's ids; without ids, of the vocabulary.
@@ -184,6 +192,7 @@ impl TryFrom<pb::Open> for Open {
             choice: wire.choice,
             temperature: wire.temperature,
             answer_tokens_max: wire.answer_tokens_max,
+            noise_scale: wire.noise_scale,
         })
     }
 }
@@ -203,6 +212,7 @@ impl From<Open> for pb::Open {
             choice: open.choice,
             temperature: open.temperature,
             answer_tokens_max: open.answer_tokens_max,
+            noise_scale: open.noise_scale,
         }
     }
 }
@@ -228,9 +238,8 @@ impl SessionReply {
     /// Bytes of payload: four for each id and each value. Framing is a few bytes more.
     pub fn payload_bytes(&self) -> usize {
         match self {
-            Self::Row(SessionRow { ids, values, .. }) | Self::Answer(Answer { ids, values, .. }) => {
-                4 * (ids.len() + values.len())
-            }
+            Self::Row(row) => 4 * (row.ids.len() + row.values.len() + usize::from(row.floor.is_some())),
+            Self::Answer(Answer { ids, values, .. }) => 4 * (ids.len() + values.len()),
             Self::Opened { .. } | Self::Failure(_) => 0,
         }
     }
@@ -249,6 +258,7 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
                 values: values_from_wire("row.values", &row.ids, &row.values)?,
                 ids: row.ids,
                 log_normalizer: row.log_normalizer,
+                floor: row.floor,
             }),
             pb::session_reply::Reply::Answer(answer) => Self::Answer(Answer {
                 position: answer.position,
@@ -271,6 +281,7 @@ impl From<SessionReply> for pb::session_reply::Reply {
                 ids: row.ids,
                 values: values_to_wire(&row.values),
                 log_normalizer: row.log_normalizer,
+                floor: row.floor,
             }),
             SessionReply::Answer(answer) => Self::Answer(pb::Answer {
                 position: answer.position,
@@ -350,6 +361,7 @@ mod tests {
             ids: vec![7, 2],
             values: vec![f32::MIN_POSITIVE, -0.0],
             log_normalizer: 12.5,
+            floor: Some(-0.5),
         };
         let wire = reply_to_wire(SessionId(1), SessionGeneration(2), SessionReply::Row(row.clone()));
         let (session, generation, reply) = reply_from_wire(wire);

@@ -86,10 +86,13 @@ async fn a_trained_adapter_is_certified_at_every_preference() {
     for tenths in 0..=10 {
         let weight = tenths as f32 / 10.0;
         let preference = [("positive", weight), ("concise", 1.0 - weight)];
-        let lists = ask_all(&inference, &questions(12, &preference, 0.0, 40), 12).await;
-        let (bytes, share) = report(&format!("trained adapter, positive = {weight}"), &lists);
-        assert!(share >= 92.0, "positive = {weight}: {share} % certified");
-        assert!(bytes <= 600.0, "positive = {weight}: {bytes} bytes per token");
+        for temperature in [0.0, 1.0] {
+            let lists = ask_all(&inference, &questions(12, &preference, temperature, 32), 12).await;
+            let what = format!("trained adapter, positive = {weight}, T = {temperature}");
+            let (bytes, share) = report(&what, &lists);
+            assert!(share >= 92.0, "{what}: {share} % certified");
+            assert!(bytes <= 600.0, "{what}: {bytes} bytes per token");
+        }
     }
 }
 

@@ -85,6 +85,7 @@ fn open(member: &Member, answer: Vec<u32>) -> Open {
         choice: 0,
         temperature: 0.0,
         answer_tokens_max: 32,
+        noise_scale: 0.0,
     }
 }
 

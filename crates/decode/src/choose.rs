@@ -102,6 +102,8 @@ pub struct Chooser {
     is_known: Vec<bool>,
     /// Ids that some list names.
     named: Vec<u32>,
+    /// G of every token, where a list is ranked with it; else empty.
+    noise: Vec<f32>,
     /// Workspaces.
     head: Vec<Rank>,
     missing: Vec<u32>,
@@ -125,6 +127,7 @@ impl Chooser {
             known: Vec::new(),
             is_known: vec![false; vocabulary],
             named: Vec::new(),
+            noise: Vec::new(),
             head: Vec::new(),
             missing: Vec::new(),
         }
@@ -158,9 +161,14 @@ impl Chooser {
 
     /// Fills `upper` and finds out which tokens are known.
     fn learn(&mut self, position: &Position<'_>) {
-        let Position { base, terms, sampling, history, .. } = *position;
+        let Position { base, terms, sampling, history, noise, position } = *position;
         let vocabulary = self.vocabulary as u32;
-        combine(base, terms, sampling.divisor(), &mut self.upper);
+        self.noise.clear();
+        if terms.iter().any(Term::is_noisy) {
+            self.noise.resize(self.vocabulary, 0.0);
+            noise.fill(position, &mut self.noise);
+        }
+        combine(base, terms, &self.noise, sampling.divisor(), &mut self.upper);
         for known in self.known.drain(..) {
             self.is_known[known.id as usize] = false;
         }
@@ -172,7 +180,8 @@ impl Chooser {
         self.named.dedup();
         let divisor = sampling.divisor();
         for &id in &self.named {
-            let (c, exact) = combine_one(base, terms, id);
+            let noise = self.noise.get(id as usize).copied().unwrap_or(0.0);
+            let (c, exact) = combine_one(base, terms, id, noise);
             let c = if sampling.has_penalties() { numeric(history.penalise(sampling, id, c)) } else { c };
             let value = c / divisor;
             self.upper[id as usize] = value;
@@ -183,7 +192,8 @@ impl Chooser {
         }
         if sampling.has_penalties() {
             for (id, occurrences) in history.occurrences().take_while(|&(id, _)| id < vocabulary) {
-                let (c, _) = combine_one(base, terms, id);
+                let noise = self.noise.get(id as usize).copied().unwrap_or(0.0);
+                let (c, _) = combine_one(base, terms, id, noise);
                 self.upper[id as usize] = numeric(occurrences.penalise(sampling, c)) / divisor;
             }
         }

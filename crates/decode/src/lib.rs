@@ -37,7 +37,9 @@ pub mod scheduler;
 
 pub use blocks::{BlockId, CacheRoot};
 pub use choose::{Choice, Chooser, Position};
-pub use guidance::{ListError, Term, TermLogits, TopList, log_sum_exp, top_list};
+pub use guidance::{
+    ListError, NoisyRanking, Term, TermLogits, TopList, log_sum_exp, noisy_top_list, top_list,
+};
 pub use noise::Noise;
 pub use preference::{Preference, PreferenceError, PreferenceSpec};
 pub use reference::choose_dense;

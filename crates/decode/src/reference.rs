@@ -18,7 +18,7 @@ pub fn choose_dense(position: &Position<'_>) -> u32 {
 
     let mut ranking: Vec<Rank> = (0..base.len() as u32)
         .map(|id| {
-            let (c, _) = combine_one(base, terms, id);
+            let (c, _) = combine_one(base, terms, id, 0.0);
             let c = numeric(history.penalise(sampling, id, c));
             Rank { value: c / sampling.divisor(), id }
         })

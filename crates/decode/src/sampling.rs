@@ -104,6 +104,11 @@ impl Sampling {
         !self.temperature.is_normal() || self.temperature < 0.0
     }
 
+    /// Whether top-k, top-p or min-p cuts anything.
+    pub fn has_filters(&self) -> bool {
+        self.filters().is_some()
+    }
+
     pub(crate) fn filters(&self) -> Option<Filters> {
         let filters = Filters {
             tokens: (self.top_k > 0).then_some(self.top_k as usize),

@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use uniarm_decode::{
-    Choice, Chooser, History, Noise, Position, Sampling, Term, TermLogits, TopList, choose_dense, top_list,
+    Choice, Chooser, History, Noise, Position, Sampling, Term, TermLogits, TopList, choose_dense,
+    noisy_top_list, top_list,
 };
 
 /// A position with everything that its lists leave out.
@@ -24,6 +25,8 @@ struct Reward {
     row: Vec<f32>,
     /// Length of the list; `None` for a whole row.
     list: Option<usize>,
+    /// The list is ranked with the noise, where there is one.
+    noisy: bool,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -45,7 +48,7 @@ impl Situation {
     /// Plays the reward side: lists first, then what is asked for.
     fn certified(&self, chooser: &mut Chooser) -> (u32, Exchange) {
         let mut lists: Vec<Option<TopList>> =
-            self.rewards.iter().map(|reward| reward.list.map(|k| top_list(&reward.row, k))).collect();
+            self.rewards.iter().map(|reward| reward.list.map(|k| self.list(reward, k))).collect();
         let mut exchange = Exchange::default();
         loop {
             let terms: Vec<Term<'_>> = self
@@ -83,6 +86,14 @@ impl Situation {
                 }
             }
         }
+    }
+
+    fn list(&self, reward: &Reward, k: usize) -> TopList {
+        if !reward.noisy || self.sampling.temperature == 0.0 {
+            return top_list(&reward.row, k);
+        }
+        let scale = reward.strength / self.sampling.temperature;
+        noisy_top_list(&reward.row, k, scale, &self.noise(), self.position)
     }
 
     fn position<'a>(&'a self, terms: &'a [Term<'a>], history: &'a History, noise: &'a Noise) -> Position<'a> {
@@ -169,11 +180,8 @@ fn situation(odd: bool) -> impl Strategy<Value = Situation> {
     prop_oneof![1 => 1_usize..64, 2 => 64_usize..400, 1 => 400_usize..1500].prop_flat_map(move |vocabulary| {
         let strength = prop_oneof![4 => Just(1.0_f32), 3 => 0.0_f32..3.0, 1 => Just(0.0), 1 => -1.0_f32..0.0];
         let list = prop_oneof![1 => Just(None), 3 => (0_usize..8).prop_map(Some), 3 => (8_usize..100).prop_map(Some)];
-        let reward = (strength, row(vocabulary, odd), list).prop_map(|(strength, row, list)| Reward {
-            strength,
-            row,
-            list,
-        });
+        let reward = (strength, row(vocabulary, odd), list, any::<bool>())
+            .prop_map(|(strength, row, list, noisy)| Reward { strength, row, list, noisy });
         let tokens = || proptest::collection::vec(0..vocabulary as u32, 0..30);
         (
             row(vocabulary, odd),
@@ -226,8 +234,10 @@ fn where_base_and_reward_mostly_agree_lists_nearly_always_suffice() {
         Sampling::default(),
         Sampling { top_p: 0.9, ..Sampling::default() },
         Sampling { top_k: 20, min_p: 0.01, repetition_penalty: 1.1, ..Sampling::default() },
+        Sampling::default(),
     ];
-    for sampling in samplings {
+    let noisy = [false, false, false, false, true];
+    for (sampling, noisy) in samplings.into_iter().zip(noisy) {
         let mut chooser = Chooser::new(VOCABULARY);
         let mut certified = 0;
         for position in 0..POSITIONS {
@@ -237,7 +247,7 @@ fn where_base_and_reward_mostly_agree_lists_nearly_always_suffice() {
             let reward = base.iter().zip(other).map(|(z, g)| 0.7 * z + 0.9 * g).collect();
             let situation = Situation {
                 base,
-                rewards: vec![Reward { strength: 1.0, row: reward, list: Some(32) }],
+                rewards: vec![Reward { strength: 1.0, row: reward, list: Some(32), noisy }],
                 sampling,
                 prompt: (0..50).collect(),
                 answer: Vec::new(),
@@ -249,7 +259,7 @@ fn where_base_and_reward_mostly_agree_lists_nearly_always_suffice() {
             certified += u32::from(exchange == Exchange::default());
         }
         let share = f64::from(certified) / f64::from(POSITIONS);
-        println!("{share:.3} certified without a query under {sampling:?}");
+        println!("{share:.3} certified without a query, noisy ranking {noisy}, under {sampling:?}");
         assert!(share >= 0.9, "only {share} certified under {sampling:?}");
     }
 }

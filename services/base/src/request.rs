@@ -144,6 +144,14 @@ impl Request {
         );
     }
 
+    /// Lists that are ranked with the noise certify more tokens, unless filters look at logits without it.
+    fn noise_scale(&self, term: &Term) -> f32 {
+        if self.sampling.is_greedy() || self.sampling.has_filters() || term.asked.strength <= 0.0 {
+            return 0.0;
+        }
+        term.asked.strength / self.sampling.temperature
+    }
+
     /// What opens a session of one of its answers.
     pub(crate) fn open_message(
         &self,
@@ -167,6 +175,7 @@ impl Request {
             choice: number,
             temperature: self.sampling.temperature,
             answer_tokens_max: self.placed.request.sampling.max_tokens,
+            noise_scale: self.noise_scale(term),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use uniarm_decode::guidance::{Term as DecodeTerm, TermLogits, TopList};
+use uniarm_decode::guidance::{NoisyRanking, Term as DecodeTerm, TermLogits, TopList};
 use uniarm_proto::{
     Answer, GuidanceTerm, Open, RewardWorker, SessionGeneration, SessionId, SessionOp, SessionRow,
 };
@@ -29,6 +29,8 @@ pub(crate) struct Term {
     vocabulary: Option<usize>,
     /// Tokens of the answer for which its session has room.
     answer_tokens_max: usize,
+    /// Of the ranking that its lists were asked for with; 0: none.
+    noise_scale: f32,
 }
 
 /// What a reward worker owes us.
@@ -78,6 +80,7 @@ impl Term {
             not_before: None,
             vocabulary: None,
             answer_tokens_max: usize::MAX,
+            noise_scale: 0.0,
         }
     }
 
@@ -118,6 +121,7 @@ impl Term {
 
     /// Unopened => Awaiting.
     pub(crate) fn open(&mut self, open: Open, links: &mut Links) {
+        self.noise_scale = open.noise_scale;
         links.push(self.link, self.session, self.generation, SessionOp::Open(Box::new(open)));
         self.phase = Phase::Awaiting;
     }
@@ -156,7 +160,13 @@ impl Term {
             if row.ids.iter().any(|id| *id as usize >= vocabulary) {
                 return Err(self.bad("an id outside the vocabulary"));
             }
-            let list = TopList::new(row.ids, row.values).map_err(|error| self.bad(&error.to_string()))?;
+            let list = match row.floor {
+                None => TopList::new(row.ids, row.values),
+                Some(floor) => {
+                    TopList::noisy(row.ids, row.values, NoisyRanking { scale: self.noise_scale, floor })
+                }
+            };
+            let list = list.map_err(|error| self.bad(&error.to_string()))?;
             Phase::Ready(TermRow::List { list, log_normalizer })
         };
         self.losses = 0;

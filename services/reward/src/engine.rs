@@ -13,7 +13,8 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
 use uniarm_decode::{
-    guidance::{log_sum_exp, top_list},
+    Noise,
+    guidance::{log_sum_exp, noisy_top_list, top_list},
     scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
 use uniarm_engine::{Executor, ExecutorOptions};
@@ -107,6 +108,7 @@ struct Session {
     prompt_tokens: usize,
     list_length: usize,
     vocabulary: usize,
+    noise: Option<(Noise, f32)>,
     /// Position that the next row chooses = tokens of the answer so far.
     position: u32,
     /// The row at `position`, once it is computed: queries ask for more of it.
@@ -317,6 +319,7 @@ impl Engine {
             prompt_tokens: prepared.prompt_tokens,
             list_length: prepared.list_length,
             vocabulary: prepared.vocabulary,
+            noise: prepared.noise,
             position: (tokens - prepared.prompt_tokens) as u32,
             row: Vec::new(),
             has_row: false,
@@ -469,13 +472,22 @@ impl Engine {
 fn session_row(session: &Session) -> SessionRow {
     let row = &session.row[..session.vocabulary];
     let log_normalizer = log_sum_exp(row);
-    let (ids, values) = if session.list_length == 0 {
-        (Vec::new(), row.to_vec())
-    } else {
-        let list = top_list(row, session.list_length);
-        (list.ids().to_vec(), list.values().to_vec())
+    let position = session.position;
+    let list = match (session.list_length, &session.noise) {
+        (0, _) => {
+            return SessionRow {
+                position,
+                ids: Vec::new(),
+                values: row.to_vec(),
+                log_normalizer,
+                floor: None,
+            };
+        }
+        (k, None) => top_list(row, k),
+        (k, Some((noise, scale))) => noisy_top_list(row, k, *scale, noise, position),
     };
-    SessionRow { position: session.position, ids, values, log_normalizer }
+    let floor = list.ranking().map(|ranking| ranking.floor);
+    SessionRow { position, ids: list.ids().to_vec(), values: list.values().to_vec(), log_normalizer, floor }
 }
 
 fn rank(priority: Priority) -> Rank {

@@ -1,7 +1,7 @@
 //! An `Open` becomes tokens and an adapter state, off the engine's thread: tokenising a long prompt must not hold
 //! up a step.
 
-use uniarm_decode::{blocks::CacheRoot, preference::PreferenceSpec};
+use uniarm_decode::{Noise, blocks::CacheRoot, preference::PreferenceSpec};
 use uniarm_engine::prompt::{Prompt, Reader};
 use uniarm_model::{Conditioned, Message};
 use uniarm_proto::{Failure, FailureCode, Input, Open, Priority};
@@ -22,6 +22,8 @@ pub(crate) struct Prepared {
     pub(crate) vocabulary: usize,
     /// Tokens that the sequence may ever have.
     pub(crate) tokens_max: usize,
+    /// The shared noise and its scale, where lists are ranked with it.
+    pub(crate) noise: Option<(Noise, f32)>,
 }
 
 pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepared, Failure> {
@@ -86,6 +88,7 @@ pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepar
         root: cache_root(served.adapter_number, &weights),
         priority: open.priority,
         list_length: open.list_length as usize,
+        noise: (open.noise_scale > 0.0).then(|| (Noise::new(open.seed, open.choice), open.noise_scale)),
         vocabulary,
     })
 }
