@@ -104,13 +104,20 @@ impl fmt::Display for Generation {
 
 // === impl Role ===
 
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Role {
+    /// The subcommand that plays it.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Router => "router",
             Self::Base => "base",
             Self::Reward => "reward",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

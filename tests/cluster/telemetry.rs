@@ -34,5 +34,6 @@ fn a_configuration_can_be_checked_without_starting() {
     assert!(check(&["base", "--model", "/not/there.gguf", "--check"]).success());
     assert!(!check(&["router", "--store", "memory", "--check"]).success(), "a router without peers");
     assert!(!check(&["base", "--check"]).success(), "a base worker without a model");
+    assert!(!check(&["reward", "--model", "x", "--prompted", "no text", "--check"]).success());
     assert!(!check(&["router", "--store", "zookeeper://x", "--check"]).success());
 }

@@ -183,6 +183,25 @@ pub struct RewardModelArgs {
     pub prompted: Vec<String>,
 }
 
+impl RewardModelArgs {
+    /// Prompted reward models by name, with their texts.
+    pub fn prompted(&self) -> anyhow::Result<Vec<(&str, &str)>> {
+        let is_whole = |flag: &&String| match flag.split_once('=') {
+            Some((name, text)) => !name.is_empty() && !text.is_empty(),
+            None => false,
+        };
+        if let Some(wrong) = self.prompted.iter().find(|flag| !is_whole(flag)) {
+            anyhow::bail!("--prompted wants NAME=TEXT, not {wrong:?}");
+        }
+        Ok(self.prompted.iter().filter_map(|flag| flag.split_once('=')).collect())
+    }
+
+    /// What can be said of the flags without opening a file.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.prompted().map(|_| ())
+    }
+}
+
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
     /// The base model: a GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]

@@ -15,9 +15,9 @@ use uniarm_runtime::{
 };
 
 use crate::{
-    args::{BaseArgs, LogArgs, LogForm, ProcessArgs, RewardArgs, RouterArgs, UpArgs},
+    args::{BaseArgs, EngineArgs, LogArgs, LogForm, ProcessArgs, RewardArgs, RouterArgs, UpArgs},
     local::LocalScorer,
-    worker,
+    worker::{self, Loaded},
 };
 
 /// A restarted process finds the record of its former life until that one's lease ends.
@@ -56,7 +56,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     }
     let options = RouterOptions { requests_max: args.requests_max };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
-    let generation = process.generation().await?;
+    let Some(generation) = process.generation().await? else { return Ok(()) };
     let member = empty_member(Role::Router);
     process.serve(member, generation, |server, _| server.add_service(service.inference_server())).await
 }
@@ -65,12 +65,12 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
     let Some(process) = Process::start(Role::Base, &args.process, &format!("{args:#?}")).await? else {
         return Ok(());
     };
-    let loaded = worker::load(args.model, &args.engine).await?;
+    let Some(loaded) = process.load(args.model, &args.engine).await? else { return Ok(()) };
     let scorer = Arc::new(GrpcScorer);
     let flags = (&args.engine, &args.exchange);
     let (handle, member) =
         worker::start_base(loaded.files, loaded.llama, args.name, flags, scorer, &process.metrics)?;
-    let generation = process.generation().await?;
+    let Some(generation) = process.generation().await? else { return Ok(()) };
     process
         .serve(member, generation, |server, member| {
             let service = BaseService::new(handle, member);
@@ -80,13 +80,14 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
 }
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
+    args.models.check()?;
     let Some(process) = Process::start(Role::Reward, &args.process, &format!("{args:#?}")).await? else {
         return Ok(());
     };
-    let loaded = worker::load(args.model, &args.engine).await?;
+    let Some(loaded) = process.load(args.model, &args.engine).await? else { return Ok(()) };
     let (handle, member) =
         worker::start_reward(loaded.files, loaded.llama, &args.models, &args.engine, &process.metrics)?;
-    let generation = process.generation().await?;
+    let Some(generation) = process.generation().await? else { return Ok(()) };
     process
         .serve(member, generation, |server, member| {
             let service = RewardService::new(handle, member);
@@ -185,7 +186,7 @@ impl Process {
         let options =
             GrpcOptions { drain: Duration::from_secs_f32(args.drain_timeout), ..GrpcOptions::default() };
         let server = GrpcServer::bind(&args.listen, options, readiness.clone()).await?;
-        let _admin = start_admin(args.admin.as_deref(), &metrics, "process", &readiness)?;
+        let _admin = start_admin(args.admin.as_deref(), &metrics, role.name(), &readiness)?;
         let port = server.local_addr().port();
         let advertise = match &args.advertise {
             Some(advertise) => advertise.clone(),
@@ -199,10 +200,19 @@ impl Process {
         Ok(Some(Self { id, advertise, store, server, readiness, metrics, shutdown, _admin, _telemetry }))
     }
 
-    async fn generation(&self) -> anyhow::Result<Generation> {
+    /// `None`: stopped while the model was loading.
+    async fn load(&self, model: String, engine: &EngineArgs) -> anyhow::Result<Option<Loaded>> {
         tokio::select! {
-            generation = self.store.next_generation(&self.id) => Ok(generation?),
-            () = self.shutdown.begun() => bail!("stopped before the store answered"),
+            loaded = worker::load(model, engine) => Ok(Some(loaded?)),
+            () = self.shutdown.begun() => Ok(None),
+        }
+    }
+
+    /// `None`: stopped before the store answered.
+    async fn generation(&self) -> anyhow::Result<Option<Generation>> {
+        tokio::select! {
+            generation = self.store.next_generation(&self.id) => Ok(Some(generation?)),
+            () = self.shutdown.begun() => Ok(None),
         }
     }
 

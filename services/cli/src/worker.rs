@@ -168,8 +168,7 @@ pub fn start_reward(
     if let Some(system) = &models.system {
         catalogue.add_prompted(DEFAULT_REWARD, system)?;
     }
-    for prompted in &models.prompted {
-        let (name, text) = prompted.split_once('=').context("--prompted wants NAME=TEXT")?;
+    for (name, text) in models.prompted()? {
         catalogue.add_prompted(name, text)?;
     }
     if catalogue.records().is_empty() {

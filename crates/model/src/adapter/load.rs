@@ -290,7 +290,7 @@ impl Loader<'_> {
         for layer in 0..layers {
             adapted.push(self.layer(layer, &embeddings, &mut hash)?);
         }
-        if let Some(surplus) = self.weights.stored_names().find(|name| !self.used.contains(*name)) {
+        if let Some(surplus) = self.weights.stored_names().filter(|name| !self.used.contains(*name)).min() {
             let surplus = surplus.to_owned();
             return self.fail(format!(
                 "tensor '{surplus}' belongs to no target module of a backbone with {layers} layers"
