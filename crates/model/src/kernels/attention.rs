@@ -219,6 +219,13 @@ impl Attention<'_> {
             tile.count = if panel + together <= panels { together } else { 1 };
             for index in 0..tile.count {
                 tile.panels[index] = self.key_panel(panel + index);
+                // Then the values, from the first.
+                let next = panel + index + tile.count;
+                tile.fetch[index] = if next < panels {
+                    self.key_panel(next)
+                } else {
+                    self.value_panel((next - panels).min(panels - 1))
+                };
             }
             unsafe { tile.run(self.isa, self.scores.add(panel * LANES), self.score_stride) };
             panel += tile.count;
@@ -350,12 +357,15 @@ impl Weigh<'_> {
             let mut key = keys.start;
             while key < keys.end {
                 let values = attention.value_panel(key / LANES).wrapping_add(column * LANES);
+                let next = (key / LANES + 2).min((attention.visible(first) - 1) / LANES);
+                let fetch = attention.value_panel(next).wrapping_add(column * LANES);
                 let panel_end = keys.end.min((key / LANES + 1) * LANES);
                 while key < panel_end {
                     let row = values.add(key % LANES * head_dim);
                     let mut vectors = [V::splat(0.0); P];
                     for p in 0..P {
                         vectors[p] = V::load(row.add(p * LANES));
+                        V::prefetch(fetch.wrapping_add(key % LANES * head_dim + p * LANES));
                     }
                     for r in 0..R {
                         let weight = V::splat(*weights[r].add(key));

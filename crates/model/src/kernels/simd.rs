@@ -33,7 +33,7 @@ pub trait F32x16: Copy {
     /// `to` is writable for 16 floats; no alignment is needed.
     unsafe fn store(self, to: *mut f32);
 
-    /// Asks for the cache line of `from`, which may be any address.
+    /// Asks for the cache line of `from`, which may be any address, into the second-level cache.
     fn prefetch(from: *const f32);
 
     fn add(self, other: Self) -> Self;
@@ -232,7 +232,7 @@ impl F32x16 for Zmm {
 
     #[inline(always)]
     fn prefetch(from: *const f32) {
-        unsafe { x86::_mm_prefetch::<{ x86::_MM_HINT_T0 }>(from.cast()) }
+        unsafe { x86::_mm_prefetch::<{ x86::_MM_HINT_T1 }>(from.cast()) }
     }
 
     #[inline(always)]
@@ -308,7 +308,7 @@ impl F32x16 for Ymm {
 
     #[inline(always)]
     fn prefetch(from: *const f32) {
-        unsafe { x86::_mm_prefetch::<{ x86::_MM_HINT_T0 }>(from.cast()) }
+        unsafe { x86::_mm_prefetch::<{ x86::_MM_HINT_T1 }>(from.cast()) }
     }
 
     #[inline(always)]

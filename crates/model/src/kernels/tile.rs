@@ -9,18 +9,14 @@ use super::simd::{F32x16, Isa, Kernel, LANES};
 pub const ROWS_MAX: usize = ROWS_WIDE;
 
 /// Panels of a tile, at most.
-pub const PANELS_MAX: usize = 8;
+pub const PANELS_MAX: usize = 4;
 
 /// Rows that are taken in one tile if there are no more: the weights stream by once.
-const ROWS_WIDE: usize = 16;
+const ROWS_WIDE: usize = 14;
 const ROWS_NARROW: usize = 6;
 
 /// Height of the tiles if there are several: with two panels, sums fill 24 of 32 registers.
 const SEVERAL_ROWS_WIDE: usize = 12;
-
-/// Floats by which a panel is fetched before it is used: four cache lines carry the hardware's prefetcher over
-/// page ends. Measured from memory: 25.5 → 26.0 GB/s for one row, 79 → 85 GFLOP/s for sixteen; farther is worse.
-const FETCH_AHEAD: usize = 64;
 
 /// One tile's work: output (height, 16 × count) = or += rows · panels.
 pub struct Tile {
@@ -29,6 +25,9 @@ pub struct Tile {
     pub height: usize,
     /// The first `count`: (depth, 16) each.
     pub panels: [*const f32; PANELS_MAX],
+    /// What to bring into the cache meanwhile, as large as the panels: the next panels, so that memory and
+    /// arithmetic overlap where the hardware's prefetcher stops, at the ends of pages.
+    pub fetch: [*const f32; PANELS_MAX],
     /// 1, or [`panels_together`] for the height.
     pub count: usize,
     pub depth: usize,
@@ -53,10 +52,8 @@ pub fn rows_together(isa: Isa, rows: usize) -> usize {
 /// Panels that a tile of this height takes.
 pub fn panels_together(isa: Isa, height: usize) -> usize {
     match (isa.is_wide(), height) {
-        (true, 0..=1) => 8,
-        (true, 2..=4) => 4,
-        (true, 5..=14) => 2,
-        (true, _) => 1,
+        (true, 0..=4) => 4,
+        (true, _) => 2,
         (false, 0..=1) => 4,
         (false, 2) => 2,
         (false, _) => 1,
@@ -66,14 +63,8 @@ pub fn panels_together(isa: Isa, height: usize) -> usize {
 impl Tile {
     /// A tile without rows and panels.
     pub fn new(height: usize, depth: usize, carried: bool) -> Self {
-        Self {
-            rows: std::ptr::null(),
-            height,
-            panels: [std::ptr::null(); PANELS_MAX],
-            count: 0,
-            depth,
-            carried,
-        }
+        let none = [std::ptr::null(); PANELS_MAX];
+        Self { rows: std::ptr::null(), height, panels: none, fetch: none, count: 0, depth, carried }
     }
 
     /// Computes the tile into rows of `output`, `stride` floats apart.
@@ -93,7 +84,7 @@ impl Kernel for Placed<'_> {
         unsafe {
             if V::WIDE {
                 match (self.tile.height, self.tile.count) {
-                    (1, 8) => self.accumulate::<V, 1, 8>(),
+                    (1, 4) => self.accumulate::<V, 1, 4>(),
                     (2, 4) => self.accumulate::<V, 2, 4>(),
                     (3, 4) => self.accumulate::<V, 3, 4>(),
                     (4, 4) => self.accumulate::<V, 4, 4>(),
@@ -121,8 +112,6 @@ impl Kernel for Placed<'_> {
                     (12, _) => self.accumulate::<V, 12, 1>(),
                     (13, _) => self.accumulate::<V, 13, 1>(),
                     (14, _) => self.accumulate::<V, 14, 1>(),
-                    (15, _) => self.accumulate::<V, 15, 1>(),
-                    (16, _) => self.accumulate::<V, 16, 1>(),
                     _ => unreachable!("a tile of {} rows", self.tile.height),
                 }
             } else {
@@ -145,7 +134,7 @@ impl Kernel for Placed<'_> {
 impl Placed<'_> {
     #[inline(always)]
     unsafe fn accumulate<V: F32x16, const R: usize, const P: usize>(&self) {
-        let Self { tile: &Tile { rows, panels, depth, carried, .. }, output, stride } = *self;
+        let Self { tile: &Tile { rows, panels, fetch, depth, carried, .. }, output, stride } = *self;
         let mut sums = [[V::splat(0.0); P]; R];
         unsafe {
             if carried {
@@ -158,9 +147,8 @@ impl Placed<'_> {
             for input in 0..depth {
                 let mut weights = [V::splat(0.0); P];
                 for p in 0..P {
-                    let at = panels[p].add(input * LANES);
-                    weights[p] = V::load(at);
-                    V::prefetch(at.wrapping_add(FETCH_AHEAD));
+                    weights[p] = V::load(panels[p].add(input * LANES));
+                    V::prefetch(fetch[p].wrapping_add(input * LANES));
                 }
                 for r in 0..R {
                     let x = V::splat(*rows.add(input * R + r));

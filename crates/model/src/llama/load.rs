@@ -69,14 +69,20 @@ impl Layer {
         } else {
             None
         };
+        let [qkv, output, gate_up, down] = Panels::adjoin([
+            projection(&qkv, hidden)?,
+            projection(&[("self_attn.o_proj", hidden)], queries)?,
+            projection(&[("mlp.gate_proj", intermediate), ("mlp.up_proj", intermediate)], hidden)?,
+            projection(&[("mlp.down_proj", hidden)], intermediate)?,
+        ]);
         Ok(Self {
             attention_norm: vector("input_layernorm.weight", hidden)?,
-            qkv: projection(&qkv, hidden)?,
+            qkv,
             qkv_bias,
-            output: projection(&[("self_attn.o_proj", hidden)], queries)?,
+            output,
             mlp_norm: vector("post_attention_layernorm.weight", hidden)?,
-            gate_up: projection(&[("mlp.gate_proj", intermediate), ("mlp.up_proj", intermediate)], hidden)?,
-            down: projection(&[("mlp.down_proj", hidden)], intermediate)?,
+            gate_up,
+            down,
         })
     }
 }
