@@ -1,6 +1,8 @@
 //! Where the tests of this crate find models, and how they run a sequence.
 #![allow(dead_code)]
 
+pub mod made_up;
+
 use std::path::PathBuf;
 use std::process::Command;
 
