@@ -13,11 +13,12 @@ use crate::kernels::{
 /// Far beyond every cache, so that reading it is reading memory.
 const STREAM_FLOATS: usize = 64 << 20;
 
-/// Independent accumulators: more than latency times ports of any processor that we know.
-const CHAINS: usize = 24;
+/// Independent accumulators: latency times ports of the processors that we know, and few enough that the compiler keeps
+/// every one of them in a register.
+const CHAINS: usize = 10;
 
 /// Multiply-adds of one measurement for each chain.
-const CHAIN_STEPS: usize = 4 << 20;
+const CHAIN_STEPS: usize = 8 << 20;
 
 /// Best of so many: a floor is what the machine does undisturbed.
 const REPEATS: usize = 5;
@@ -85,9 +86,10 @@ fn multiply_add() {
             let addend = V::splat(std::hint::black_box(1e-6));
             let mut chains = [V::splat(1.0); CHAINS];
             for _ in 0..CHAIN_STEPS {
-                for chain in &mut chains {
-                    *chain = chain.mul_add(factor, addend);
-                }
+                chains = chains.map(
+                    #[inline(always)]
+                    |chain| chain.mul_add(factor, addend),
+                );
             }
             std::hint::black_box(chains.map(F32x16::sum));
         }

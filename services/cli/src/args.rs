@@ -389,10 +389,10 @@ pub struct BenchStepArgs {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16], value_parser = batch_size)]
     pub batch: Vec<usize>,
     /// Tokens of each answer
-    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(4..=4096))]
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(4..=4096))]
     pub tokens: u32,
     /// Measurements of each case; the median is shown, with the range
-    #[arg(long, default_value_t = 3, value_parser = batch_size)]
+    #[arg(long, default_value_t = 5, value_parser = batch_size)]
     pub repeats: usize,
     /// Print one JSON object
     #[arg(long)]

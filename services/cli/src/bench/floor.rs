@@ -7,8 +7,8 @@ pub struct Machine {
     pub threads: usize,
     /// Bytes per second that one worker's threads stream alone.
     pub stream: f64,
-    /// The same for each of two workers that stream at the same time.
-    pub stream_shared: f64,
+    /// The same for two workers together.
+    pub stream_together: f64,
     /// Operations per second of one worker's threads.
     pub arithmetic: f64,
 }
@@ -29,15 +29,15 @@ impl Machine {
         Self {
             threads,
             stream: machine::stream_bytes_per_second(threads),
-            stream_shared: machine::stream_bytes_per_second(2 * threads) / 2.0,
+            stream_together: machine::stream_bytes_per_second(2 * threads),
             arithmetic: machine::arithmetic_per_second(threads),
         }
     }
 
     /// Tokens per second that no step of `batch` rows can exceed. Guided: base and reward worker step at the same
-    /// time, each on threads of its own, and share the memory.
+    /// time, each on threads of its own; here they share one copy of the weights, which is read once at best.
     pub fn tokens_per_second(&self, work: Work, batch: usize, guided: bool) -> f64 {
-        let stream = if guided { self.stream_shared } else { self.stream };
+        let stream = if guided { self.stream_together } else { self.stream };
         let reading = work.weight_bytes / stream;
         let computing = batch as f64 * work.token_operations / self.arithmetic;
         batch as f64 / reading.max(computing)

@@ -45,7 +45,7 @@ enum Guidance {
 struct Case {
     guidance: Guidance,
     batch: usize,
-    /// Tokens per second of each repeat, ascending.
+    /// Tokens per second of each repeat, in their order.
     rates: Vec<f64>,
     floor: f64,
     certified: f64,
@@ -125,7 +125,11 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
         let mut measured: Vec<Vec<(f64, Vec<Arrivals>)>> = Guidance::ALL.map(|_| Vec::new()).into();
         // Interleaved, so that what disturbs the machine disturbs all alike.
         for repeat in 0..args.repeats {
-            for (guidance, runs) in Guidance::ALL.into_iter().zip(&mut measured) {
+            let mut turn: Vec<_> = Guidance::ALL.into_iter().zip(&mut measured).collect();
+            if repeat % 2 == 1 {
+                turn.reverse();
+            }
+            for (guidance, runs) in turn {
                 progress.set_message(format!("batch {batch}, {}", guidance.name()));
                 runs.push(measure(&base, guidance, batch, repeat, &args).await?);
                 progress.inc(1);
@@ -213,8 +217,7 @@ async fn answer(base: &BaseHandle, placed: Placed) -> anyhow::Result<Arrivals> {
 }
 
 fn case(guidance: Guidance, batch: usize, runs: &[(f64, Vec<Arrivals>)], floor: f64) -> Case {
-    let mut rates: Vec<f64> = runs.iter().map(|(rate, _)| *rate).collect();
-    rates.sort_by(f64::total_cmp);
+    let rates = runs.iter().map(|(rate, _)| *rate).collect();
     let all: Vec<&Arrivals> = runs.iter().flat_map(|(_, arrivals)| arrivals).collect();
     let guided = f64::from(all.iter().map(|a| a.guided).sum::<u32>());
     let certified = f64::from(all.iter().map(|a| a.certified).sum::<u32>());
@@ -227,21 +230,27 @@ fn case(guidance: Guidance, batch: usize, runs: &[(f64, Vec<Arrivals>)], floor: 
 
 impl Case {
     fn median(&self) -> f64 {
-        self.rates[self.rates.len() / 2]
+        median(self.rates.clone())
     }
 
     fn range(&self) -> (f64, f64) {
-        (self.rates[0], self.rates[self.rates.len() - 1])
+        let least = self.rates.iter().copied().fold(f64::INFINITY, f64::min);
+        (least, self.rates.iter().copied().fold(0.0, f64::max))
     }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn print_table(model: &str, machine: &Machine, work: Work, cases: &[Case]) {
     println!("{model}: {:.0} MB of f32 weights in a step", work.weight_bytes / 1e6);
     println!(
-        "machine: {} thread(s) for each worker; {:.1} GB/s alone, {:.1} GB/s each for two workers; {:.0} GFLOP/s",
+        "machine: {} thread(s) for each worker; {:.1} GB/s alone, {:.1} GB/s for two workers; {:.0} GFLOP/s each",
         machine.threads,
         machine.stream / 1e9,
-        machine.stream_shared / 1e9,
+        machine.stream_together / 1e9,
         machine.arithmetic / 1e9
     );
     println!(
@@ -280,14 +289,15 @@ fn print_table(model: &str, machine: &Machine, work: Work, cases: &[Case]) {
     }
 }
 
-/// Of the medians, for each batch.
+/// For each batch, the median of the ratios within each repeat: what disturbs the machine disturbs both.
 fn mixed_over_single(cases: &[Case]) -> Vec<(usize, f64)> {
-    let rate = |guidance: Guidance, batch: usize| {
-        cases.iter().find(|case| case.guidance == guidance && case.batch == batch).map(Case::median)
-    };
-    let mixed = cases.iter().filter(|case| case.guidance == Guidance::MixedPreferences);
-    mixed
-        .filter_map(|case| Some((case.batch, case.median() / rate(Guidance::OnePreference, case.batch)?)))
+    let of = |guidance: Guidance| cases.iter().filter(move |case| case.guidance == guidance);
+    of(Guidance::MixedPreferences)
+        .zip(of(Guidance::OnePreference))
+        .map(|(mixed, single)| {
+            let ratios = mixed.rates.iter().zip(&single.rates).map(|(mixed, single)| mixed / single);
+            (mixed.batch, median(ratios.collect()))
+        })
         .collect()
 }
 
@@ -311,7 +321,7 @@ fn as_json(model: &str, machine: &Machine, work: Work, cases: &[Case]) -> serde_
         "machine": {
             "threads_per_worker": machine.threads,
             "stream_bytes_per_second": machine.stream,
-            "stream_bytes_per_second_shared": machine.stream_shared,
+            "stream_bytes_per_second_together": machine.stream_together,
             "operations_per_second": machine.arithmetic,
         },
         "cases": cases.iter().map(one).collect::<Vec<_>>(),
