@@ -8,7 +8,8 @@
 //! In reading order: what a request asks for ([`preference`]), the noise that stands for chance ([`noise`]),
 //! how logits are reshaped ([`sampling`]) and combined ([`guidance`]), how a token is chosen from incomplete
 //! knowledge ([`choose`]) and what that must equal ([`mod@reference`]), how tokens become text ([`text`]),
-//! where their keys and values live ([`blocks`]), and what is computed next ([`scheduler`]).
+//! where their keys and values live ([`blocks`]), what is computed next ([`scheduler`]), and how
+//! far drafts run ahead ([`drafting`]).
 
 // Blank lines keep the modules in reading order: rustfmt sorts neighbours.
 #[macro_use]
@@ -34,6 +35,8 @@ pub mod text;
 pub mod blocks;
 
 pub mod scheduler;
+
+pub mod drafting;
 
 pub use blocks::{BlockId, CacheRoot};
 pub use choose::{Choice, Chooser, Position};
