@@ -29,8 +29,8 @@ pub use request::{
     ChatMessage, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Placed, Priority, Sampling,
 };
 pub use session::{
-    Answer, Failure, FailureCode, Load, OpBatch, Open, ReplyBatch, SessionGeneration, SessionId, SessionOp,
-    SessionReply, SessionRow,
+    Advance, Answer, Draft, DraftMode, Failure, FailureCode, Load, OpBatch, Open, ReplyBatch,
+    SessionGeneration, SessionId, SessionOp, SessionPace, SessionReply, SessionRow,
 };
 
 pub use transcript::{ChoiceTranscript, Transcript};

@@ -68,5 +68,9 @@ pub const QUERY_IDS_MAX: usize = 1 << 16;
 /// Length of the lists (K).
 pub const LIST_LENGTH_MAX: u32 = 4096;
 
+/// Tokens that a reward worker may be ahead of the last chosen one: rows that it holds for queries, and what one wrong
+/// draft can waste.
+pub const DRAFT_WINDOW_MAX: u32 = 64;
+
 /// Session operations in one message: every sequence of a large worker, a few times over.
 pub const SESSION_OPS_MAX: usize = 1 << 14;

@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use crate::{
     ProtocolError,
-    limits::{INPUT_TOKENS_MAX, LIST_LENGTH_MAX, QUERY_IDS_MAX},
+    limits::{DRAFT_WINDOW_MAX, INPUT_TOKENS_MAX, LIST_LENGTH_MAX, QUERY_IDS_MAX},
     member::TokenizerFingerprint,
     pb,
-    request::{Input, Priority, check_count, preference_from_wire, preference_to_wire},
+    request::{Input, Priority, Sampling, check_count, preference_from_wire, preference_to_wire},
 };
 
 /// One guidance term of one sequence; the number is the base worker's, unique on its stream.
@@ -22,17 +22,45 @@ pub struct SessionGeneration(pub u32);
 #[derive(Debug, Clone, PartialEq)]
 pub enum SessionOp {
     Open(Box<Open>),
-    /// Tokens chosen at positions `position ..`; asks for the row after the last.
-    Advance {
-        position: u32,
-        ids: Vec<u32>,
-    },
+    Advance(Advance),
     /// Named logits of the row at `position`; no ids: all of them.
     Query {
         position: u32,
         ids: Vec<u32>,
     },
+    Pace(SessionPace),
     Close,
+}
+
+/// Tokens at positions `position ..`, chosen or drafted; asks for the row after each. Without ids: the tokens before
+/// `chosen` are what the worker has there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advance {
+    pub position: u32,
+    pub ids: Vec<u32>,
+    /// Rows that follow are of this branch.
+    pub branch: u32,
+    /// Tokens of the answer that are chosen.
+    pub chosen: u32,
+}
+
+/// What a draft is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum DraftMode {
+    #[default]
+    Off,
+    Single,
+    Dual,
+}
+
+/// How the worker runs ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SessionPace {
+    pub draft: DraftMode,
+    /// Tokens that it may be ahead of the last chosen one.
+    pub window: u32,
+    /// K from the next row on; 0: as opened.
+    pub list_length: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -49,11 +77,15 @@ pub struct Open {
     pub vocabulary: u32,
     pub seed: u64,
     pub choice: u32,
-    pub temperature: f32,
     /// The answer will not be longer.
     pub answer_tokens_max: u32,
     /// Rank lists by scale · z + G, with this scale; 0: by z.
     pub noise_scale: f32,
+    /// How the token is chosen: a draft is chosen like that.
+    pub sampling: Sampling,
+    /// Sum of the strengths of all terms.
+    pub strength: f32,
+    pub pace: SessionPace,
 }
 
 /// reward → base.
@@ -63,6 +95,8 @@ pub enum SessionReply {
         prompt_tokens: u32,
         vocabulary: u32,
         answer_tokens_max: u32,
+        /// SHA-256 of the backbone's weights; empty where an older worker does not say.
+        backbone: Bytes,
     },
     Row(SessionRow),
     Answer(Answer),
@@ -79,6 +113,15 @@ pub struct SessionRow {
     pub log_normalizer: f32,
     /// `Some`: the list is ranked with the noise, and every unlisted scale · z + G is at most this.
     pub floor: Option<f32>,
+    pub branch: u32,
+    /// The token that the worker goes on with by itself, and what it was made from. `None`: it waits.
+    pub draft: Option<Draft>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draft {
+    pub token: u32,
+    pub mode: DraftMode,
 }
 
 /// Values in the order of the query's ids; without ids, of the vocabulary.
@@ -106,12 +149,17 @@ pub enum FailureCode {
 }
 
 /// How busy a reward worker is; travels on its streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Load {
     pub sessions: u32,
     pub waiting: u32,
     pub free_blocks: u32,
     pub total_blocks: u32,
+    /// A step takes step_fixed_us + step_row_us · rows.
+    pub step_fixed_us: f32,
+    pub step_row_us: f32,
+    /// Sessions that recent steps answered together.
+    pub step_sessions: f32,
 }
 
 /// What a base worker has to say to one reward worker since its last message.
@@ -147,10 +195,11 @@ impl TryFrom<pb::session_op::Op> for SessionOp {
     fn try_from(wire: pb::session_op::Op) -> Result<Self, ProtocolError> {
         Ok(match wire {
             pb::session_op::Op::Open(open) => Self::Open(Box::new(open.try_into()?)),
-            pb::session_op::Op::Advance(pb::Advance { position, ids }) => {
+            pb::session_op::Op::Advance(pb::Advance { position, ids, branch, chosen }) => {
                 check_count("advance.ids", ids.len(), INPUT_TOKENS_MAX)?;
-                Self::Advance { position, ids }
+                Self::Advance(Advance { position, ids, branch, chosen })
             }
+            pb::session_op::Op::Pace(pace) => Self::Pace(pace.try_into()?),
             pb::session_op::Op::Query(pb::Query { position, ids }) => {
                 check_count("query.ids", ids.len(), QUERY_IDS_MAX)?;
                 Self::Query { position, ids }
@@ -164,7 +213,10 @@ impl From<SessionOp> for pb::session_op::Op {
     fn from(op: SessionOp) -> Self {
         match op {
             SessionOp::Open(open) => Self::Open((*open).into()),
-            SessionOp::Advance { position, ids } => Self::Advance(pb::Advance { position, ids }),
+            SessionOp::Advance(Advance { position, ids, branch, chosen }) => {
+                Self::Advance(pb::Advance { position, ids, branch, chosen })
+            }
+            SessionOp::Pace(pace) => Self::Pace(pace.into()),
             SessionOp::Query { position, ids } => Self::Query(pb::Query { position, ids }),
             SessionOp::Close => Self::Close(pb::Close {}),
         }
@@ -190,9 +242,11 @@ impl TryFrom<pb::Open> for Open {
             vocabulary: wire.vocabulary,
             seed: wire.seed,
             choice: wire.choice,
-            temperature: wire.temperature,
             answer_tokens_max: wire.answer_tokens_max,
             noise_scale: wire.noise_scale,
+            sampling: wire.sampling.unwrap_or_default().try_into()?,
+            strength: wire.strength,
+            pace: wire.pace.unwrap_or_default().try_into()?,
         })
     }
 }
@@ -210,10 +264,53 @@ impl From<Open> for pb::Open {
             vocabulary: open.vocabulary,
             seed: open.seed,
             choice: open.choice,
-            temperature: open.temperature,
             answer_tokens_max: open.answer_tokens_max,
             noise_scale: open.noise_scale,
+            sampling: Some(open.sampling.into()),
+            strength: open.strength,
+            pace: Some(open.pace.into()),
         }
+    }
+}
+
+// === impl DraftMode ===
+
+impl DraftMode {
+    fn from_wire(wire: i32) -> Self {
+        // A mode of a later version is one that this version cannot draft with.
+        match pb::DraftMode::try_from(wire) {
+            Ok(pb::DraftMode::Single) => Self::Single,
+            Ok(pb::DraftMode::Dual) => Self::Dual,
+            Ok(pb::DraftMode::Off | pb::DraftMode::Unspecified) | Err(_) => Self::Off,
+        }
+    }
+
+    fn to_wire(self) -> pb::DraftMode {
+        match self {
+            Self::Off => pb::DraftMode::Off,
+            Self::Single => pb::DraftMode::Single,
+            Self::Dual => pb::DraftMode::Dual,
+        }
+    }
+}
+
+// === impl SessionPace ===
+
+impl TryFrom<pb::Pace> for SessionPace {
+    type Error = ProtocolError;
+
+    fn try_from(wire: pb::Pace) -> Result<Self, ProtocolError> {
+        check_count("pace.window", wire.window as usize, DRAFT_WINDOW_MAX as usize)?;
+        check_count("pace.list_length", wire.list_length as usize, LIST_LENGTH_MAX as usize)?;
+        let draft = DraftMode::from_wire(wire.draft);
+        Ok(Self { draft, window: wire.window, list_length: wire.list_length })
+    }
+}
+
+impl From<SessionPace> for pb::Pace {
+    fn from(pace: SessionPace) -> Self {
+        let SessionPace { draft, window, list_length } = pace;
+        Self { draft: draft.to_wire() as i32, window, list_length }
     }
 }
 
@@ -238,7 +335,10 @@ impl SessionReply {
     /// Bytes of payload: four for each id and each value. Framing is a few bytes more.
     pub fn payload_bytes(&self) -> usize {
         match self {
-            Self::Row(row) => 4 * (row.ids.len() + row.values.len() + usize::from(row.floor.is_some())),
+            Self::Row(row) => {
+                let scalars = usize::from(row.floor.is_some()) + usize::from(row.draft.is_some());
+                4 * (row.ids.len() + row.values.len() + scalars)
+            }
             Self::Answer(Answer { ids, values, .. }) => 4 * (ids.len() + values.len()),
             Self::Opened { .. } | Self::Failure(_) => 0,
         }
@@ -250,15 +350,20 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
 
     fn try_from(wire: pb::session_reply::Reply) -> Result<Self, ProtocolError> {
         Ok(match wire {
-            pb::session_reply::Reply::Opened(pb::Opened { prompt_tokens, vocabulary, answer_tokens_max }) => {
-                Self::Opened { prompt_tokens, vocabulary, answer_tokens_max }
-            }
+            pb::session_reply::Reply::Opened(pb::Opened {
+                prompt_tokens,
+                vocabulary,
+                answer_tokens_max,
+                backbone,
+            }) => Self::Opened { prompt_tokens, vocabulary, answer_tokens_max, backbone },
             pb::session_reply::Reply::Row(row) => Self::Row(SessionRow {
                 position: row.position,
                 values: values_from_wire("row.values", &row.ids, &row.values)?,
                 ids: row.ids,
                 log_normalizer: row.log_normalizer,
                 floor: row.floor,
+                branch: row.branch,
+                draft: row.draft.map(|token| Draft { token, mode: DraftMode::from_wire(row.drafted) }),
             }),
             pb::session_reply::Reply::Answer(answer) => Self::Answer(Answer {
                 position: answer.position,
@@ -273,8 +378,8 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
 impl From<SessionReply> for pb::session_reply::Reply {
     fn from(reply: SessionReply) -> Self {
         match reply {
-            SessionReply::Opened { prompt_tokens, vocabulary, answer_tokens_max } => {
-                Self::Opened(pb::Opened { prompt_tokens, vocabulary, answer_tokens_max })
+            SessionReply::Opened { prompt_tokens, vocabulary, answer_tokens_max, backbone } => {
+                Self::Opened(pb::Opened { prompt_tokens, vocabulary, answer_tokens_max, backbone })
             }
             SessionReply::Row(row) => Self::Row(pb::Row {
                 position: row.position,
@@ -282,6 +387,9 @@ impl From<SessionReply> for pb::session_reply::Reply {
                 values: values_to_wire(&row.values),
                 log_normalizer: row.log_normalizer,
                 floor: row.floor,
+                branch: row.branch,
+                draft: row.draft.map(|draft| draft.token),
+                drafted: row.draft.map_or(DraftMode::Off, |draft| draft.mode).to_wire() as i32,
             }),
             SessionReply::Answer(answer) => Self::Answer(pb::Answer {
                 position: answer.position,
@@ -338,15 +446,29 @@ impl From<Failure> for pb::Failure {
 
 impl From<pb::RewardLoad> for Load {
     fn from(wire: pb::RewardLoad) -> Self {
-        let pb::RewardLoad { sessions, waiting, free_blocks, total_blocks } = wire;
-        Self { sessions, waiting, free_blocks, total_blocks }
+        Self {
+            sessions: wire.sessions,
+            waiting: wire.waiting,
+            free_blocks: wire.free_blocks,
+            total_blocks: wire.total_blocks,
+            step_fixed_us: wire.step_fixed_us,
+            step_row_us: wire.step_row_us,
+            step_sessions: wire.step_sessions,
+        }
     }
 }
 
 impl From<Load> for pb::RewardLoad {
     fn from(load: Load) -> Self {
-        let Load { sessions, waiting, free_blocks, total_blocks } = load;
-        Self { sessions, waiting, free_blocks, total_blocks }
+        Self {
+            sessions: load.sessions,
+            waiting: load.waiting,
+            free_blocks: load.free_blocks,
+            total_blocks: load.total_blocks,
+            step_fixed_us: load.step_fixed_us,
+            step_row_us: load.step_row_us,
+            step_sessions: load.step_sessions,
+        }
     }
 }
 
@@ -362,6 +484,8 @@ mod tests {
             values: vec![f32::MIN_POSITIVE, -0.0],
             log_normalizer: 12.5,
             floor: Some(-0.5),
+            branch: 4,
+            draft: Some(Draft { token: 7, mode: DraftMode::Dual }),
         };
         let wire = reply_to_wire(SessionId(1), SessionGeneration(2), SessionReply::Row(row.clone()));
         let (session, generation, reply) = reply_from_wire(wire);

@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use uniarm_proto::{
-    ChatMessage, Failure, FailureCode, Input, Member, Open, Priority, SessionGeneration, SessionId,
-    SessionOp, SessionReply, SessionRow, TokenizerFingerprint, client, pb,
+    Advance, ChatMessage, Failure, FailureCode, Input, Member, Open, Priority, Sampling, SessionGeneration,
+    SessionId, SessionOp, SessionPace, SessionReply, SessionRow, TokenizerFingerprint, client, pb,
     session::{op_to_wire, reply_from_wire},
 };
 
@@ -83,9 +83,11 @@ fn open(member: &Member, answer: Vec<u32>) -> Open {
         vocabulary: member.vocabulary,
         seed: 1,
         choice: 0,
-        temperature: 0.0,
         answer_tokens_max: 32,
         noise_scale: 0.0,
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        strength: 1.0,
+        pace: SessionPace::default(),
     }
 }
 
@@ -94,7 +96,7 @@ fn another_tokenizer() -> TokenizerFingerprint {
 }
 
 fn advance(position: u32, id: u32) -> SessionOp {
-    SessionOp::Advance { position, ids: vec![id] }
+    SessionOp::Advance(Advance { position, ids: vec![id], branch: 0, chosen: position + 1 })
 }
 
 #[tokio::test(flavor = "multi_thread")]

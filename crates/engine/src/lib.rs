@@ -7,8 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use uniarm_decode::scheduler::{
-    AddError, ExtendError, NewSequence, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
+use uniarm_decode::{
+    drafting::{CostMeter, StepCost},
+    scheduler::{
+        AddError, ExtendError, NewSequence, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
+    },
 };
 use uniarm_model::{Conditioned, Forward, ModelError, Row};
 
@@ -21,8 +24,18 @@ pub struct Executor {
     logits: Vec<f32>,
     /// Block tables of the step's rows, one after the other; reused.
     blocks: Vec<u32>,
+    costs: CostMeter,
     started: Instant,
 }
+
+/// Rows of the larger of the two steps that are timed before work begins.
+const TRIAL_ROWS: usize = 8;
+
+/// Each is timed so often, and the fastest counts: other users of the machine only ever slow it down.
+const TRIAL_REPEATS: usize = 3;
+
+/// A step that takes longer than this is timed once: a large model must not delay its own start.
+const TRIAL_LONGEST: Duration = Duration::from_millis(250);
 
 /// Limits of an executor beyond those of the model itself.
 #[derive(Debug, Clone)]
@@ -67,7 +80,12 @@ impl Default for ExecutorOptions {
 // === impl Executor ===
 
 impl Executor {
-    pub fn new(forward: Box<dyn Forward>, options: &ExecutorOptions) -> Self {
+    /// Takes a model in, and times two small steps of it.
+    ///
+    /// # Errors
+    /// When the model cannot compute these steps.
+    pub fn new(mut forward: Box<dyn Forward>, options: &ExecutorOptions) -> Result<Self, ModelError> {
+        let costs = time_trials(&mut *forward)?;
         let scheduler = Scheduler::new(SchedulerOptions {
             block_tokens: forward.block_tokens(),
             blocks: forward.blocks(),
@@ -77,14 +95,15 @@ impl Executor {
             waiting_max: options.waiting_max,
             prefix_cache: options.prefix_cache,
         });
-        Self {
+        Ok(Self {
             forward,
             scheduler,
             adapters: HashMap::new(),
             logits: Vec::new(),
             blocks: Vec::new(),
+            costs,
             started: Instant::now(),
-        }
+        })
     }
 
     /// Logits of one row.
@@ -126,6 +145,21 @@ impl Executor {
     /// When the sequence is unknown or would outgrow what it was admitted with.
     pub fn extend(&mut self, id: SequenceId, tokens: &[u32]) -> Result<(), ExtendError> {
         self.scheduler.extend(id, tokens)
+    }
+
+    /// Forgets the tokens from index `len` on: drafts that were wrong.
+    pub fn truncate(&mut self, id: SequenceId, len: usize) {
+        self.scheduler.truncate(id, len);
+    }
+
+    /// The tokens of a sequence, those that wait for a step included.
+    pub fn tokens(&self, id: SequenceId) -> Option<&[u32]> {
+        self.scheduler.tokens(id)
+    }
+
+    /// What a step costs, as the latest steps tell.
+    pub fn step_cost(&self) -> StepCost {
+        self.costs.cost()
     }
 
     /// Forgets the sequence and frees its blocks at once.
@@ -184,6 +218,7 @@ impl Executor {
             .collect();
         self.forward.forward(&rows, &mut self.logits)?; // (wanted rows, vocabulary)
         report.forward = began.elapsed();
+        self.costs.observe(report.tokens, report.forward.as_secs_f64());
 
         let mut wanted = self.logits.chunks_exact(self.forward.vocabulary());
         for row in &plan.rows {
@@ -195,4 +230,29 @@ impl Executor {
         self.scheduler.commit(&plan);
         Ok(report)
     }
+}
+
+/// Seconds of a step of one row and of a step of several, before any sequence lives in the cache.
+fn time_trials(forward: &mut dyn Forward) -> Result<CostMeter, ModelError> {
+    let many = TRIAL_ROWS.min(forward.blocks());
+    let tables: Vec<[u32; 1]> = (0..many as u32).map(|block| [block]).collect();
+    let rows: Vec<Row<'_>> = tables
+        .iter()
+        .map(|blocks| Row { tokens: &[0], start: 0, blocks, logits_from: 0, adapter: None })
+        .collect();
+    let mut logits = Vec::new();
+    let mut time = |rows: &[Row<'_>]| {
+        let mut fastest = Duration::MAX;
+        forward.forward(rows, &mut logits)?; // memory is touched for the first time
+        for _ in 0..TRIAL_REPEATS {
+            let began = Instant::now();
+            forward.forward(rows, &mut logits)?;
+            fastest = fastest.min(began.elapsed());
+            if fastest > TRIAL_LONGEST {
+                break;
+            }
+        }
+        Ok::<_, ModelError>(fastest.as_secs_f64())
+    };
+    Ok(CostMeter::new((1, time(&rows[..1])?), (many, time(&rows)?)))
 }

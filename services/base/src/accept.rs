@@ -15,6 +15,8 @@ use uniarm_proto::{
 /// What a base worker serves and how.
 pub struct BaseSettings {
     pub model: String,
+    /// SHA-256 of the weights.
+    pub fingerprint: [u8; 32],
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
     pub context_tokens: usize,

@@ -1,7 +1,7 @@
 //! One answer to a request: its rows, its terms, and the decision for its next token (design: the certificate).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use uniarm_decode::{
     guidance::top_list, scheduler::SequenceId,
 };
 use uniarm_model::Tokenizer;
-use uniarm_proto::{OnRewardLoss, pb};
+use uniarm_proto::{Draft, OnRewardLoss, pb};
 
 use crate::{
     guide::Links,
@@ -28,14 +28,35 @@ pub(crate) struct Choice {
     pub(crate) terms: Vec<Term>,
     pub(crate) text: TextStream,
     pub(crate) last_token_at: Option<Instant>,
+    /// Which of the terms drafts ahead.
+    pub(crate) drafter: Option<usize>,
+    /// Positions that gather before the base model verifies them.
+    pub(crate) gather: usize,
     history: History,
     noise: Noise,
-    /// The base model's logits for the next token; reused.
-    row: Vec<f32>,
-    /// Since when they are there.
-    row_since: Option<Instant>,
+    /// The base model's logits for the next token and, if drafts are right, those after it.
+    rows: VecDeque<BaseRow>,
+    /// Rows that are spent; reused.
+    spare: Vec<Vec<f32>>,
+    /// Drafts that the base model's sequence holds after the answer.
+    ahead: VecDeque<u32>,
+    /// The last token of the answer is not in the base model's sequence yet.
+    is_last_pending: bool,
     /// What the next token has needed so far.
     need: Mode,
+}
+
+struct BaseRow {
+    logits: Vec<f32>,
+    since: Instant,
+}
+
+/// What followed from a chosen token.
+pub(crate) struct Settled {
+    /// The draft that it was compared with.
+    pub(crate) draft: Option<Draft>,
+    /// The base model's sequence went on with another token: only so many tokens of it are right.
+    pub(crate) keep: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,20 +125,77 @@ impl Choice {
             terms: Vec::new(),
             text: TextStream::new(stops),
             last_token_at: None,
+            drafter: None,
+            gather: 1,
             history: History::new(prompt),
             noise: Noise::new(seed, number),
-            row: Vec::new(),
-            row_since: None,
+            rows: VecDeque::new(),
+            spare: Vec::new(),
+            ahead: VecDeque::new(),
+            is_last_pending: false,
             need: Mode::Certified,
         }
     }
 
+    /// The strongest of the terms drafts: its logits say most about the token.
+    pub(crate) fn choose_drafter(&mut self) {
+        let strengths = self.terms.iter().map(|term| term.asked.strength).enumerate();
+        let strongest = strengths.filter(|(_, strength)| *strength > 0.0).max_by(|a, b| a.1.total_cmp(&b.1));
+        self.drafter = strongest.map(|(index, _)| index);
+    }
+
     /// The base model's logits for the token after the one at `index`.
     pub(crate) fn on_base_row(&mut self, index: usize, logits: &[f32]) {
-        debug_assert_eq!(index + 1, self.prompt_tokens + self.answer.len());
-        self.row.clear();
-        self.row.extend_from_slice(logits);
-        self.row_since = Some(Instant::now());
+        debug_assert_eq!(index + 1, self.prompt_tokens + self.answer.len() + self.rows.len());
+        let mut row = self.spare.pop().unwrap_or_default();
+        row.clear();
+        row.extend_from_slice(logits);
+        self.rows.push_back(BaseRow { logits: row, since: Instant::now() });
+    }
+
+    /// Tokens that the base model computes next: the last chosen one, and the drafts that have arrived for the
+    /// positions up to `room`. None, while it is worth waiting for more drafts.
+    pub(crate) fn feed(&mut self, room: usize, ends: impl Fn(u32) -> bool) -> Vec<u32> {
+        let next = self.answer.len();
+        let drafter = self.drafter.map(|index| &self.terms[index]);
+        // A draft is worth computing if a token may follow it.
+        let useful = room.saturating_sub(next + 1);
+        let drafts: Vec<u32> = drafter.map_or_else(Vec::new, |term| term.drafts().take(useful).collect());
+        let path: Vec<u32> = drafts.iter().copied().take_while(|token| !ends(*token)).collect();
+        // A worker that took over may draft otherwise than the one before: then what is computed is judged first.
+        let is_continued = path.iter().zip(&self.ahead).all(|(draft, ahead)| draft == ahead);
+        let fresh = path.get(self.ahead.len()..).filter(|_| is_continued).unwrap_or_default();
+        let positions = usize::from(self.is_last_pending) + fresh.len();
+        let may_grow = path.len() == drafts.len()
+            && path.len() < useful
+            && drafter.is_some_and(|term| term.is_drafting(path.len()));
+        if positions < self.gather && may_grow {
+            return Vec::new();
+        }
+        let last = self.is_last_pending.then(|| self.answer[next - 1]);
+        let tokens = last.into_iter().chain(fresh.iter().copied()).collect();
+        self.ahead.extend(fresh);
+        self.is_last_pending = false;
+        tokens
+    }
+
+    /// Has every other term compute the drafts of the one that drafts.
+    pub(crate) fn share_drafts(&mut self, room: usize, links: &mut Links) {
+        let Some(drafter) = self.drafter.filter(|_| self.terms.len() > 1) else { return };
+        let next = self.answer.len();
+        let useful = room.saturating_sub(next + 1);
+        let path: Vec<u32> = self.terms[drafter].drafts().take(useful).collect();
+        for (index, term) in self.terms.iter_mut().enumerate() {
+            if index != drafter {
+                term.follow(next, &path, links);
+            }
+        }
+    }
+
+    /// Tells the reward workers which of their drafts were right, where no correction told them.
+    pub(crate) fn give_verdicts(&mut self, links: &mut Links) {
+        let next = self.answer.len();
+        self.terms.iter_mut().for_each(|term| term.give_verdict(next, links));
     }
 
     /// Chooses the next token if everything it needs is here, or asks for what is missing.
@@ -128,15 +206,15 @@ impl Choice {
         links: &mut Links,
         metrics: &BaseMetrics,
     ) -> Option<Chosen> {
-        let row_since = self.row_since?;
+        let BaseRow { logits, since } = self.rows.front()?;
         let may_miss = |term: &Term| rules.on_loss == OnRewardLoss::Unguided && term.is_lost();
         if self.terms.iter().any(|term| term.row().is_none() && !may_miss(term)) {
             return None;
         }
-        let stalled = row_since.elapsed();
-        let vocabulary =
-            self.terms.iter().filter_map(Term::vocabulary).fold(self.row.len(), |least, own| least.min(own));
-        let base = &self.row[..vocabulary];
+        let stalled = since.elapsed();
+        let vocabularies = self.terms.iter().filter_map(Term::opened).map(|opened| opened.vocabulary);
+        let vocabulary = vocabularies.fold(logits.len(), usize::min);
+        let base = &logits[..vocabulary];
         let rows: Vec<(f32, &TermRow)> =
             self.terms.iter().filter_map(|term| Some((term.asked.strength, term.row()?))).collect();
         let position = self.answer.len();
@@ -177,19 +255,32 @@ impl Choice {
     }
 
     /// Takes the chosen token in: reward workers go on with it, and the rows of its position are spent.
-    pub(crate) fn accept(&mut self, token: u32, links: &mut Links) {
-        let position = self.answer.len();
-        for term in &mut self.terms {
-            term.advance(position, token, links);
+    pub(crate) fn accept(&mut self, token: u32, links: &mut Links) -> Settled {
+        let next = self.answer.len();
+        let mut settled = Settled { draft: None, keep: None };
+        for (index, term) in self.terms.iter_mut().enumerate() {
+            let draft = term.settle(next, token, links);
+            if self.drafter == Some(index) {
+                settled.draft = draft;
+            }
         }
         self.push(token);
+        match self.ahead.pop_front() {
+            Some(ahead) if ahead == token => return settled,
+            Some(_) => {
+                self.ahead.clear();
+                self.spare.extend(self.rows.drain(..).map(|row| row.logits));
+                settled.keep = Some(self.prompt_tokens + next);
+            }
+            None => {}
+        }
+        self.is_last_pending = true;
+        settled
     }
 
     /// The same for the last token, after which no row is wanted.
     pub(crate) fn accept_last(&mut self, token: u32, links: &mut Links) {
-        for term in &mut self.terms {
-            term.close(links);
-        }
+        self.close(links);
         self.push(token);
     }
 
@@ -201,14 +292,14 @@ impl Choice {
 
     /// Tokens that the answer may have: every model that reads it needs room.
     pub(crate) fn room(&self, context_tokens: usize) -> usize {
-        let rewards = self.terms.iter().map(Term::answer_tokens_max);
+        let rewards = self.terms.iter().filter_map(Term::opened).map(|opened| opened.answer_tokens_max);
         rewards.fold(context_tokens - self.prompt_tokens, usize::min)
     }
 
     fn push(&mut self, token: u32) {
         self.history.push(token);
         self.answer.push(token);
-        self.row_since = None;
+        self.spare.extend(self.rows.pop_front().map(|row| row.logits));
         self.need = Mode::Certified;
         self.last_token_at = Some(Instant::now());
     }

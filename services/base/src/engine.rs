@@ -5,7 +5,7 @@
 //! the two and not their sum.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -16,18 +16,20 @@ use uniarm_decode::{
     scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
 use uniarm_engine::Executor;
+use uniarm_model::Tokenizer;
 use uniarm_proto::{
-    Event, Failure, FailureCode, OnRewardLoss, Priority, Refusal, ReplyBatch, SessionGeneration, SessionId,
-    SessionReply, pb,
+    Event, Failure, FailureCode, OnRewardLoss, Priority, Refusal, ReplyBatch, Sampling, SessionGeneration,
+    SessionId, SessionReply, pb,
 };
 
 use crate::{
     accept::{Accepted, SharedSettings},
     choice::{Choice, Chosen, Mode, RequestKey, Rules},
     guide::{Epoch, LinkId, Links},
-    metrics::{BaseMetrics, ModeLabel, OutcomeLabel},
+    metrics::{BaseMetrics, ModeLabel, OutcomeLabel, VerdictLabel},
+    pacing::{Bench, Pacing},
     request::Request,
-    term::Term,
+    term::{Opened, Term},
 };
 
 /// How long an idle engine sleeps between looks at its clients; a message wakes it at once.
@@ -35,6 +37,9 @@ const IDLE_WAIT: Duration = Duration::from_millis(500);
 
 /// The same while requests wait for something outside: a client that hung up frees its blocks within this.
 const STALLED_WAIT: Duration = Duration::from_millis(5);
+
+/// Tokens of an answer after which its pace is looked at again.
+const PACE_TOKENS: usize = 8;
 
 /// What a refused client is told to wait: about the time in which a busy worker finishes a request.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -44,6 +49,7 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) enum Command {
     Start(Box<Accepted>),
     Replies {
+        link: LinkId,
         batch: ReplyBatch,
     },
     LinkUp {
@@ -64,6 +70,7 @@ pub(crate) struct Engine {
     /// One for each length of a row: a reward model may have the shorter vocabulary.
     choosers: HashMap<usize, Chooser>,
     links: Links,
+    pacing: Pacing,
     runtime: tokio::runtime::Handle,
     requests: HashMap<RequestKey, Request>,
     choices: HashMap<SequenceId, Choice>,
@@ -80,7 +87,7 @@ impl Engine {
     pub(crate) fn new(
         settings: SharedSettings,
         executor: Executor,
-        links: Links,
+        (links, pacing): (Links, Pacing),
         runtime: tokio::runtime::Handle,
         metrics: BaseMetrics,
     ) -> Self {
@@ -89,6 +96,7 @@ impl Engine {
             executor,
             choosers: HashMap::new(),
             links,
+            pacing,
             runtime,
             requests: HashMap::new(),
             choices: HashMap::new(),
@@ -120,6 +128,7 @@ impl Engine {
             }
             self.look_after_requests();
             self.decide_all();
+            self.feed_all();
             self.links.flush();
             busy = self.step();
             self.report();
@@ -129,7 +138,10 @@ impl Engine {
     fn apply(&mut self, command: Command) {
         match command {
             Command::Start(accepted) => self.start(*accepted),
-            Command::Replies { batch } => {
+            Command::Replies { link, batch } => {
+                if let Some(load) = batch.load {
+                    self.pacing.on_load(link, load);
+                }
                 for (session, generation, reply) in batch.replies {
                     self.on_reply(session, generation, reply);
                 }
@@ -190,6 +202,7 @@ impl Engine {
             self.sessions.insert(session, (sequence, index));
             choice.terms.push(Term::new(term.clone(), workers.clone(), session, &mut self.links));
         }
+        choice.choose_drafter();
         self.choices.insert(sequence, choice);
         Ok(sequence)
     }
@@ -197,7 +210,7 @@ impl Engine {
     fn on_reply(&mut self, session: SessionId, generation: SessionGeneration, reply: SessionReply) {
         let Some((sequence, index)) = self.sessions.get(&session).copied() else { return };
         let choice = self.choices.get_mut(&sequence).expect("a session belongs to a running answer");
-        let position = choice.answer.len();
+        let next = choice.answer.len();
         let term = &mut choice.terms[index];
         if term.generation() != generation {
             return; // an answer to an earlier life of the session
@@ -206,19 +219,24 @@ impl Engine {
         let bytes = reply.payload_bytes() as u64;
         request.exchange.bytes += bytes;
         let received = match reply {
-            SessionReply::Opened { vocabulary, answer_tokens_max, .. } => {
-                term.opened(vocabulary as usize, answer_tokens_max as usize);
+            SessionReply::Opened { vocabulary, answer_tokens_max, backbone, .. } => {
+                term.on_opened(Opened {
+                    vocabulary: vocabulary as usize,
+                    answer_tokens_max: answer_tokens_max as usize,
+                    same_backbone: backbone == self.settings.fingerprint[..],
+                });
+                self.set_pace(sequence);
                 Ok(())
             }
             SessionReply::Row(row) => {
                 let mode = if row.ids.is_empty() { Mode::Dense } else { Mode::Certified };
                 self.metrics.exchange_bytes.get_or_create(&ModeLabel { mode: mode.name() }).inc_by(bytes);
-                term.on_row(position, row)
+                term.on_row(next, row)
             }
             SessionReply::Answer(answer) => {
                 let mode = if answer.ids.is_empty() { Mode::Dense } else { Mode::Queried };
                 self.metrics.exchange_bytes.get_or_create(&ModeLabel { mode: mode.name() }).inc_by(bytes);
-                term.on_answer(position, answer)
+                term.on_answer(next, answer)
             }
             SessionReply::Failure(failure) => {
                 let key = choice.request;
@@ -256,6 +274,7 @@ impl Engine {
         }
         if lost.is_empty() {
             self.links.forget(link);
+            self.pacing.forget(link);
         }
         for (sequence, index) in lost {
             self.lose_term(sequence, index, "its reward worker cannot be reached");
@@ -308,21 +327,60 @@ impl Engine {
         }
     }
 
+    /// Walks along the answer's drafts, as far as rows are here and drafts are right.
     fn decide(&mut self, sequence: SequenceId) {
-        let Some(choice) = self.choices.get_mut(&sequence) else { return };
-        let request = self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
-        if request.outlet.is_parked() {
-            return;
+        while let Some(choice) = self.choices.get_mut(&sequence) {
+            let request =
+                self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
+            if request.outlet.is_parked() {
+                return;
+            }
+            let asked = &request.placed.request;
+            let rules = Rules {
+                sampling: &request.sampling,
+                on_loss: asked.on_reward_loss,
+                logprobs: asked.sampling.logprobs,
+                tokenizer: &self.settings.tokenizer,
+            };
+            match choice.decide(&rules, &mut self.choosers, &mut self.links, &self.metrics) {
+                Some(chosen) => self.take(sequence, chosen),
+                None => return,
+            }
         }
-        let asked = &request.placed.request;
-        let rules = Rules {
-            sampling: &request.sampling,
-            on_loss: asked.on_reward_loss,
-            logprobs: asked.sampling.logprobs,
-            tokenizer: &self.settings.tokenizer,
-        };
-        if let Some(chosen) = choice.decide(&rules, &mut self.choosers, &mut self.links, &self.metrics) {
-            self.take(sequence, chosen);
+    }
+
+    /// Hands on what the decisions have made known: verdicts and drafts to the reward workers, tokens to the base model.
+    fn feed_all(&mut self) {
+        let Self { choices, requests, executor, links, settings, .. } = self;
+        for choice in choices.values_mut() {
+            let asked = &requests[&choice.request].placed.request.sampling;
+            let room = choice.room(executor.context_tokens()).min(asked.max_tokens as usize);
+            choice.share_drafts(room, links);
+            choice.give_verdicts(links);
+            let tokens = choice.feed(room, |token| ends(&settings.tokenizer, asked, token));
+            if !tokens.is_empty() {
+                let extended = executor.extend(choice.sequence, &tokens);
+                extended.expect("an answer that goes on is known and has room");
+            }
+        }
+    }
+
+    /// Sets how far the sessions of an answer run ahead.
+    fn set_pace(&mut self, sequence: SequenceId) {
+        let Some(choice) = self.choices.get_mut(&sequence) else { return };
+        let request = &self.requests[&choice.request];
+        let cost = self.executor.step_cost();
+        let sequences = self.executor.stats().running;
+        for (index, term) in choice.terms.iter_mut().enumerate() {
+            let bench = Bench { cost, sequences, list_length: request.list_length(term) };
+            let pace = if choice.drafter == Some(index) {
+                let (pace, gather) = self.pacing.pace(term, bench);
+                choice.gather = gather;
+                pace
+            } else {
+                self.pacing.following(term, bench)
+            };
+            term.set_pace(pace, &mut self.links);
         }
     }
 
@@ -332,13 +390,17 @@ impl Engine {
         let choice = self.choices.get_mut(&sequence).expect("it was just decided");
         let request = self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
         request.count(&chosen, &self.metrics, choice.last_token_at);
+        if let Some(mode) = chosen.mode {
+            for term in choice.terms.iter().filter(|term| request.list_length(term) > 0) {
+                self.pacing.on_list(&term.asked.reward, mode > Mode::Certified);
+            }
+        }
 
         let token = chosen.token;
         let position = choice.answer.len();
         let asked = &request.placed.request.sampling;
         let tokenizer = &self.settings.tokenizer;
-        let ends =
-            (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token);
+        let ends = ends(tokenizer, asked, token);
         let mut text = String::new();
         let mut stop = String::new();
         let mut reason = None;
@@ -362,9 +424,18 @@ impl Engine {
                 text.push_str(&choice.text.finish());
             }
         } else {
-            choice.accept(token, &mut self.links);
-            let extended = self.executor.extend(sequence, &[token]);
-            extended.expect("an answer that goes on is known and has room");
+            let settled = choice.accept(token, &mut self.links);
+            if let Some(keep) = settled.keep {
+                self.executor.truncate(sequence, keep);
+            }
+            if let Some(draft) = settled.draft {
+                let right = draft.token == token;
+                request.speculation.drafted += 1;
+                request.speculation.accepted += u32::from(right);
+                self.metrics.drafts.get_or_create(&VerdictLabel::new(right)).inc();
+                let drafter = choice.drafter.expect("a draft has a drafter");
+                self.pacing.on_verdict(&choice.terms[drafter].asked.reward, draft.mode, right);
+            }
         }
         if position >= request.placed.request.skip as usize {
             request.outlet.send(Ok(Event::Tokens(pb::Tokens {
@@ -386,6 +457,9 @@ impl Engine {
             self.end_choice(sequence);
         }
         self.metrics.emit.observe(began.elapsed().as_secs_f64());
+        if position % PACE_TOKENS == PACE_TOKENS - 1 {
+            self.set_pace(sequence);
+        }
     }
 
     /// Forgets an answer; with the last one its request ends.
@@ -436,9 +510,11 @@ impl Engine {
     /// One forward; false: there was nothing to do.
     fn step(&mut self) -> bool {
         let Self { executor, choices, .. } = self;
+        let mut passes = HashSet::new();
         let result = executor.step(|sequence, index, logits| {
             let choice = choices.get_mut(&sequence).expect("a planned sequence has its answer");
             choice.on_base_row(index, logits);
+            passes.insert(sequence);
         });
         let report = match result {
             Ok(report) => report,
@@ -460,6 +536,7 @@ impl Engine {
                 && let Some(request) = self.requests.get_mut(&choice.request)
             {
                 request.planned_at.get_or_insert(now - report.forward);
+                request.speculation.base_passes += u32::from(passes.contains(sequence));
             }
         }
         self.metrics.steps.inc();
@@ -476,6 +553,11 @@ impl Engine {
         self.metrics.waiting.set(stats.waiting as i64);
         self.metrics.free_blocks.set(stats.free_blocks as i64);
     }
+}
+
+/// Whether nothing follows this token.
+fn ends(tokenizer: &Tokenizer, asked: &Sampling, token: u32) -> bool {
+    (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token)
 }
 
 fn rank(priority: Priority) -> Rank {

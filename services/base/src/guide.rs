@@ -284,7 +284,7 @@ impl LinkTask {
                 }
                 batch = stream.replies.recv() => {
                     let Some(batch) = batch else { return Some(()) };
-                    self.inbox.send(Command::Replies { batch }).ok()?;
+                    self.inbox.send(Command::Replies { link: self.id, batch }).ok()?;
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
 use uniarm_engine::{Executor, ExecutorOptions};
-use uniarm_model::Forward;
+use uniarm_model::{Forward, ModelError};
 use uniarm_proto::{Event, Placed, Refusal};
 use uniarm_runtime::Metrics;
 
@@ -18,6 +18,7 @@ use crate::{
     guide::{Links, Scorer},
     metrics::BaseMetrics,
     outlet::OUTLET_EVENTS_MAX,
+    pacing::{PaceOptions, Pacing},
 };
 
 /// Limits of a base worker.
@@ -26,10 +27,20 @@ pub struct BaseOptions {
     pub executor: ExecutorOptions,
     /// Requests that it holds at once, running or waiting.
     pub requests_max: usize,
+    pub pace: PaceOptions,
 }
 
 /// Starts engines.
 pub struct BaseEngine;
+
+/// Why an engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the model cannot compute: {0}")]
+    Model(#[from] ModelError),
+    #[error("the operating system gives no thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
 
 /// What the rest of the process holds of an engine.
 #[derive(Clone)]
@@ -47,7 +58,7 @@ struct StopOnDrop(mpsc::Sender<Command>);
 
 impl Default for BaseOptions {
     fn default() -> Self {
-        Self { executor: ExecutorOptions::default(), requests_max: 1024 }
+        Self { executor: ExecutorOptions::default(), requests_max: 1024, pace: PaceOptions::default() }
     }
 }
 
@@ -58,20 +69,21 @@ impl BaseEngine {
     /// last handle is gone.
     ///
     /// # Errors
-    /// When the operating system gives no thread.
+    /// When the model cannot compute, or the operating system gives no thread.
     pub fn start(
         forward: Box<dyn Forward>,
         settings: crate::BaseSettings,
         scorer: Arc<dyn Scorer>,
         options: &BaseOptions,
         metrics: &Metrics,
-    ) -> std::io::Result<BaseHandle> {
+    ) -> Result<BaseHandle, StartError> {
         let (inbox, commands) = mpsc::channel();
         let settings = Arc::new(settings);
         let runtime = tokio::runtime::Handle::current();
-        let executor = Executor::new(forward, &options.executor);
+        let executor = Executor::new(forward, &options.executor)?;
         let links = Links::new(scorer, runtime.clone(), inbox.clone());
-        let engine = Engine::new(Arc::clone(&settings), executor, links, runtime, BaseMetrics::new(metrics));
+        let guide = (links, Pacing::new(options.pace));
+        let engine = Engine::new(Arc::clone(&settings), executor, guide, runtime, BaseMetrics::new(metrics));
         thread::Builder::new().name("base-engine".into()).spawn(move || engine.run(&commands))?;
         let _stop = Arc::new(StopOnDrop(inbox.clone()));
         Ok(BaseHandle { settings, inbox, permits: Arc::new(Semaphore::new(options.requests_max)), _stop })

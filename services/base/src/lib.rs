@@ -1,7 +1,8 @@
 //! The base worker: the only place where a token is chosen.
 //!
 //! `handle` (starts an engine) → `accept` (a placed request becomes tokens and settings) → `engine` (one OS thread owns the model) → `guide` (standing
-//! streams to the reward workers) → `choice` (one answer: its rows, its terms, its next token) → `outlet` (bounded
+//! streams to the reward workers) → `pacing` (how far they run ahead) → `choice` (one answer: its rows, its terms, its
+//! next token) → `outlet` (bounded
 //! events to the client) → `server` (the gRPC edge).
 
 mod accept;
@@ -11,6 +12,7 @@ pub mod guide;
 mod handle;
 mod metrics;
 mod outlet;
+mod pacing;
 mod request;
 pub mod server;
 mod term;
@@ -18,4 +20,5 @@ mod term;
 pub use accept::BaseSettings;
 
 pub use guide::{GrpcScorer, LinkError, LinkStream, Scorer};
-pub use handle::{BaseEngine, BaseHandle, BaseOptions};
+pub use handle::{BaseEngine, BaseHandle, BaseOptions, StartError};
+pub use pacing::{DraftRows, DraftWindow, PaceOptions};

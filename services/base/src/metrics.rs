@@ -21,6 +21,12 @@ pub(crate) struct OutcomeLabel {
     pub(crate) outcome: &'static str,
 }
 
+/// Whether a draft was the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct VerdictLabel {
+    pub(crate) verdict: &'static str,
+}
+
 #[derive(Clone)]
 pub(crate) struct BaseMetrics {
     pub(crate) requests: Family<OutcomeLabel, Counter>,
@@ -42,8 +48,19 @@ pub(crate) struct BaseMetrics {
     pub(crate) decided: Family<ModeLabel, Counter>,
     pub(crate) exchange_bytes: Family<ModeLabel, Counter>,
     pub(crate) query_ids: Histogram,
+    pub(crate) drafts: Family<VerdictLabel, Counter>,
     pub(crate) reward_losses: Counter,
 }
+
+// === impl VerdictLabel ===
+
+impl VerdictLabel {
+    pub(crate) fn new(right: bool) -> Self {
+        Self { verdict: if right { "accepted" } else { "refused" } }
+    }
+}
+
+// === impl BaseMetrics ===
 
 impl BaseMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
@@ -85,6 +102,7 @@ impl BaseMetrics {
                 Family::default(),
             ),
             query_ids: metrics.histogram("query_ids", "Ids of one query for named logits", &buckets::COUNTS),
+            drafts: metrics.register("drafts", "Drafts by verdict: accepted or refused", Family::default()),
             reward_losses: metrics
                 .counter("reward_losses", "Sessions lost with a reward worker or its stream"),
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use uniarm_decode::{Sampling, scheduler::SequenceId};
-use uniarm_proto::{Open, Placed, pb};
+use uniarm_proto::{Open, Placed, Sampling as AskedSampling, SessionPace, pb};
 
 use crate::{
     accept::{Accepted, BaseSettings},
@@ -21,6 +21,8 @@ pub(crate) struct Request {
     pub(crate) seed: u64,
     /// K; 0: whole rows.
     list_length: u32,
+    /// Sum of the strengths of all terms.
+    strength: f32,
     pub(crate) outlet: Outlet,
     /// Answers that are not finished.
     pub(crate) running: Vec<SequenceId>,
@@ -32,6 +34,7 @@ pub(crate) struct Request {
     stalled: Duration,
     pub(crate) usage: pb::Usage,
     pub(crate) exchange: pb::ExchangeUse,
+    pub(crate) speculation: pb::Speculation,
     _permit: OwnedSemaphorePermit,
     span: tracing::Span,
 }
@@ -54,6 +57,7 @@ impl Request {
             span,
         } = accepted;
         let request = Self {
+            strength: placed.request.guidance.iter().map(|term| term.strength).sum(),
             placed,
             sampling,
             seed,
@@ -68,6 +72,7 @@ impl Request {
             stalled: Duration::ZERO,
             usage: pb::Usage { prompt_tokens: prompt.len() as u32, ..pb::Usage::default() },
             exchange: pb::ExchangeUse::default(),
+            speculation: pb::Speculation::default(),
             _permit: permit,
             span,
         };
@@ -126,6 +131,7 @@ impl Request {
                 reward_stall_ms: self.stalled.as_secs_f64() * 1e3,
             }),
             exchange: Some(self.exchange),
+            speculation: Some(self.speculation),
         }
     }
 
@@ -138,6 +144,9 @@ impl Request {
             completion_tokens = self.usage.completion_tokens,
             certified = self.exchange.certified,
             queried = self.exchange.queried,
+            base_passes = self.speculation.base_passes,
+            drafted = self.speculation.drafted,
+            accepted = self.speculation.accepted,
             dense = self.exchange.dense,
             milliseconds = self.accepted_at.elapsed().as_millis() as u64,
             "request ended"
@@ -152,6 +161,11 @@ impl Request {
         term.asked.strength / self.sampling.temperature
     }
 
+    /// K of a term's lists; 0: whole rows. The lower tail certifies nothing, so a negative strength wants all of a row.
+    pub(crate) fn list_length(&self, term: &Term) -> u32 {
+        if term.asked.strength < 0.0 { 0 } else { self.list_length }
+    }
+
     /// What opens a session of one of its answers.
     pub(crate) fn open_message(
         &self,
@@ -160,22 +174,25 @@ impl Request {
         answer: &[u32],
         term: &Term,
     ) -> Open {
-        // The lower tail certifies nothing: with a negative strength only whole rows decide.
-        let list_length = if term.asked.strength < 0.0 { 0 } else { self.list_length };
+        // Stop strings are this worker's business, and may be long.
+        let sampling = AskedSampling { stop: Vec::new(), ..self.placed.request.sampling.clone() };
         Open {
             reward: term.asked.reward.clone(),
             preference: term.asked.preference.clone(),
             input: self.placed.request.input.clone(),
             answer: answer.to_vec(),
-            list_length,
+            list_length: self.list_length(term),
             priority: self.placed.request.priority,
             tokenizer: Some(settings.tokenizer_fingerprint()),
             vocabulary: settings.vocabulary as u32,
             seed: self.seed,
             choice: number,
-            temperature: self.sampling.temperature,
             answer_tokens_max: self.placed.request.sampling.max_tokens,
             noise_scale: self.noise_scale(term),
+            sampling,
+            strength: self.strength,
+            // As far as it is known that drafting is worth it: not before the session is open.
+            pace: SessionPace::default(),
         }
     }
 }

@@ -1,10 +1,21 @@
-//! One guidance term of one answer: its session on a reward worker, and the row it has for the next token.
+//! One guidance term of one answer: its session on a reward worker, and the rows it has for the next tokens.
+//!
+//! ```text
+//! next            next + 1        next + 2
+//! row, draft  ──► row, draft  ──► row              rows that arrived, each after the draft before it
+//! ```
+//!
+//! A token that is not what the worker went on with makes a new *branch*: what was computed after it is void.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use uniarm_decode::guidance::{NoisyRanking, Term as DecodeTerm, TermLogits, TopList};
 use uniarm_proto::{
-    Answer, GuidanceTerm, Open, RewardWorker, SessionGeneration, SessionId, SessionOp, SessionRow,
+    Advance, Answer, Draft, DraftMode, GuidanceTerm, Open, RewardWorker, SessionGeneration, SessionId,
+    SessionOp, SessionPace, SessionRow, limits::DRAFT_WINDOW_MAX,
 };
 
 use crate::guide::{LinkId, Links};
@@ -12,6 +23,9 @@ use crate::guide::{LinkId, Links};
 /// First wait before a term that every worker has lost is opened again; doubles up to the longest.
 const REOPEN_FIRST: Duration = Duration::from_millis(50);
 const REOPEN_LONGEST: Duration = Duration::from_secs(2);
+
+/// Rows that a worker may be ahead with: its window, and what it computed before it heard of the last tokens.
+const ROWS_AHEAD_MAX: usize = 2 * DRAFT_WINDOW_MAX as usize;
 
 pub(crate) struct Term {
     pub(crate) asked: GuidanceTerm,
@@ -21,28 +35,42 @@ pub(crate) struct Term {
     /// Where it may be scored, best first.
     workers: Vec<RewardWorker>,
     current: usize,
-    phase: Phase,
+    is_open: bool,
+    branch: u32,
+    /// Rows for the next token and those after it, as far as they have arrived.
+    rows: VecDeque<Option<Arrived>>,
+    /// Tokens that the worker was told to go on with, from the next one on: drafts of another term.
+    told: VecDeque<u32>,
+    /// The worker has yet to hear that what it went on with was chosen.
+    owes_verdict: bool,
+    /// As the worker knows it.
+    pace: SessionPace,
     /// Losses since the last row.
     losses: usize,
     not_before: Option<Instant>,
-    /// Logits of its rows, once the worker has said so.
-    vocabulary: Option<usize>,
-    /// Tokens of the answer for which its session has room.
-    answer_tokens_max: usize,
+    /// What the worker said of the session; of a lost one, until the next is open.
+    opened: Option<Opened>,
     /// Of the ranking that its lists were asked for with; 0: none.
     noise_scale: f32,
 }
 
-/// What a reward worker owes us.
-enum Phase {
-    /// There is no session: the stream is down or was never up.
-    Unopened,
-    /// The session is asked for its next row.
-    Awaiting,
-    /// The row is here.
-    Ready(TermRow),
-    /// The row's list did not suffice: more of it is asked for.
-    Querying(TermRow),
+/// What a worker says when it opens a session.
+pub(crate) struct Opened {
+    /// Logits of its rows.
+    pub(crate) vocabulary: usize,
+    /// Tokens of the answer for which its session has room.
+    pub(crate) answer_tokens_max: usize,
+    /// Whether its backbone is the base model itself.
+    pub(crate) same_backbone: bool,
+}
+
+/// A row that is here.
+struct Arrived {
+    row: TermRow,
+    /// What the worker goes on with.
+    draft: Option<Draft>,
+    /// More of it is asked for.
+    is_queried: bool,
 }
 
 pub(crate) enum TermRow {
@@ -75,11 +103,15 @@ impl Term {
             generation: SessionGeneration(0),
             workers,
             current: 0,
-            phase: Phase::Unopened,
+            is_open: false,
+            branch: 0,
+            rows: VecDeque::new(),
+            told: VecDeque::new(),
+            owes_verdict: false,
+            pace: SessionPace::default(),
             losses: 0,
             not_before: None,
-            vocabulary: None,
-            answer_tokens_max: usize::MAX,
+            opened: None,
             noise_scale: 0.0,
         }
     }
@@ -88,12 +120,9 @@ impl Term {
         self.generation
     }
 
-    pub(crate) fn vocabulary(&self) -> Option<usize> {
-        self.vocabulary
-    }
-
-    pub(crate) fn answer_tokens_max(&self) -> usize {
-        self.answer_tokens_max
+    /// Of the latest session that a worker has answered for.
+    pub(crate) fn opened(&self) -> Option<&Opened> {
+        self.opened.as_ref()
     }
 
     pub(crate) fn worker(&self) -> &RewardWorker {
@@ -102,31 +131,39 @@ impl Term {
 
     /// Whether every worker that could serve this term has been lost since its last row.
     pub(crate) fn is_lost(&self) -> bool {
-        matches!(self.phase, Phase::Unopened) && self.losses >= self.workers.len()
+        !self.is_open && self.losses >= self.workers.len()
     }
 
+    /// The row for the next token, unless more of it is asked for.
     pub(crate) fn row(&self) -> Option<&TermRow> {
-        match &self.phase {
-            Phase::Ready(row) => Some(row),
-            Phase::Unopened | Phase::Awaiting | Phase::Querying(_) => None,
-        }
+        let arrived = self.rows.front()?.as_ref()?;
+        (!arrived.is_queried).then_some(&arrived.row)
+    }
+
+    /// Tokens that the worker goes on with by itself, from the next one on, as far as its rows tell.
+    pub(crate) fn drafts(&self) -> impl Iterator<Item = u32> {
+        self.rows.iter().map_while(|row| Some(row.as_ref()?.draft?.token))
+    }
+
+    /// Whether a draft for the token after `drafts` of them may come by itself.
+    pub(crate) fn is_drafting(&self, drafts: usize) -> bool {
+        let waits = self.rows.get(drafts).is_some_and(Option::is_some); // a row without a draft
+        self.is_open && self.pace.draft != DraftMode::Off && !waits && drafts <= self.pace.window as usize
     }
 
     /// Whether `open` has something to do: there is no session, the stream is up, and it is not too soon.
     pub(crate) fn can_open(&self, now: Instant, links: &Links) -> bool {
-        matches!(self.phase, Phase::Unopened)
-            && links.is_up(self.link)
-            && self.not_before.is_none_or(|instant| instant <= now)
+        !self.is_open && links.is_up(self.link) && self.not_before.is_none_or(|instant| instant <= now)
     }
 
-    /// Unopened => Awaiting.
     pub(crate) fn open(&mut self, open: Open, links: &mut Links) {
         self.noise_scale = open.noise_scale;
+        self.pace = open.pace;
         links.push(self.link, self.session, self.generation, SessionOp::Open(Box::new(open)));
-        self.phase = Phase::Awaiting;
+        self.is_open = true;
     }
 
-    /// Any => Unopened, at the next worker in line. Answers to the session so far are stale from here on.
+    /// The session is gone: to the next worker in line. Answers to the session so far are stale from here on.
     pub(crate) fn lose(&mut self, links: &mut Links) {
         self.losses += 1;
         self.generation.0 += 1;
@@ -134,92 +171,155 @@ impl Term {
         self.not_before = rounds.checked_sub(1).map(|doublings| {
             Instant::now() + REOPEN_FIRST.saturating_mul(1 << doublings).min(REOPEN_LONGEST)
         });
-        self.phase = Phase::Unopened;
+        self.forget_session();
         self.current = (self.current + 1) % self.workers.len();
         self.link = links.to(&self.workers[self.current]);
     }
 
-    pub(crate) fn opened(&mut self, vocabulary: usize, answer_tokens_max: usize) {
-        self.vocabulary = Some(vocabulary);
-        self.answer_tokens_max = answer_tokens_max;
+    pub(crate) fn on_opened(&mut self, opened: Opened) {
+        self.opened = Some(opened);
     }
 
-    /// Awaiting => Ready. A row for another position is late or repeated.
-    pub(crate) fn on_row(&mut self, position: usize, row: SessionRow) -> Result<(), BadRow> {
-        if !matches!(self.phase, Phase::Awaiting) || row.position as usize != position {
+    /// Takes in a row for `row.position`, when `next` is the position of the next token. Rows of positions that are
+    /// chosen already, of earlier branches, and repeated ones change nothing.
+    pub(crate) fn on_row(&mut self, next: usize, row: SessionRow) -> Result<(), BadRow> {
+        let Some(ahead) = (row.position as usize).checked_sub(next) else { return Ok(()) };
+        if !self.is_open || row.branch != self.branch {
             return Ok(());
         }
-        let vocabulary = self.vocabulary.ok_or_else(|| self.bad("a row before it opened the session"))?;
-        let log_normalizer = row.log_normalizer;
-        self.phase = if row.ids.is_empty() {
-            if row.values.len() != vocabulary {
-                return Err(self.bad(&format!("{} logits instead of {vocabulary}", row.values.len())));
-            }
-            Phase::Ready(TermRow::Whole { row: row.values, log_normalizer })
-        } else {
-            if row.ids.iter().any(|id| *id as usize >= vocabulary) {
-                return Err(self.bad("an id outside the vocabulary"));
-            }
-            let list = match row.floor {
-                None => TopList::new(row.ids, row.values),
-                Some(floor) => {
-                    TopList::noisy(row.ids, row.values, NoisyRanking { scale: self.noise_scale, floor })
-                }
-            };
-            let list = list.map_err(|error| self.bad(&error.to_string()))?;
-            Phase::Ready(TermRow::List { list, log_normalizer })
-        };
-        self.losses = 0;
-        Ok(())
-    }
-
-    /// Ready => Querying: asks for named logits, or for the whole row.
-    pub(crate) fn query(&mut self, position: usize, ids: &[u32], links: &mut Links) {
-        let Phase::Ready(row) = std::mem::replace(&mut self.phase, Phase::Awaiting) else {
-            unreachable!("only a term with a row is queried");
-        };
-        let op = SessionOp::Query { position: position as u32, ids: ids.to_vec() };
-        links.push(self.link, self.session, self.generation, op);
-        self.phase = Phase::Querying(row);
-    }
-
-    /// Querying => Ready.
-    pub(crate) fn on_answer(&mut self, position: usize, answer: Answer) -> Result<(), BadRow> {
-        if answer.position as usize != position {
-            return Ok(());
+        if ahead > ROWS_AHEAD_MAX {
+            return Err(self.bad(&format!("a row {ahead} tokens ahead")));
         }
-        match std::mem::replace(&mut self.phase, Phase::Unopened) {
-            Phase::Querying(TermRow::List { mut list, log_normalizer }) => {
-                let row = if answer.ids.is_empty() {
-                    if Some(answer.values.len()) != self.vocabulary {
-                        return Err(self.bad(&format!("a row of {} logits", answer.values.len())));
-                    }
-                    TermRow::Whole { row: answer.values, log_normalizer }
-                } else {
-                    list.add(&answer.ids, &answer.values);
-                    TermRow::List { list, log_normalizer }
-                };
-                self.phase = Phase::Ready(row);
-            }
-            other => self.phase = other,
+        if self.rows.len() <= ahead {
+            self.rows.resize_with(ahead + 1, || None);
+        }
+        if self.rows[ahead].is_none() {
+            let draft = row.draft;
+            let row = self.read(row)?;
+            self.rows[ahead] = Some(Arrived { row, draft, is_queried: false });
+            self.losses = 0;
         }
         Ok(())
     }
 
-    /// Ready => Awaiting: the token at `position` is chosen.
-    pub(crate) fn advance(&mut self, position: usize, token: u32, links: &mut Links) {
-        if !matches!(self.phase, Phase::Unopened) {
-            let op = SessionOp::Advance { position: position as u32, ids: vec![token] };
+    /// Asks for named logits of the next token's row, or for the whole row.
+    pub(crate) fn query(&mut self, next: usize, ids: &[u32], links: &mut Links) {
+        if let Some(Some(arrived)) = self.rows.front_mut() {
+            arrived.is_queried = true;
+            let op = SessionOp::Query { position: next as u32, ids: ids.to_vec() };
             links.push(self.link, self.session, self.generation, op);
-            self.phase = Phase::Awaiting;
+        }
+    }
+
+    /// Takes in what was asked for. Answers for another position are late or repeated.
+    pub(crate) fn on_answer(&mut self, next: usize, answer: Answer) -> Result<(), BadRow> {
+        let vocabulary = self.opened.as_ref().map(|opened| opened.vocabulary);
+        let arrived = self.rows.front_mut().and_then(Option::as_mut).filter(|arrived| arrived.is_queried);
+        let Some(arrived) = arrived.filter(|_| answer.position as usize == next) else { return Ok(()) };
+        arrived.is_queried = false;
+        if let TermRow::List { list, log_normalizer } = &mut arrived.row {
+            if !answer.ids.is_empty() {
+                list.add(&answer.ids, &answer.values);
+            } else if Some(answer.values.len()) == vocabulary {
+                arrived.row = TermRow::Whole { row: answer.values, log_normalizer: *log_normalizer };
+            } else {
+                return Err(self.bad(&format!("a row of {} logits", answer.values.len())));
+            }
+        }
+        Ok(())
+    }
+
+    /// The token at position `next` is chosen. Returns the worker's own draft of it, if it made one.
+    pub(crate) fn settle(&mut self, next: usize, token: u32, links: &mut Links) -> Option<Draft> {
+        if !self.is_open {
+            return None;
+        }
+        let draft = self.rows.pop_front().flatten().and_then(|arrived| arrived.draft);
+        let assumed = self.told.pop_front().or(draft.map(|draft| draft.token));
+        if assumed == Some(token) {
+            self.owes_verdict = true;
+            return draft;
+        }
+        if assumed.is_some() {
+            self.branch += 1;
+            self.rows.clear();
+            self.told.clear();
+        }
+        self.owes_verdict = false; // what follows says it too
+        self.go_on_with(next, vec![token], next + 1, links);
+        draft
+    }
+
+    /// Has the worker compute drafts of another term: `path` holds those from position `next` on.
+    pub(crate) fn follow(&mut self, next: usize, path: &[u32], links: &mut Links) {
+        if self.is_open && path.len() > self.told.len() && self.rows.front().is_none_or(Self::has_no_draft) {
+            let ids = path[self.told.len()..].to_vec();
+            let position = next + self.told.len();
+            self.told.extend(&ids);
+            self.go_on_with(position, ids, next, links);
+        }
+    }
+
+    /// Tells the worker that what it went on with was chosen up to position `next`, if it does not know yet.
+    pub(crate) fn give_verdict(&mut self, next: usize, links: &mut Links) {
+        if std::mem::take(&mut self.owes_verdict) && self.is_open {
+            self.go_on_with(next, Vec::new(), next, links);
+        }
+    }
+
+    pub(crate) fn set_pace(&mut self, pace: SessionPace, links: &mut Links) {
+        if self.is_open && self.pace != pace {
+            self.pace = pace;
+            links.push(self.link, self.session, self.generation, SessionOp::Pace(pace));
         }
     }
 
     pub(crate) fn close(&mut self, links: &mut Links) {
-        if !matches!(self.phase, Phase::Unopened) {
+        if self.is_open {
             links.push(self.link, self.session, self.generation, SessionOp::Close);
-            self.phase = Phase::Unopened;
+            self.forget_session();
         }
+    }
+
+    fn go_on_with(&mut self, position: usize, ids: Vec<u32>, chosen: usize, links: &mut Links) {
+        let (position, chosen) = (position as u32, chosen as u32);
+        let op = SessionOp::Advance(Advance { position, ids, branch: self.branch, chosen });
+        links.push(self.link, self.session, self.generation, op);
+    }
+
+    fn forget_session(&mut self) {
+        self.is_open = false;
+        self.branch = 0;
+        self.rows.clear();
+        self.told.clear();
+        self.owes_verdict = false;
+    }
+
+    fn has_no_draft(row: &Option<Arrived>) -> bool {
+        row.as_ref().is_none_or(|arrived| arrived.draft.is_none())
+    }
+
+    fn read(&self, row: SessionRow) -> Result<TermRow, BadRow> {
+        let opened = self.opened.as_ref().ok_or_else(|| self.bad("a row before it opened the session"))?;
+        let (vocabulary, log_normalizer) = (opened.vocabulary, row.log_normalizer);
+        let draft = row.draft.map(|draft| draft.token);
+        if row.ids.iter().chain(&draft).any(|id| *id as usize >= vocabulary) {
+            return Err(self.bad("an id outside the vocabulary"));
+        }
+        if row.ids.is_empty() {
+            if row.values.len() != vocabulary {
+                return Err(self.bad(&format!("{} logits instead of {vocabulary}", row.values.len())));
+            }
+            return Ok(TermRow::Whole { row: row.values, log_normalizer });
+        }
+        let list = match row.floor {
+            None => TopList::new(row.ids, row.values),
+            Some(floor) => {
+                TopList::noisy(row.ids, row.values, NoisyRanking { scale: self.noise_scale, floor })
+            }
+        };
+        let list = list.map_err(|error| self.bad(&error.to_string()))?;
+        Ok(TermRow::List { list, log_normalizer })
     }
 
     fn bad(&self, what: &str) -> BadRow {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
+use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.
@@ -140,9 +142,36 @@ pub struct ExchangeArgs {
     /// Lists of the largest logits with a certificate, or whole rows
     #[arg(long, env = "UNIARM_EXCHANGE", value_enum, default_value = "certified")]
     pub exchange: ExchangeMode,
-    /// Length of the lists (K)
+    /// Length of the lists (K) to begin with; they grow while many tokens need a query
     #[arg(long, env = "UNIARM_LIST_LENGTH", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub list_length: u32,
+    /// Tokens that a reward worker may run ahead with drafts: `auto`, or a number; 0 turns drafting off
+    #[arg(long, env = "UNIARM_DRAFT_WINDOW", default_value = "auto", value_parser = draft_window, value_name = "auto|N")]
+    pub draft_window: DraftWindow,
+    /// What drafts are made from: the reward's logits, or also those of its backbone without adapter and system text
+    #[arg(long, env = "UNIARM_DRAFT_ROWS", value_enum, default_value = "auto")]
+    pub draft_rows: DraftRowsArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DraftRowsArg {
+    /// Whichever is worth more
+    Auto,
+    Single,
+    Dual,
+}
+
+impl ExchangeArgs {
+    pub fn pace(&self) -> PaceOptions {
+        PaceOptions {
+            window: self.draft_window,
+            rows: match self.draft_rows {
+                DraftRowsArg::Auto => DraftRows::Auto,
+                DraftRowsArg::Single => DraftRows::Single,
+                DraftRowsArg::Dual => DraftRows::Dual,
+            },
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -401,6 +430,14 @@ pub struct BenchStepArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub exchange: ExchangeArgs,
+}
+
+fn draft_window(text: &str) -> Result<DraftWindow, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(DraftWindow::Auto),
+        Ok(number) if number <= DRAFT_WINDOW_MAX => Ok(DraftWindow::Fixed(number)),
+        _ => Err(format!("wants auto or a number up to {DRAFT_WINDOW_MAX}")),
+    }
 }
 
 fn batch_size(text: &str) -> Result<usize, String> {

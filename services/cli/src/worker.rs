@@ -128,6 +128,7 @@ pub fn start_base(
     let (engine, exchange) = flags;
     let settings = BaseSettings {
         model: name.unwrap_or(files.name),
+        fingerprint: files.fingerprint,
         tokenizer: files.tokenizer.context("a base model needs a tokenizer")?,
         template: files.template,
         context_tokens: uniarm_engine::context_tokens(&llama),
@@ -139,7 +140,8 @@ pub fn start_base(
         list_length: exchange.list_length,
     };
     let member = Member { capacity: engine.running_max as u32, ..settings.member() };
-    let options = BaseOptions { executor: executor_options(engine), ..BaseOptions::default() };
+    let options =
+        BaseOptions { executor: executor_options(engine), pace: exchange.pace(), ..BaseOptions::default() };
     let handle = BaseEngine::start(Box::new(llama), settings, scorer, &options, metrics)?;
     Ok((handle, member))
 }

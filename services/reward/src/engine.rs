@@ -11,17 +11,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
 use uniarm_decode::{
-    Noise,
-    guidance::{log_sum_exp, noisy_top_list, top_list},
-    scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
+    Chooser,
+    blocks::CacheRoot,
+    scheduler::{AddError, ExtendError, NewSequence, Priority as Rank, SequenceId},
 };
 use uniarm_engine::{Executor, ExecutorOptions};
-use uniarm_model::Forward;
+use uniarm_model::{Conditioned, Forward, ModelError};
 use uniarm_proto::{
-    Answer, Failure, FailureCode, Load, Priority, ProtocolError, ReplyBatch, SessionGeneration, SessionId,
-    SessionOp, SessionReply, SessionRow,
+    Advance, Answer, DraftMode, Failure, FailureCode, Load, Priority, ProtocolError, ReplyBatch,
+    SessionGeneration, SessionId, SessionOp, SessionPace, SessionReply,
 };
 use uniarm_runtime::Metrics;
 
@@ -29,6 +30,7 @@ use crate::{
     catalogue::RewardCatalogue,
     metrics::RewardMetrics,
     prepare::{Prepared, prepare},
+    session::{Session, Step},
 };
 
 /// Batches of operations that one connection may have in the inbox: enough to keep the engine fed, few enough that a
@@ -37,6 +39,12 @@ const CONNECTION_BATCHES_MAX: usize = 64;
 
 /// How long an idle engine sleeps between looks at its inbox; a message wakes it at once.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
+
+/// Drafts of two rows take twice the cache: they start only while one block in so many is free.
+const PLAIN_FREE_SHARE: usize = 3;
+
+/// What the number of sessions that a step answered weighs in its average.
+const STEP_SESSIONS_WEIGHT: f32 = 0.1;
 
 /// Limits of a reward worker.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +61,15 @@ pub struct RewardHandle {
     catalogue: Arc<RewardCatalogue>,
     inbox: mpsc::Sender<Command>,
     connections: Arc<AtomicU64>,
+}
+
+/// Why an engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the model cannot compute: {0}")]
+    Model(#[from] ModelError),
+    #[error("the operating system gives no thread: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// One base worker's stream. Dropping it closes all its sessions.
@@ -94,35 +111,35 @@ struct ReadyOp {
 
 enum ReadyKind {
     Open(Box<Prepared>),
-    Advance { position: u32, ids: Vec<u32> },
+    Advance(Advance),
     Query { position: u32, ids: Vec<u32> },
+    Pace(SessionPace),
     Close,
     Refuse(Failure),
 }
 
 type SessionKey = (ConnectionId, SessionId);
 
-struct Session {
-    generation: SessionGeneration,
-    sequence: SequenceId,
-    prompt_tokens: usize,
-    list_length: usize,
-    vocabulary: usize,
-    noise: Option<(Noise, f32)>,
-    /// Position that the next row chooses = tokens of the answer so far.
-    position: u32,
-    /// The row at `position`, once it is computed: queries ask for more of it.
-    row: Vec<f32>,
-    has_row: bool,
-}
-
 struct Engine {
     executor: Executor,
     sessions: HashMap<SessionKey, Session>,
-    by_sequence: HashMap<SequenceId, SessionKey>,
+    by_sequence: HashMap<SequenceId, (SessionKey, RowKind)>,
+    /// One for each length of a row: a base model may have the shorter vocabulary.
+    choosers: HashMap<usize, Chooser>,
     connections: HashMap<ConnectionId, Peer>,
+    backbone: Bytes,
     next_sequence: u64,
+    /// Sessions that a step answers, on average.
+    step_sessions: f32,
     metrics: RewardMetrics,
+}
+
+/// What a sequence computes for its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RowKind {
+    Reward,
+    /// The backbone alone, for drafts.
+    Plain,
 }
 
 struct Peer {
@@ -136,20 +153,23 @@ impl RewardEngine {
     /// Starts the engine's thread. It ends when the last handle and connection are gone.
     ///
     /// # Errors
-    /// When the operating system gives no thread.
+    /// When the model cannot compute, or the operating system gives no thread.
     pub fn start(
         forward: Box<dyn Forward>,
         catalogue: RewardCatalogue,
         options: &RewardOptions,
         metrics: &Metrics,
-    ) -> std::io::Result<RewardHandle> {
+    ) -> Result<RewardHandle, StartError> {
         let (inbox, commands) = mpsc::channel();
         let engine = Engine {
-            executor: Executor::new(forward, &options.executor),
+            executor: Executor::new(forward, &options.executor)?,
             sessions: HashMap::new(),
             by_sequence: HashMap::new(),
+            choosers: HashMap::new(),
             connections: HashMap::new(),
+            backbone: Bytes::copy_from_slice(&catalogue.backbone.fingerprint),
             next_sequence: 0,
+            step_sessions: 1.0,
             metrics: RewardMetrics::new(metrics),
         };
         thread::Builder::new().name("reward-engine".into()).spawn(move || engine.run(&commands))?;
@@ -212,8 +232,9 @@ fn ready_ops(catalogue: &RewardCatalogue, ops: Vec<IncomingOp>) -> Vec<ReadyOp> 
                 Ok(prepared) => ReadyKind::Open(Box::new(prepared)),
                 Err(failure) => ReadyKind::Refuse(failure),
             },
-            Ok(SessionOp::Advance { position, ids }) => ReadyKind::Advance { position, ids },
+            Ok(SessionOp::Advance(advance)) => ReadyKind::Advance(advance),
             Ok(SessionOp::Query { position, ids }) => ReadyKind::Query { position, ids },
+            Ok(SessionOp::Pace(pace)) => ReadyKind::Pace(pace),
             Ok(SessionOp::Close) => ReadyKind::Close,
             Err(error) => ReadyKind::Refuse(Failure {
                 code: FailureCode::InvalidArgument,
@@ -285,8 +306,9 @@ impl Engine {
             }
             // Everything else is about a session that must be there in this generation: if not, it is late.
             _ if !self.is_current(key, generation) => {}
-            ReadyKind::Advance { position, ids } => self.advance(key, position, &ids),
+            ReadyKind::Advance(advance) => self.advance(key, advance),
             ReadyKind::Query { position, ids } => self.query(key, position, ids),
+            ReadyKind::Pace(pace) => self.set_pace(key, pace),
             ReadyKind::Close => self.close(key),
         }
     }
@@ -297,88 +319,151 @@ impl Engine {
             Some(_) => self.close(key),
             None => {}
         }
-        let sequence = SequenceId(self.next_sequence);
-        self.next_sequence += 1;
-        let tokens = prepared.tokens.len();
+        let sequence = self.next_sequence();
         let new = NewSequence {
             id: sequence,
-            logits_from: tokens - 1,
-            tokens_max: prepared.tokens_max.max(tokens),
-            tokens: prepared.tokens,
+            logits_from: prepared.tokens.len() - 1,
+            tokens_max: prepared.tokens_max,
+            tokens: prepared.tokens.clone(),
             root: prepared.root,
             priority: rank(prepared.priority),
             deadline: None,
         };
-        if let Err(error) = self.executor.add(new, prepared.adapter) {
+        if let Err(error) = self.executor.add(new, prepared.adapter.clone()) {
             self.reply(key, generation, SessionReply::Failure(refused(&error)));
             return;
         }
-        let session = Session {
-            generation,
-            sequence,
-            prompt_tokens: prepared.prompt_tokens,
-            list_length: prepared.list_length,
-            vocabulary: prepared.vocabulary,
-            noise: prepared.noise,
-            position: (tokens - prepared.prompt_tokens) as u32,
-            row: Vec::new(),
-            has_row: false,
-        };
+        let session = Session::new(generation, sequence, prepared);
         let opened = SessionReply::Opened {
             prompt_tokens: session.prompt_tokens as u32,
             vocabulary: session.vocabulary as u32,
-            answer_tokens_max: (prepared.tokens_max.max(tokens) - session.prompt_tokens) as u32,
+            answer_tokens_max: session.room,
+            backbone: self.backbone.clone(),
         };
         self.sessions.insert(key, session);
-        self.by_sequence.insert(sequence, key);
+        self.by_sequence.insert(sequence, (key, RowKind::Reward));
         self.reply(key, generation, opened);
+        self.pair(key);
     }
 
-    fn advance(&mut self, key: SessionKey, position: u32, ids: &[u32]) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        if position != session.position || ids.is_empty() {
-            return; // late or repeated
+    fn advance(&mut self, key: SessionKey, advance: Advance) {
+        let session = self.sessions.get_mut(&key).expect("it is current");
+        let (generation, vocabulary) = (session.generation, session.vocabulary);
+        if let Some(id) = advance.ids.iter().find(|id| **id as usize >= vocabulary) {
+            let message = format!("token id {id} is outside the vocabulary of {vocabulary}");
+            return self.fail(key, generation, "advance.ids", message);
         }
-        let (sequence, generation, vocabulary) = (session.sequence, session.generation, session.vocabulary);
-        let outside = ids.iter().find(|id| **id as usize >= vocabulary);
-        let result = match outside {
-            Some(id) => Err(format!("token id {id} is outside the vocabulary of {vocabulary}")),
-            None => self.executor.extend(sequence, ids).map_err(|error| error.to_string()),
-        };
-        if let Err(message) = result {
-            self.close(key);
-            let field = "advance.ids".into();
-            let failure = Failure { code: FailureCode::InvalidArgument, field, message };
-            self.reply(key, generation, SessionReply::Failure(failure));
+        if let Step::Go { keep, ids } = session.advance(advance)
+            && let Err(error) = self.replace(key, keep, &ids)
+        {
+            return self.fail(key, generation, "advance.ids", error.to_string());
+        }
+        self.go_on(key);
+    }
+
+    /// Appends the session's draft, if its window has room.
+    fn go_on(&mut self, key: SessionKey) {
+        let session = self.sessions.get_mut(&key).expect("it is current");
+        let keep = session.length();
+        if let Some(token) = session.go_on() {
+            self.metrics.drafts.inc();
+            let extended = self.replace(key, keep, &[token]);
+            extended.expect("a draft is made only where its sequence has room");
+        }
+    }
+
+    /// Keeps so many tokens of the answer in the session's sequences, then appends `ids`.
+    fn replace(&mut self, key: SessionKey, keep: u32, ids: &[u32]) -> Result<(), ExtendError> {
+        let Self { executor, sessions, by_sequence, .. } = self;
+        let session = sessions.get_mut(&key).expect("it is current");
+        executor.truncate(session.sequence, session.prompt_tokens + keep as usize);
+        executor.extend(session.sequence, ids)?;
+        if let Some(plain) = &session.plain {
+            executor.truncate(plain.sequence, plain.prompt_tokens + keep as usize);
+            if executor.extend(plain.sequence, ids).is_err() {
+                // Drafts get worse, nothing else.
+                executor.remove(plain.sequence);
+                by_sequence.remove(&plain.sequence);
+                session.plain = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_pace(&mut self, key: SessionKey, pace: SessionPace) {
+        let session = self.sessions.get_mut(&key).expect("it is current");
+        session.set_pace(pace);
+        self.pair(key);
+        self.go_on(key);
+    }
+
+    /// Starts or stops the second sequence of a session, as its pace wants it and the cache has room for it.
+    fn pair(&mut self, key: SessionKey) {
+        let session = self.sessions.get_mut(&key).expect("it is current");
+        let wanted = session.pace.draft == DraftMode::Dual && !session.plain_prompt.is_empty();
+        match (&session.plain, wanted) {
+            (Some(plain), false) => {
+                self.executor.remove(plain.sequence);
+                self.by_sequence.remove(&plain.sequence);
+                session.plain = None;
+            }
+            (None, true) => self.start_plain(key),
+            _ => {}
+        }
+    }
+
+    fn start_plain(&mut self, key: SessionKey) {
+        let stats = self.executor.stats();
+        if stats.free_blocks * PLAIN_FREE_SHARE < stats.total_blocks {
             return;
         }
-        let session = self.sessions.get_mut(&key).expect("it was there at the start");
-        session.position += ids.len() as u32;
-        session.has_row = false;
+        let id = self.next_sequence();
+        let session = self.sessions.get_mut(&key).expect("it is current");
+        let own = self.executor.tokens(session.sequence).expect("a session has its sequence");
+        let tokens = [&session.plain_prompt, &own[session.prompt_tokens..]].concat();
+        let new = NewSequence {
+            id,
+            logits_from: tokens.len() - 1,
+            tokens_max: (session.plain_prompt.len() + session.room as usize).max(tokens.len()),
+            tokens,
+            root: CacheRoot(0),
+            priority: Rank::Low,
+            deadline: None,
+        };
+        // A full queue costs only drafts.
+        if self.executor.add(new, None::<Conditioned>).is_ok() {
+            session.start_plain(id);
+            self.by_sequence.insert(id, (key, RowKind::Plain));
+        }
     }
 
     fn query(&mut self, key: SessionKey, position: u32, ids: Vec<u32>) {
-        let Some(session) = self.sessions.get(&key) else { return };
-        if position != session.position || !session.has_row {
-            return; // late or repeated
-        }
-        let row = &session.row[..session.vocabulary];
-        let values = if ids.is_empty() {
-            row.to_vec()
-        } else {
-            // An id outside has no logit: it can never be chosen.
-            ids.iter().map(|id| row.get(*id as usize).copied().unwrap_or(f32::NEG_INFINITY)).collect()
-        };
+        let session = &self.sessions[&key];
+        let Some(values) = session.query(position, &ids) else { return }; // late or repeated
         let generation = session.generation;
         self.metrics.queries.inc();
         self.reply(key, generation, SessionReply::Answer(Answer { position, ids, values }));
     }
 
+    fn fail(&mut self, key: SessionKey, generation: SessionGeneration, field: &str, message: String) {
+        self.close(key);
+        let failure = Failure { code: FailureCode::InvalidArgument, field: field.to_owned(), message };
+        self.reply(key, generation, SessionReply::Failure(failure));
+    }
+
     fn close(&mut self, key: SessionKey) {
-        if let Some(session) = self.sessions.remove(&key) {
-            self.by_sequence.remove(&session.sequence);
-            self.executor.remove(session.sequence);
+        let Some(session) = self.sessions.remove(&key) else { return };
+        for sequence in
+            [Some(session.sequence), session.plain.map(|plain| plain.sequence)].into_iter().flatten()
+        {
+            self.by_sequence.remove(&sequence);
+            self.executor.remove(sequence);
         }
+    }
+
+    fn next_sequence(&mut self) -> SequenceId {
+        self.next_sequence += 1;
+        SequenceId(self.next_sequence)
     }
 
     fn is_current(&self, key: SessionKey, generation: SessionGeneration) -> bool {
@@ -387,23 +472,27 @@ impl Engine {
 
     /// One step; false: there was nothing to do.
     fn step(&mut self) -> bool {
-        let Self { executor, sessions, by_sequence, connections, metrics, .. } = self;
-        let mut replying = Duration::ZERO;
+        let Self { executor, sessions, by_sequence, .. } = self;
+        let mut answered: Vec<SessionKey> = Vec::new();
         let result = executor.step(|sequence, index, logits| {
-            let began = Instant::now();
-            let key = by_sequence.get(&sequence).expect("a planned sequence has its session");
+            let (key, kind) = by_sequence.get(&sequence).expect("a planned sequence has its session");
             let session = sessions.get_mut(key).expect("both maps change together");
-            session.row.clear();
-            session.row.extend_from_slice(logits);
-            session.has_row = true;
-            debug_assert_eq!(session.position as usize, index + 1 - session.prompt_tokens);
-            let reply = SessionReply::Row(session_row(session));
-            if let Some(peer) = connections.get_mut(&key.0) {
-                peer.batch.replies.push((key.1, session.generation, reply));
+            match kind {
+                RowKind::Plain => session.on_plain_row(index, logits),
+                RowKind::Reward => {
+                    session.on_row(index, logits);
+                    if answered.last() != Some(key) {
+                        answered.push(*key);
+                    }
+                }
             }
-            metrics.rows.inc();
-            replying += began.elapsed();
         });
+        let began = Instant::now();
+        answered.iter().for_each(|key| self.answer(*key));
+        if !answered.is_empty() {
+            self.step_sessions += STEP_SESSIONS_WEIGHT * (answered.len() as f32 - self.step_sessions);
+        }
+        let metrics = &self.metrics;
         match result {
             Ok(report) if report.sequences.is_empty() => false,
             Ok(report) => {
@@ -412,7 +501,7 @@ impl Engine {
                 metrics.preemptions.inc_by(report.preempted as u64);
                 metrics.schedule.observe(report.schedule.as_secs_f64());
                 metrics.forward.observe(report.forward.as_secs_f64());
-                metrics.reply.observe(replying.as_secs_f64());
+                metrics.reply.observe(began.elapsed().as_secs_f64());
                 true
             }
             Err(error) => {
@@ -431,6 +520,19 @@ impl Engine {
                 false
             }
         }
+    }
+
+    /// Sends the rows that a step has computed for a session, and goes on with its draft.
+    fn answer(&mut self, key: SessionKey) {
+        let session = self.sessions.get_mut(&key).expect("a row came for it");
+        let vocabulary = session.vocabulary;
+        let chooser = self.choosers.entry(vocabulary).or_insert_with(|| Chooser::new(vocabulary));
+        let generation = session.generation;
+        for row in session.answer(chooser) {
+            self.metrics.rows.inc();
+            self.reply(key, generation, SessionReply::Row(row));
+        }
+        self.go_on(key);
     }
 
     fn reply(&mut self, key: SessionKey, generation: SessionGeneration, reply: SessionReply) {
@@ -460,34 +562,17 @@ impl Engine {
 
     fn load(&self) -> Load {
         let stats = self.executor.stats();
+        let cost = self.executor.step_cost();
         Load {
+            step_fixed_us: (cost.fixed * 1e6) as f32,
+            step_row_us: (cost.per_row * 1e6) as f32,
+            step_sessions: self.step_sessions,
             sessions: self.sessions.len() as u32,
             waiting: stats.waiting as u32,
             free_blocks: stats.free_blocks as u32,
             total_blocks: stats.total_blocks as u32,
         }
     }
-}
-
-fn session_row(session: &Session) -> SessionRow {
-    let row = &session.row[..session.vocabulary];
-    let log_normalizer = log_sum_exp(row);
-    let position = session.position;
-    let list = match (session.list_length, &session.noise) {
-        (0, _) => {
-            return SessionRow {
-                position,
-                ids: Vec::new(),
-                values: row.to_vec(),
-                log_normalizer,
-                floor: None,
-            };
-        }
-        (k, None) => top_list(row, k),
-        (k, Some((noise, scale))) => noisy_top_list(row, k, *scale, noise, position),
-    };
-    let floor = list.ranking().map(|ranking| ranking.floor);
-    SessionRow { position, ids: list.ids().to_vec(), values: list.values().to_vec(), log_normalizer, floor }
 }
 
 fn rank(priority: Priority) -> Rank {

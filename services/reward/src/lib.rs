@@ -1,8 +1,8 @@
 //! The reward worker: sessions from many base workers, any mixture of preferences in one batch, answered with
 //! top-k lists or whole rows.
 //!
-//! `catalogue` (what is served) → `prepare` (an Open becomes tokens and an adapter state) → `engine` (one OS thread
-//! owns the model) → `server` (the gRPC stream) or `local` (the same sessions inside one process).
+//! `catalogue` (what is served) → `prepare` (an Open becomes tokens and an adapter state) → `session` (its rows and
+//! drafts) → `engine` (one OS thread owns the model) → `server` (the gRPC stream) or `local` (the same sessions inside one process).
 
 pub mod catalogue;
 pub mod engine;
@@ -10,6 +10,7 @@ pub mod local;
 mod metrics;
 mod prepare;
 pub mod server;
+mod session;
 
 pub use catalogue::{Backbone, CatalogueError, RewardCatalogue};
-pub use engine::{RewardEngine, RewardHandle, RewardOptions};
+pub use engine::{RewardEngine, RewardHandle, RewardOptions, StartError};

@@ -1,10 +1,10 @@
 //! An `Open` becomes tokens and an adapter state, off the engine's thread: tokenising a long prompt must not hold
 //! up a step.
 
-use uniarm_decode::{Noise, blocks::CacheRoot, preference::PreferenceSpec};
+use uniarm_decode::{Noise, Sampling, blocks::CacheRoot, preference::PreferenceSpec};
 use uniarm_engine::prompt::{Prompt, Reader};
 use uniarm_model::{Conditioned, Message};
-use uniarm_proto::{Failure, FailureCode, Input, Open, Priority};
+use uniarm_proto::{Failure, FailureCode, Input, Open, Priority, SessionPace};
 
 use crate::catalogue::{RewardCatalogue, Served};
 
@@ -13,6 +13,8 @@ pub(crate) struct Prepared {
     /// The reward's own rendering of the prompt, then the answer so far.
     pub(crate) tokens: Vec<u32>,
     pub(crate) prompt_tokens: usize,
+    /// The prompt as the backbone reads it alone; empty where drafts of two rows make no sense.
+    pub(crate) plain_prompt: Vec<u32>,
     pub(crate) adapter: Option<Conditioned>,
     pub(crate) root: CacheRoot,
     pub(crate) priority: Priority,
@@ -22,8 +24,15 @@ pub(crate) struct Prepared {
     pub(crate) vocabulary: usize,
     /// Tokens that the sequence may ever have.
     pub(crate) tokens_max: usize,
-    /// The shared noise and its scale, where lists are ranked with it.
-    pub(crate) noise: Option<(Noise, f32)>,
+    pub(crate) noise: Noise,
+    /// Strength over temperature, where lists are ranked with the noise.
+    pub(crate) noise_scale: Option<f32>,
+    /// How drafts are chosen.
+    pub(crate) sampling: Sampling,
+    pub(crate) strength: f32,
+    /// Tokens that end an answer.
+    pub(crate) ends: Vec<u32>,
+    pub(crate) pace: SessionPace,
 }
 
 pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepared, Failure> {
@@ -66,6 +75,9 @@ pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepar
     let mut tokens =
         reader.read(prompt, served.system.as_deref()).map_err(|error| invalid("input", error.to_string()))?;
     let prompt_tokens = tokens.len();
+    let steers = served.adapter.is_some() || served.system.is_some();
+    // Whatever keeps the backbone from reading the prompt alone keeps only drafts from being better.
+    let plain_prompt = if steers { reader.read(prompt, None).unwrap_or_default() } else { Vec::new() };
     if let Some(id) = open.answer.iter().find(|id| **id as usize >= vocabulary) {
         return Err(invalid(
             "open.answer",
@@ -80,17 +92,38 @@ pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepar
             format!("has {} tokens for reward {:?}, whose context is {limit}", tokens.len(), open.reward),
         ));
     }
+    let tokens_max = (prompt_tokens + open.answer_tokens_max as usize).min(backbone.context_tokens);
+    let plain_fits = plain_prompt.len() + tokens_max - prompt_tokens <= backbone.context_tokens;
+    let eos = if open.sampling.ignore_eos { &[] } else { backbone.tokenizer.eos() };
     Ok(Prepared {
+        tokens_max: tokens_max.max(tokens.len()),
         tokens,
-        tokens_max: (prompt_tokens + open.answer_tokens_max as usize).min(backbone.context_tokens),
         prompt_tokens,
+        plain_prompt: if plain_fits { plain_prompt } else { Vec::new() },
         adapter,
         root: cache_root(served.adapter_number, &weights),
         priority: open.priority,
         list_length: open.list_length as usize,
-        noise: (open.noise_scale > 0.0).then(|| (Noise::new(open.seed, open.choice), open.noise_scale)),
+        noise: Noise::new(open.seed, open.choice),
+        noise_scale: (open.noise_scale > 0.0).then_some(open.noise_scale),
         vocabulary,
+        sampling: decode_sampling(&open.sampling),
+        strength: open.strength,
+        ends: eos.iter().chain(&open.sampling.stop_token_ids).copied().collect(),
+        pace: open.pace,
     })
+}
+
+fn decode_sampling(asked: &uniarm_proto::Sampling) -> Sampling {
+    Sampling {
+        temperature: asked.temperature,
+        top_k: asked.top_k,
+        top_p: asked.top_p,
+        min_p: asked.min_p,
+        repetition_penalty: asked.repetition_penalty,
+        presence_penalty: asked.presence_penalty,
+        frequency_penalty: asked.frequency_penalty,
+    }
 }
 
 fn check_tokenizer(catalogue: &RewardCatalogue, open: &Open) -> Result<(), Failure> {

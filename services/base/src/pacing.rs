@@ -1,0 +1,235 @@
+//! What this worker has learnt of the reward models: how often their drafts are right, what their steps cost, and how
+//! long lists must be. From that follows how far each session runs ahead; tokens never depend on it.
+
+use std::collections::HashMap;
+
+use uniarm_decode::drafting::{Acceptance, DraftMode as Draws, Pace, Situation, StepCost, plan_pace};
+use uniarm_proto::{DraftMode, Load, SessionPace, limits::LIST_LENGTH_MAX};
+
+use crate::{guide::LinkId, term::Term};
+
+/// From a chosen token to the reward worker's next step: a message on a standing stream, and two threads that wake up.
+const ROUND_TRIP_SECONDS: f64 = 0.3e-3;
+
+/// Share of single-row drafts that are taken to be right before any was judged (measured: 0.5 to 0.93).
+const SINGLE_BELIEF: f64 = 0.8;
+
+/// The same for two rows where the backbone is the base model itself: but for the adapter's own share all of the guided
+/// logit is known.
+const TWIN_BELIEF: f64 = 0.98;
+
+/// The same for another backbone.
+const DUAL_BELIEF: f64 = 0.82;
+
+/// Lists grow while more than this share of tokens needs a query, and shrink while fewer than the other one does.
+const QUERIED_MOST: f64 = 0.05;
+const QUERIED_LEAST: f64 = 0.002;
+
+/// Tokens after which the length of lists is looked at.
+const LIST_TOKENS: u32 = 64;
+
+/// Lists double at most so often, from the configured length on: beyond, a query is cheaper.
+const DOUBLINGS_MAX: u32 = 4;
+
+/// How drafting is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DraftWindow {
+    /// As far ahead as is worth it.
+    #[default]
+    Auto,
+    /// So many tokens; 0: no drafts.
+    Fixed(u32),
+}
+
+/// What drafts are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DraftRows {
+    /// Whichever is worth more.
+    #[default]
+    Auto,
+    Single,
+    Dual,
+}
+
+/// How a base worker paces its reward workers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PaceOptions {
+    pub window: DraftWindow,
+    pub rows: DraftRows,
+}
+
+pub(crate) struct Pacing {
+    options: PaceOptions,
+    rewards: HashMap<String, Learnt>,
+    loads: HashMap<LinkId, Load>,
+}
+
+/// Of one reward model.
+struct Learnt {
+    single: Acceptance,
+    dual: Acceptance,
+    has_dual_belief: bool,
+    list: ListLength,
+}
+
+/// A length that follows the share of tokens that needed a query.
+struct ListLength {
+    doublings: u32,
+    tokens: u32,
+    queried: u32,
+}
+
+/// What a pace depends on besides the term.
+#[derive(Clone, Copy)]
+pub(crate) struct Bench {
+    pub(crate) cost: StepCost,
+    /// Sequences that step together.
+    pub(crate) sequences: usize,
+    /// K as configured; 0: whole rows.
+    pub(crate) list_length: u32,
+}
+
+// === impl Pacing ===
+
+impl Pacing {
+    pub(crate) fn new(options: PaceOptions) -> Self {
+        Self { options, rewards: HashMap::new(), loads: HashMap::new() }
+    }
+
+    pub(crate) fn on_load(&mut self, link: LinkId, load: Load) {
+        self.loads.insert(link, load);
+    }
+
+    pub(crate) fn forget(&mut self, link: LinkId) {
+        self.loads.remove(&link);
+    }
+
+    /// A draft was judged.
+    pub(crate) fn on_verdict(&mut self, reward: &str, mode: DraftMode, right: bool) {
+        let learnt = self.learnt(reward);
+        match mode {
+            DraftMode::Dual => learnt.dual.observe(right),
+            DraftMode::Single | DraftMode::Off => learnt.single.observe(right),
+        }
+    }
+
+    /// A guided token was decided from this reward's list, or needed more of the row.
+    pub(crate) fn on_list(&mut self, reward: &str, was_queried: bool) {
+        self.learnt(reward).list.observe(was_queried);
+    }
+
+    /// The pace of a term that drafts, with the number of positions to gather.
+    pub(crate) fn pace(&mut self, term: &Term, bench: Bench) -> (SessionPace, usize) {
+        let pace = self.drafting(term, bench);
+        let session = SessionPace {
+            draft: match pace.mode {
+                Draws::Off => DraftMode::Off,
+                Draws::Single => DraftMode::Single,
+                Draws::Dual => DraftMode::Dual,
+            },
+            window: pace.window,
+            list_length: self.list_length(term, bench),
+        };
+        (session, pace.gather as usize)
+    }
+
+    /// The pace of a term that follows another one's drafts.
+    pub(crate) fn following(&mut self, term: &Term, bench: Bench) -> SessionPace {
+        SessionPace { list_length: self.list_length(term, bench), ..SessionPace::default() }
+    }
+
+    fn drafting(&mut self, term: &Term, bench: Bench) -> Pace {
+        let is_twin = term.opened().is_some_and(|opened| opened.same_backbone);
+        let PaceOptions { window, rows } = self.options;
+        let load = self.loads.get(&term.link).copied();
+        let learnt = self.learnt(&term.asked.reward);
+        if is_twin && !learnt.has_dual_belief {
+            learnt.dual = Acceptance::new(TWIN_BELIEF);
+            learnt.has_dual_belief = true;
+        }
+        if let DraftWindow::Fixed(window) = window {
+            let mode = match rows {
+                DraftRows::Single => Draws::Single,
+                DraftRows::Auto if !is_twin => Draws::Single,
+                DraftRows::Auto | DraftRows::Dual => Draws::Dual,
+            };
+            return Pace::fixed(mode, window);
+        }
+        // Until the worker has said what its steps cost, it waits for every token.
+        let Some(load) = load.filter(|load| load.step_fixed_us + load.step_row_us > 0.0) else {
+            return Pace::OFF;
+        };
+        plan_pace(&Situation {
+            base: bench.cost,
+            reward: StepCost {
+                fixed: f64::from(load.step_fixed_us) * 1e-6,
+                per_row: f64::from(load.step_row_us) * 1e-6,
+            },
+            base_sequences: bench.sequences.max(1) as f64,
+            reward_sessions: f64::from(load.step_sessions).max(1.0),
+            round_trip: ROUND_TRIP_SECONDS,
+            single: if rows == DraftRows::Dual { 0.0 } else { learnt.single.share() },
+            dual: (rows != DraftRows::Single).then(|| learnt.dual.share()),
+        })
+    }
+
+    fn list_length(&mut self, term: &Term, bench: Bench) -> u32 {
+        if bench.list_length == 0 {
+            return bench.list_length;
+        }
+        self.learnt(&term.asked.reward).list.of(bench.list_length)
+    }
+
+    fn learnt(&mut self, reward: &str) -> &mut Learnt {
+        if !self.rewards.contains_key(reward) {
+            let learnt = Learnt {
+                single: Acceptance::new(SINGLE_BELIEF),
+                dual: Acceptance::new(DUAL_BELIEF),
+                has_dual_belief: false,
+                list: ListLength { doublings: 0, tokens: 0, queried: 0 },
+            };
+            self.rewards.insert(reward.to_owned(), learnt);
+        }
+        self.rewards.get_mut(reward).expect("it was just inserted")
+    }
+}
+
+// === impl ListLength ===
+
+impl ListLength {
+    fn observe(&mut self, was_queried: bool) {
+        self.tokens += 1;
+        self.queried += u32::from(was_queried);
+        if self.tokens < LIST_TOKENS {
+            return;
+        }
+        let share = f64::from(self.queried) / f64::from(self.tokens);
+        if share > QUERIED_MOST {
+            self.doublings = (self.doublings + 1).min(DOUBLINGS_MAX);
+        } else if share < QUERIED_LEAST {
+            self.doublings = self.doublings.saturating_sub(1);
+        }
+        (self.tokens, self.queried) = (0, 0);
+    }
+
+    fn of(&self, configured: u32) -> u32 {
+        (configured << self.doublings).min(LIST_LENGTH_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_grow_while_tokens_need_queries_and_shrink_when_none_does() {
+        let mut list = ListLength { doublings: 0, tokens: 0, queried: 0 };
+        (0..2 * LIST_TOKENS).for_each(|token| list.observe(token % 10 == 0));
+        assert_eq!(list.of(32), 128);
+        (0..100 * LIST_TOKENS).for_each(|_| list.observe(true));
+        assert_eq!(list.of(32), 512);
+        assert_eq!(list.of(LIST_LENGTH_MAX), LIST_LENGTH_MAX);
+        (0..100 * LIST_TOKENS).for_each(|_| list.observe(false));
+        assert_eq!(list.of(32), 32);
+    }
+}

@@ -1,0 +1,283 @@
+//! One session: what its sequences hold, which rows are kept for queries, and what it goes on with by itself.
+//!
+//! ```text
+//! positions   0 … chosen        … length
+//!             └ the base worker ┘ └ drafted here, not judged yet ┘ ← the next row is for position `length`
+//! ```
+//!
+//! Nothing here computes or speaks: the engine hands rows in and asks what follows from them.
+
+use std::collections::VecDeque;
+
+use uniarm_decode::{
+    Chooser, History, Noise, Position, Sampling, Term, TermLogits,
+    guidance::{log_sum_exp, noisy_top_list, top_list},
+    scheduler::SequenceId,
+};
+use uniarm_proto::{Advance, Draft, DraftMode, SessionGeneration, SessionPace, SessionRow};
+
+use crate::prepare::Prepared;
+
+/// Rows that a session keeps, at most: those of a whole window, and the one before it.
+const ROWS_HELD_MAX: usize = uniarm_proto::limits::DRAFT_WINDOW_MAX as usize + 2;
+
+pub(crate) struct Session {
+    pub(crate) generation: SessionGeneration,
+    pub(crate) sequence: SequenceId,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) vocabulary: usize,
+    /// Tokens that the answer may have.
+    pub(crate) room: u32,
+    /// The backbone alone, where drafts are made of two rows.
+    pub(crate) plain: Option<Plain>,
+    /// The prompt as the backbone reads it alone.
+    pub(crate) plain_prompt: Vec<u32>,
+    pub(crate) pace: SessionPace,
+    list_length: usize,
+    /// Strength over temperature, where lists are ranked with the noise.
+    noise_scale: Option<f32>,
+    noise: Noise,
+    sampling: Sampling,
+    strength: f32,
+    /// Tokens that end an answer: nothing follows them.
+    ends: Vec<u32>,
+    /// Kept where penalties need it.
+    history: Option<History>,
+    branch: u32,
+    chosen: u32,
+    length: u32,
+    /// Rows at positions that are not chosen yet, ascending.
+    rows: VecDeque<HeldRow>,
+    /// The draft at position `length`, once its row is answered.
+    draft: Option<u32>,
+}
+
+/// A second sequence of the same answer, without adapter and system text.
+pub(crate) struct Plain {
+    pub(crate) sequence: SequenceId,
+    pub(crate) prompt_tokens: usize,
+    /// Its latest row, and the position of that.
+    row: Option<(u32, Vec<f32>)>,
+}
+
+/// What an `Advance` asks of the sequences.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It is late or repeated.
+    Nothing,
+    /// Keep so many tokens of the answer, then append these.
+    Go { keep: u32, ids: Vec<u32> },
+}
+
+struct HeldRow {
+    position: u32,
+    logits: Vec<f32>,
+    answered: bool,
+}
+
+// === impl Session ===
+
+impl Session {
+    pub(crate) fn new(generation: SessionGeneration, sequence: SequenceId, prepared: Prepared) -> Self {
+        let length = (prepared.tokens.len() - prepared.prompt_tokens) as u32;
+        let history = prepared.sampling.has_penalties().then(|| {
+            let mut history = History::new(&prepared.plain_prompt);
+            prepared.tokens[prepared.prompt_tokens..].iter().for_each(|token| history.push(*token));
+            history
+        });
+        Self {
+            generation,
+            sequence,
+            prompt_tokens: prepared.prompt_tokens,
+            vocabulary: prepared.vocabulary,
+            room: (prepared.tokens_max - prepared.prompt_tokens) as u32,
+            plain: None,
+            plain_prompt: prepared.plain_prompt,
+            pace: prepared.pace,
+            list_length: prepared.list_length,
+            noise_scale: prepared.noise_scale,
+            noise: prepared.noise,
+            sampling: prepared.sampling,
+            strength: prepared.strength,
+            ends: prepared.ends,
+            history,
+            branch: 0,
+            chosen: length,
+            length,
+            rows: VecDeque::new(),
+            draft: None,
+        }
+    }
+
+    /// Tokens of the answer that its sequences hold.
+    pub(crate) fn length(&self) -> u32 {
+        self.length
+    }
+
+    /// The row after the token at `index` of its sequence.
+    pub(crate) fn on_row(&mut self, index: usize, logits: &[f32]) {
+        let position = (index + 1 - self.prompt_tokens) as u32;
+        if self.rows.len() == ROWS_HELD_MAX {
+            self.rows.pop_front();
+        }
+        self.rows.push_back(HeldRow { position, logits: logits.to_vec(), answered: false });
+    }
+
+    /// The same of the backbone alone.
+    pub(crate) fn on_plain_row(&mut self, index: usize, logits: &[f32]) {
+        if let Some(plain) = &mut self.plain {
+            let position = (index + 1 - plain.prompt_tokens) as u32;
+            let (at, row) = plain.row.get_or_insert_default();
+            *at = position;
+            row.clear();
+            row.extend_from_slice(logits);
+        }
+    }
+
+    /// Answers for the rows that have none; the last one comes with a draft, if the session makes any.
+    pub(crate) fn answer(&mut self, chooser: &mut Chooser) -> Vec<SessionRow> {
+        let mut answers = Vec::new();
+        for index in 0..self.rows.len() {
+            if self.rows[index].answered {
+                continue;
+            }
+            self.rows[index].answered = true;
+            let draft =
+                if self.rows[index].position == self.length { self.make_draft(chooser) } else { None };
+            let row = &self.rows[index];
+            answers.push(SessionRow {
+                branch: self.branch,
+                draft,
+                ..self.list(&row.logits[..self.vocabulary], row.position)
+            });
+        }
+        answers
+    }
+
+    /// The token to append now: it was drafted, and the window has room for it.
+    pub(crate) fn go_on(&mut self) -> Option<u32> {
+        let token = self.draft?;
+        let has_room = self.length < self.chosen + self.pace.window;
+        (has_room && !self.ends.contains(&token)).then(|| {
+            self.append(&[token]);
+            token
+        })
+    }
+
+    /// What the base worker says of tokens; the caller does to the sequences what the step says.
+    pub(crate) fn advance(&mut self, advance: Advance) -> Step {
+        let Advance { position, ids, branch, chosen } = advance;
+        let is_news = match ids.is_empty() {
+            true => branch == self.branch,
+            // Of the same branch: it goes on where the session waits. Of a later one: it replaces what is there.
+            false if branch == self.branch => position == self.length,
+            false => branch > self.branch && position <= self.length,
+        };
+        if !is_news {
+            return Step::Nothing;
+        }
+        if branch > self.branch {
+            self.branch = branch;
+            self.length = position;
+            self.rows.clear();
+            if let Some(history) = &mut self.history {
+                history.truncate(position as usize);
+            }
+        }
+        self.chosen = self.chosen.max(chosen);
+        while self.rows.front().is_some_and(|row| row.position < self.chosen) {
+            self.rows.pop_front();
+        }
+        if ids.is_empty() {
+            return Step::Nothing;
+        }
+        let keep = self.length;
+        self.append(&ids);
+        Step::Go { keep, ids }
+    }
+
+    /// Logits of the row at `position`, if it is held: of these ids, or all.
+    pub(crate) fn query(&self, position: u32, ids: &[u32]) -> Option<Vec<f32>> {
+        let row = self.rows.iter().find(|row| row.position == position && row.answered)?;
+        let row = &row.logits[..self.vocabulary];
+        if ids.is_empty() {
+            return Some(row.to_vec());
+        }
+        // An id outside has no logit: it can never be chosen.
+        Some(ids.iter().map(|id| row.get(*id as usize).copied().unwrap_or(f32::NEG_INFINITY)).collect())
+    }
+
+    pub(crate) fn set_pace(&mut self, pace: SessionPace) {
+        self.pace = pace;
+        if self.list_length > 0 && pace.list_length > 0 {
+            self.list_length = pace.list_length as usize;
+        }
+    }
+
+    pub(crate) fn start_plain(&mut self, sequence: SequenceId) {
+        self.plain = Some(Plain { sequence, prompt_tokens: self.plain_prompt.len(), row: None });
+    }
+
+    fn append(&mut self, ids: &[u32]) {
+        self.length += ids.len() as u32;
+        self.draft = None;
+        if let Some(history) = &mut self.history {
+            ids.iter().for_each(|id| history.push(*id));
+        }
+    }
+
+    /// The token at position `length` as this worker expects it, from the row just computed.
+    fn make_draft(&mut self, chooser: &mut Chooser) -> Option<Draft> {
+        if self.pace.draft == DraftMode::Off || self.length + 1 >= self.room {
+            return None;
+        }
+        let own = &self.rows.back()?.logits[..self.vocabulary];
+        let plain = self.plain.as_ref().and_then(|plain| plain.row.as_ref());
+        let plain = plain.filter(|(position, _)| *position == self.length);
+        let (base, mode) = match plain {
+            Some((_, row)) => (&row[..self.vocabulary], DraftMode::Dual),
+            None => (own, DraftMode::Single),
+        };
+        let none = History::default();
+        let token = chooser.choose(&Position {
+            base,
+            terms: &[Term { strength: self.strength, logits: TermLogits::Dense(own) }],
+            sampling: &self.sampling,
+            history: self.history.as_ref().unwrap_or(&none),
+            noise: &self.noise,
+            position: self.length,
+        });
+        let uniarm_decode::Choice::Token(token) = token else { return None };
+        self.draft = Some(token);
+        Some(Draft { token, mode })
+    }
+
+    fn list(&self, row: &[f32], position: u32) -> SessionRow {
+        let log_normalizer = log_sum_exp(row);
+        let list = match (self.list_length, self.noise_scale) {
+            (0, _) => {
+                let (ids, values) = (Vec::new(), row.to_vec());
+                return SessionRow {
+                    position,
+                    ids,
+                    values,
+                    log_normalizer,
+                    floor: None,
+                    branch: 0,
+                    draft: None,
+                };
+            }
+            (k, None) => top_list(row, k),
+            (k, Some(scale)) => noisy_top_list(row, k, scale, &self.noise, position),
+        };
+        SessionRow {
+            position,
+            ids: list.ids().to_vec(),
+            values: list.values().to_vec(),
+            log_normalizer,
+            floor: list.ranking().map(|ranking| ranking.floor),
+            branch: 0,
+            draft: None,
+        }
+    }
+}
