@@ -72,7 +72,7 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Io`], [`ModelError::Malformed`], [`ModelError::Unsupported`] for vocabularies that spell
     /// bytes in neither of the two common ways.
-    pub(crate) fn from_json(file: &Path) -> Result<Self, ModelError> {
+    pub fn from_json(file: &Path) -> Result<Self, ModelError> {
         let bytes = std::fs::read(file).map_err(|error| ModelError::io(file, error))?;
         let malformed = |error: tokenizers::Error| ModelError::malformed(file, format!("tokenizer: {error}"));
         // The library panics on some files (a merge longer than every token), and a file is foreign data.
@@ -166,7 +166,7 @@ impl Tokenizer {
     }
 
     /// Begin and end tokens are settled only after other files of a folder have been asked.
-    pub(crate) fn set_ends(&mut self, bos: Option<u32>, eos: &[u32]) {
+    pub fn set_ends(&mut self, bos: Option<u32>, eos: &[u32]) {
         self.bos = bos;
         self.eos = eos.to_vec();
     }

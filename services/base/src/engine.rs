@@ -4,6 +4,8 @@
 //! again. While the forward runs, the reward workers compute the same positions, so a step costs the longer of
 //! the two and not their sum.
 
+mod sessions;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::mpsc,
@@ -17,19 +19,16 @@ use uniarm_decode::{
 };
 use uniarm_engine::Executor;
 use uniarm_model::Tokenizer;
-use uniarm_proto::{
-    Event, Failure, FailureCode, OnRewardLoss, Priority, Refusal, ReplyBatch, Sampling, SessionGeneration,
-    SessionId, SessionReply, pb,
-};
+use uniarm_proto::{Event, Priority, Refusal, ReplyBatch, Sampling, SessionId, pb};
 
 use crate::{
     accept::{Accepted, SharedSettings},
     choice::{Choice, Chosen, Mode, RequestKey, Rules},
     guide::{Epoch, LinkId, Links},
-    metrics::{BaseMetrics, ModeLabel, OutcomeLabel, VerdictLabel},
-    pacing::{Bench, Pacing},
+    metrics::{BaseMetrics, OutcomeLabel, VerdictLabel},
+    pacing::Pacing,
     request::Request,
-    term::{Opened, Term},
+    term::Term,
 };
 
 /// How long an idle engine sleeps between looks at its clients; a message wakes it at once.
@@ -207,93 +206,6 @@ impl Engine {
         Ok(sequence)
     }
 
-    fn on_reply(&mut self, session: SessionId, generation: SessionGeneration, reply: SessionReply) {
-        let Some((sequence, index)) = self.sessions.get(&session).copied() else { return };
-        let choice = self.choices.get_mut(&sequence).expect("a session belongs to a running answer");
-        let next = choice.answer.len();
-        let term = &mut choice.terms[index];
-        if term.generation() != generation {
-            return; // an answer to an earlier life of the session
-        }
-        let request = self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
-        let bytes = reply.payload_bytes() as u64;
-        request.exchange.bytes += bytes;
-        let received = match reply {
-            SessionReply::Opened { vocabulary, answer_tokens_max, backbone, .. } => {
-                term.on_opened(Opened {
-                    vocabulary: vocabulary as usize,
-                    answer_tokens_max: answer_tokens_max as usize,
-                    same_backbone: backbone == self.settings.fingerprint[..],
-                });
-                self.set_pace(sequence);
-                Ok(())
-            }
-            SessionReply::Row(row) => {
-                let mode = if row.ids.is_empty() { Mode::Dense } else { Mode::Certified };
-                self.metrics.exchange_bytes.get_or_create(&ModeLabel { mode: mode.name() }).inc_by(bytes);
-                term.on_row(next, row)
-            }
-            SessionReply::Answer(answer) => {
-                let mode = if answer.ids.is_empty() { Mode::Dense } else { Mode::Queried };
-                self.metrics.exchange_bytes.get_or_create(&ModeLabel { mode: mode.name() }).inc_by(bytes);
-                term.on_answer(next, answer)
-            }
-            SessionReply::Failure(failure) => {
-                let key = choice.request;
-                self.on_failure(key, sequence, index, failure);
-                return;
-            }
-        };
-        if let Err(error) = received {
-            tracing::error!(%error, "a reward worker broke the contract");
-            self.lose_term(sequence, index, &error.to_string());
-        }
-    }
-
-    fn on_failure(&mut self, key: RequestKey, sequence: SequenceId, index: usize, failure: Failure) {
-        match failure.code {
-            FailureCode::InvalidArgument => {
-                let field = failure.field.replacen("guidance.", &format!("guidance[{index}]."), 1);
-                self.end_request(key, Err(Refusal::invalid(field, failure.message)));
-            }
-            FailureCode::ResourceExhausted | FailureCode::Internal => {
-                self.lose_term(sequence, index, &failure.message);
-            }
-        }
-    }
-
-    fn on_link_down(&mut self, link: LinkId) {
-        self.links.went_down(link);
-        let mut lost = Vec::new();
-        for choice in self.choices.values() {
-            for (index, term) in choice.terms.iter().enumerate() {
-                if term.link == link {
-                    lost.push((choice.sequence, index));
-                }
-            }
-        }
-        if lost.is_empty() {
-            self.links.forget(link);
-            self.pacing.forget(link);
-        }
-        for (sequence, index) in lost {
-            self.lose_term(sequence, index, "its reward worker cannot be reached");
-        }
-    }
-
-    /// The term goes to the next worker in line; where there is none, the request's policy decides.
-    fn lose_term(&mut self, sequence: SequenceId, index: usize, why: &str) {
-        let Some(choice) = self.choices.get_mut(&sequence) else { return };
-        let term = &mut choice.terms[index];
-        term.lose(&mut self.links);
-        self.metrics.reward_losses.inc();
-        let key = choice.request;
-        if term.is_lost() && self.requests[&key].placed.request.on_reward_loss == OnRewardLoss::Fail {
-            let message = format!("guidance[{index}] ({}) lost its reward: {why}", term.asked.reward);
-            self.end_request(key, Err(Refusal::unavailable("reward_lost", message)));
-        }
-    }
-
     /// Ends what its client or its deadline has ended, and opens the sessions that can be.
     fn look_after_requests(&mut self) {
         let now = Instant::now();
@@ -309,14 +221,11 @@ impl Engine {
         for (key, refusal) in ended {
             self.end_request(key, Err(refusal));
         }
-        for choice in self.choices.values_mut() {
-            let request = &self.requests[&choice.request];
-            for term in &mut choice.terms {
-                if term.can_open(now, &self.links) {
-                    let open = request.open_message(&self.settings, choice.number, &choice.answer, term);
-                    term.open(open, &mut self.links);
-                }
-            }
+        let closed = |choice: &Choice| choice.terms.iter().any(|term| term.can_open(now, &self.links));
+        let closed: Vec<SequenceId> =
+            self.choices.values().filter(|choice| closed(choice)).map(|choice| choice.sequence).collect();
+        for sequence in closed {
+            self.open_terms(sequence, now);
         }
     }
 
@@ -362,25 +271,6 @@ impl Engine {
                 let extended = executor.extend(choice.sequence, &tokens);
                 extended.expect("an answer that goes on is known and has room");
             }
-        }
-    }
-
-    /// Sets how far the sessions of an answer run ahead.
-    fn set_pace(&mut self, sequence: SequenceId) {
-        let Some(choice) = self.choices.get_mut(&sequence) else { return };
-        let request = &self.requests[&choice.request];
-        let cost = self.executor.step_cost();
-        let sequences = self.executor.stats().running;
-        for (index, term) in choice.terms.iter_mut().enumerate() {
-            let bench = Bench { cost, sequences, list_length: request.list_length(term) };
-            let pace = if choice.drafter == Some(index) {
-                let (pace, gather) = self.pacing.pace(term, bench);
-                choice.gather = gather;
-                pace
-            } else {
-                self.pacing.following(term, bench)
-            };
-            term.set_pace(pace, &mut self.links);
         }
     }
 

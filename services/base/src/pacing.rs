@@ -68,7 +68,8 @@ pub(crate) struct Pacing {
 struct Learnt {
     single: Acceptance,
     dual: Acceptance,
-    has_dual_belief: bool,
+    /// Its backbone is the base model itself, as far as is known.
+    is_twin: bool,
     list: ListLength,
 }
 
@@ -104,6 +105,15 @@ impl Pacing {
         self.loads.remove(&link);
     }
 
+    /// A worker has said on which backbone the reward model stands.
+    pub(crate) fn on_opened(&mut self, reward: &str, is_twin: bool) {
+        let learnt = self.learnt(reward);
+        if learnt.is_twin != is_twin {
+            learnt.is_twin = is_twin;
+            learnt.dual = Acceptance::new(if is_twin { TWIN_BELIEF } else { DUAL_BELIEF });
+        }
+    }
+
     /// A draft was judged.
     pub(crate) fn on_verdict(&mut self, reward: &str, mode: DraftMode, right: bool) {
         let learnt = self.learnt(reward);
@@ -119,8 +129,8 @@ impl Pacing {
     }
 
     /// The pace of a term that drafts, with the number of positions to gather.
-    pub(crate) fn pace(&mut self, term: &Term, bench: Bench) -> (SessionPace, usize) {
-        let pace = self.drafting(term, bench);
+    pub(crate) fn drafting(&mut self, term: &Term, bench: Bench) -> (SessionPace, usize) {
+        let pace = self.plan(term, bench);
         let session = SessionPace {
             draft: match pace.mode {
                 Draws::Off => DraftMode::Off,
@@ -138,15 +148,11 @@ impl Pacing {
         SessionPace { list_length: self.list_length(term, bench), ..SessionPace::default() }
     }
 
-    fn drafting(&mut self, term: &Term, bench: Bench) -> Pace {
-        let is_twin = term.opened().is_some_and(|opened| opened.same_backbone);
+    fn plan(&mut self, term: &Term, bench: Bench) -> Pace {
         let PaceOptions { window, rows } = self.options;
         let load = self.loads.get(&term.link).copied();
         let learnt = self.learnt(&term.asked.reward);
-        if is_twin && !learnt.has_dual_belief {
-            learnt.dual = Acceptance::new(TWIN_BELIEF);
-            learnt.has_dual_belief = true;
-        }
+        let is_twin = learnt.is_twin;
         if let DraftWindow::Fixed(window) = window {
             let mode = match rows {
                 DraftRows::Single => Draws::Single,
@@ -185,7 +191,7 @@ impl Pacing {
             let learnt = Learnt {
                 single: Acceptance::new(SINGLE_BELIEF),
                 dual: Acceptance::new(DUAL_BELIEF),
-                has_dual_belief: false,
+                is_twin: false,
                 list: ListLength { doublings: 0, tokens: 0, queried: 0 },
             };
             self.rewards.insert(reward.to_owned(), learnt);

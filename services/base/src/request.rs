@@ -166,13 +166,13 @@ impl Request {
         if term.asked.strength < 0.0 { 0 } else { self.list_length }
     }
 
-    /// What opens a session of one of its answers.
+    /// What opens a session of one of its answers: of that number, with so much of it chosen.
     pub(crate) fn open_message(
         &self,
         settings: &BaseSettings,
-        number: u32,
-        answer: &[u32],
+        (number, answer): (u32, &[u32]),
         term: &Term,
+        pace: SessionPace,
     ) -> Open {
         // Stop strings are this worker's business, and may be long.
         let sampling = AskedSampling { stop: Vec::new(), ..self.placed.request.sampling.clone() };
@@ -191,8 +191,7 @@ impl Request {
             noise_scale: self.noise_scale(term),
             sampling,
             strength: self.strength,
-            // As far as it is known that drafting is worth it: not before the session is open.
-            pace: SessionPace::default(),
+            pace,
         }
     }
 }

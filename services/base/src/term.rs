@@ -60,8 +60,6 @@ pub(crate) struct Opened {
     pub(crate) vocabulary: usize,
     /// Tokens of the answer for which its session has room.
     pub(crate) answer_tokens_max: usize,
-    /// Whether its backbone is the base model itself.
-    pub(crate) same_backbone: bool,
 }
 
 /// A row that is here.

@@ -186,6 +186,11 @@ fn footer(transcript: &Transcript) -> String {
         let share = 100.0 * f64::from(exchange.certified) / f64::from(guided);
         line.push_str(&format!("; {bytes:.0} bytes of reward per token, {share:.1} % certified"));
     }
+    let speculation = summary.speculation.unwrap_or_default();
+    if speculation.drafted > 0 {
+        let passes = f64::from(speculation.base_passes) / f64::from(usage.completion_tokens.max(1));
+        line.push_str(&format!("; {passes:.2} base passes per token"));
+    }
     if usage.unguided_tokens > 0 {
         line.push_str(&format!("; {} tokens UNGUIDED", usage.unguided_tokens));
     }
@@ -196,7 +201,8 @@ fn as_json(transcript: &Transcript) -> serde_json::Value {
     let started = transcript.started.clone().unwrap_or_default();
     let summary = transcript.summary.unwrap_or_default();
     let (usage, timing) = (summary.usage.unwrap_or_default(), summary.timing.unwrap_or_default());
-    let exchange = summary.exchange.unwrap_or_default();
+    let (exchange, speculation) =
+        (summary.exchange.unwrap_or_default(), summary.speculation.unwrap_or_default());
     let empty = ChoiceTranscript::default();
     let first = transcript.choices.first().unwrap_or(&empty);
     let mut object = json!({
@@ -220,6 +226,11 @@ fn as_json(transcript: &Transcript) -> serde_json::Value {
             "certified": exchange.certified,
             "queried": exchange.queried,
             "dense": exchange.dense,
+        },
+        "speculation": {
+            "base_passes": speculation.base_passes,
+            "drafted": speculation.drafted,
+            "accepted": speculation.accepted,
         },
     });
     let fields = object.as_object_mut().expect("it is an object");

@@ -2,10 +2,11 @@
 //! top-k lists or whole rows.
 //!
 //! `catalogue` (what is served) → `prepare` (an Open becomes tokens and an adapter state) → `session` (its rows and
-//! drafts) → `engine` (one OS thread owns the model) → `server` (the gRPC stream) or `local` (the same sessions inside one process).
+//! drafts) → `engine` (one OS thread owns the model) → `handle` (its inbox) → `server` (the gRPC stream) or `local` (the same sessions inside one process).
 
 pub mod catalogue;
-pub mod engine;
+mod engine;
+mod handle;
 pub mod local;
 mod metrics;
 mod prepare;
@@ -13,4 +14,4 @@ pub mod server;
 mod session;
 
 pub use catalogue::{Backbone, CatalogueError, RewardCatalogue};
-pub use engine::{RewardEngine, RewardHandle, RewardOptions, StartError};
+pub use handle::{Connection, IncomingOp, RewardEngine, RewardHandle, RewardOptions, StartError};

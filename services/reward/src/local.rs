@@ -3,7 +3,7 @@
 use tokio::sync::mpsc;
 use uniarm_proto::{OpBatch, ReplyBatch};
 
-use crate::engine::RewardHandle;
+use crate::handle::RewardHandle;
 
 /// A stream to the engine in this process. It ends when the sender is dropped.
 pub fn connect(handle: &RewardHandle) -> (mpsc::Sender<OpBatch>, mpsc::UnboundedReceiver<ReplyBatch>) {

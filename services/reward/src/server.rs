@@ -16,7 +16,7 @@ use uniarm_proto::{
     session::{op_from_wire, reply_to_wire},
 };
 
-use crate::engine::{IncomingOp, RewardHandle};
+use crate::handle::{IncomingOp, RewardHandle};
 
 /// Serves `Reward` and `Membership` for one engine.
 #[derive(Clone)]

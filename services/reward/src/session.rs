@@ -232,11 +232,13 @@ impl Session {
             return None;
         }
         let own = &self.rows.back()?.logits[..self.vocabulary];
-        let plain = self.plain.as_ref().and_then(|plain| plain.row.as_ref());
-        let plain = plain.filter(|(position, _)| *position == self.length);
-        let (base, mode) = match plain {
-            Some((_, row)) => (&row[..self.vocabulary], DraftMode::Dual),
+        let (base, mode) = match &self.plain {
             None => (own, DraftMode::Single),
+            // Until it has caught up the session waits: a worse draft now would cost more than it saves.
+            Some(plain) => {
+                let (_, row) = plain.row.as_ref().filter(|(position, _)| *position == self.length)?;
+                (&row[..self.vocabulary], DraftMode::Dual)
+            }
         };
         let none = History::default();
         let token = chooser.choose(&Position {

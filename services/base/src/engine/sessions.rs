@@ -1,0 +1,155 @@
+//! The engine's side of the sessions: what reward workers say, how they are lost and opened again, and how far they
+//! run ahead.
+
+use std::time::Instant;
+
+use uniarm_decode::scheduler::SequenceId;
+use uniarm_proto::{
+    Failure, FailureCode, OnRewardLoss, Refusal, SessionGeneration, SessionId, SessionPace, SessionReply,
+};
+
+use super::Engine;
+use crate::{
+    choice::{Mode, RequestKey},
+    guide::LinkId,
+    metrics::ModeLabel,
+    pacing::Bench,
+    term::Opened,
+};
+
+impl Engine {
+    pub(super) fn on_reply(
+        &mut self,
+        session: SessionId,
+        generation: SessionGeneration,
+        reply: SessionReply,
+    ) {
+        let Some((sequence, index)) = self.sessions.get(&session).copied() else { return };
+        let choice = self.choices.get_mut(&sequence).expect("a session belongs to a running answer");
+        let next = choice.answer.len();
+        let term = &mut choice.terms[index];
+        if term.generation() != generation {
+            return; // an answer to an earlier life of the session
+        }
+        let request = self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
+        let bytes = reply.payload_bytes() as u64;
+        request.exchange.bytes += bytes;
+        let received = match reply {
+            SessionReply::Opened { vocabulary, answer_tokens_max, backbone, .. } => {
+                term.on_opened(Opened {
+                    vocabulary: vocabulary as usize,
+                    answer_tokens_max: answer_tokens_max as usize,
+                });
+                let is_twin = backbone == self.settings.fingerprint[..];
+                self.pacing.on_opened(&term.asked.reward, is_twin);
+                self.set_pace(sequence);
+                Ok(())
+            }
+            SessionReply::Row(row) => {
+                let mode = if row.ids.is_empty() { Mode::Dense } else { Mode::Certified };
+                self.metrics.exchange_bytes.get_or_create(&ModeLabel { mode: mode.name() }).inc_by(bytes);
+                term.on_row(next, row)
+            }
+            SessionReply::Answer(answer) => {
+                let mode = if answer.ids.is_empty() { Mode::Dense } else { Mode::Queried };
+                self.metrics.exchange_bytes.get_or_create(&ModeLabel { mode: mode.name() }).inc_by(bytes);
+                term.on_answer(next, answer)
+            }
+            SessionReply::Failure(failure) => {
+                let key = choice.request;
+                self.on_failure(key, sequence, index, failure);
+                return;
+            }
+        };
+        if let Err(error) = received {
+            tracing::error!(%error, "a reward worker broke the contract");
+            self.lose_term(sequence, index, &error.to_string());
+        }
+    }
+
+    fn on_failure(&mut self, key: RequestKey, sequence: SequenceId, index: usize, failure: Failure) {
+        match failure.code {
+            FailureCode::InvalidArgument => {
+                let field = failure.field.replacen("guidance.", &format!("guidance[{index}]."), 1);
+                self.end_request(key, Err(Refusal::invalid(field, failure.message)));
+            }
+            FailureCode::ResourceExhausted | FailureCode::Internal => {
+                self.lose_term(sequence, index, &failure.message);
+            }
+        }
+    }
+
+    pub(super) fn on_link_down(&mut self, link: LinkId) {
+        self.links.went_down(link);
+        let mut lost = Vec::new();
+        for choice in self.choices.values() {
+            for (index, term) in choice.terms.iter().enumerate() {
+                if term.link == link {
+                    lost.push((choice.sequence, index));
+                }
+            }
+        }
+        if lost.is_empty() {
+            self.links.forget(link);
+            self.pacing.forget(link);
+        }
+        for (sequence, index) in lost {
+            self.lose_term(sequence, index, "its reward worker cannot be reached");
+        }
+    }
+
+    /// The term goes to the next worker in line; where there is none, the request's policy decides.
+    pub(super) fn lose_term(&mut self, sequence: SequenceId, index: usize, why: &str) {
+        let Some(choice) = self.choices.get_mut(&sequence) else { return };
+        let term = &mut choice.terms[index];
+        term.lose(&mut self.links);
+        self.metrics.reward_losses.inc();
+        let key = choice.request;
+        if term.is_lost() && self.requests[&key].placed.request.on_reward_loss == OnRewardLoss::Fail {
+            let message = format!("guidance[{index}] ({}) lost its reward: {why}", term.asked.reward);
+            self.end_request(key, Err(Refusal::unavailable("reward_lost", message)));
+        }
+    }
+
+    pub(super) fn open_terms(&mut self, sequence: SequenceId, now: Instant) {
+        let paces = self.paces(sequence);
+        let choice = self.choices.get_mut(&sequence).expect("it was just looked at");
+        let request = &self.requests[&choice.request];
+        let progress = (choice.number, choice.answer.as_slice());
+        for (term, pace) in choice.terms.iter_mut().zip(paces) {
+            if term.can_open(now, &self.links) {
+                let open = request.open_message(&self.settings, progress, term, pace);
+                term.open(open, &mut self.links);
+            }
+        }
+    }
+
+    /// Sets how far the sessions of an answer run ahead.
+    pub(super) fn set_pace(&mut self, sequence: SequenceId) {
+        let paces = self.paces(sequence);
+        let Some(choice) = self.choices.get_mut(&sequence) else { return };
+        for (term, pace) in choice.terms.iter_mut().zip(paces) {
+            term.set_pace(pace, &mut self.links);
+        }
+    }
+
+    /// How far each session of an answer may run ahead, by what is known now; and how many positions gather for it.
+    fn paces(&mut self, sequence: SequenceId) -> Vec<SessionPace> {
+        let Some(choice) = self.choices.get_mut(&sequence) else { return Vec::new() };
+        let request = &self.requests[&choice.request];
+        let cost = self.executor.step_cost();
+        let sequences = self.executor.stats().running;
+        let mut paces = Vec::with_capacity(choice.terms.len());
+        for (index, term) in choice.terms.iter().enumerate() {
+            let bench = Bench { cost, sequences, list_length: request.list_length(term) };
+            if choice.drafter == Some(index) {
+                let (pace, gather) = self.pacing.drafting(term, bench);
+                choice.gather = gather;
+                paces.push(pace);
+            } else {
+                paces.push(self.pacing.following(term, bench));
+            }
+        }
+        paces
+    }
+}

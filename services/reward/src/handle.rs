@@ -1,0 +1,194 @@
+//! What the rest of the process holds of a reward engine: it starts one, and hands operations of base workers to it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
+use uniarm_engine::{Executor, ExecutorOptions};
+use uniarm_model::{Forward, ModelError};
+use uniarm_proto::{
+    Advance, Failure, FailureCode, ProtocolError, ReplyBatch, SessionGeneration, SessionId, SessionOp,
+    SessionPace,
+};
+use uniarm_runtime::Metrics;
+
+use crate::{
+    catalogue::RewardCatalogue,
+    engine::Engine,
+    metrics::RewardMetrics,
+    prepare::{Prepared, prepare},
+};
+
+/// Batches of operations that one connection may have in the inbox: enough to keep the engine fed, few enough that a
+/// flood waits in the flooder's own TCP buffers.
+const CONNECTION_BATCHES_MAX: usize = 64;
+
+/// Limits of a reward worker.
+#[derive(Debug, Clone, Default)]
+pub struct RewardOptions {
+    pub executor: ExecutorOptions,
+}
+
+/// Starts engines.
+pub struct RewardEngine;
+
+/// What the rest of the process holds of an engine.
+#[derive(Clone)]
+pub struct RewardHandle {
+    catalogue: Arc<RewardCatalogue>,
+    inbox: mpsc::Sender<Command>,
+    connections: Arc<AtomicU64>,
+}
+
+/// Why an engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the model cannot compute: {0}")]
+    Model(#[from] ModelError),
+    #[error("the operating system gives no thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// One base worker's stream. Dropping it closes all its sessions.
+pub struct Connection {
+    id: ConnectionId,
+    handle: RewardHandle,
+    credits: Arc<Semaphore>,
+}
+
+/// An operation as it came: already decoded, or refused by the contract.
+pub type IncomingOp = (SessionId, SessionGeneration, Result<SessionOp, ProtocolError>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ConnectionId(u64);
+
+pub(crate) enum Command {
+    /// Replies go to `replies`. The channel has no bound of its own because the protocol bounds it: a session has at
+    /// most one row and one answer outstanding.
+    Connect {
+        connection: ConnectionId,
+        replies: async_mpsc::UnboundedSender<ReplyBatch>,
+    },
+    Ops {
+        connection: ConnectionId,
+        ops: Vec<ReadyOp>,
+        _credit: OwnedSemaphorePermit,
+    },
+    Disconnect {
+        connection: ConnectionId,
+    },
+}
+
+/// An operation whose slow part is done.
+pub(crate) struct ReadyOp {
+    pub(crate) session: SessionId,
+    pub(crate) generation: SessionGeneration,
+    pub(crate) kind: ReadyKind,
+}
+
+pub(crate) enum ReadyKind {
+    Open(Box<Prepared>),
+    Advance(Advance),
+    Query { position: u32, ids: Vec<u32> },
+    Pace(SessionPace),
+    Close,
+    Refuse(Failure),
+}
+
+// === impl RewardEngine ===
+
+impl RewardEngine {
+    /// Starts the engine's thread. It ends when the last handle and connection are gone.
+    ///
+    /// # Errors
+    /// When the model cannot compute, or the operating system gives no thread.
+    pub fn start(
+        forward: Box<dyn Forward>,
+        catalogue: RewardCatalogue,
+        options: &RewardOptions,
+        metrics: &Metrics,
+    ) -> Result<RewardHandle, StartError> {
+        let (inbox, commands) = mpsc::channel();
+        let executor = Executor::new(forward, &options.executor)?;
+        let fingerprint = catalogue.backbone.fingerprint;
+        let engine = Engine::new(executor, fingerprint, RewardMetrics::new(metrics));
+        thread::Builder::new().name("reward-engine".into()).spawn(move || engine.run(&commands))?;
+        Ok(RewardHandle { catalogue: Arc::new(catalogue), inbox, connections: Arc::default() })
+    }
+}
+
+// === impl RewardHandle ===
+
+impl RewardHandle {
+    pub fn catalogue(&self) -> &RewardCatalogue {
+        &self.catalogue
+    }
+
+    /// Opens a stream: operations in, replies out. The receiver ends if the engine does.
+    pub fn connect(&self) -> (Connection, async_mpsc::UnboundedReceiver<ReplyBatch>) {
+        let id = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed));
+        let (replies, receiver) = async_mpsc::unbounded_channel();
+        // A failed send means that the engine is gone: then the receiver says so, because `replies` went with it.
+        let _ = self.inbox.send(Command::Connect { connection: id, replies });
+        let credits = Arc::new(Semaphore::new(CONNECTION_BATCHES_MAX));
+        (Connection { id, handle: self.clone(), credits }, receiver)
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Hands a batch to the engine, in order; waits while too many of this connection are queued.
+    pub async fn submit(&self, ops: Vec<IncomingOp>) {
+        let credit = Arc::clone(&self.credits).acquire_owned().await;
+        let _credit = credit.expect("the semaphore is never closed");
+        let ready = if ops.iter().any(|(_, _, op)| matches!(op, Ok(SessionOp::Open(_)))) {
+            let catalogue = Arc::clone(&self.handle.catalogue);
+            let prepared = tokio::task::spawn_blocking(move || ready_ops(&catalogue, ops)).await;
+            match prepared {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(%error, "preparing sessions panicked");
+                    return;
+                }
+            }
+        } else {
+            ready_ops(&self.handle.catalogue, ops)
+        };
+        let _ = self.handle.inbox.send(Command::Ops { connection: self.id, ops: ready, _credit });
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = self.handle.inbox.send(Command::Disconnect { connection: self.id });
+    }
+}
+
+fn ready_ops(catalogue: &RewardCatalogue, ops: Vec<IncomingOp>) -> Vec<ReadyOp> {
+    let ready = |(session, generation, op): IncomingOp| {
+        let kind = match op {
+            Ok(SessionOp::Open(open)) => match prepare(catalogue, &open) {
+                Ok(prepared) => ReadyKind::Open(Box::new(prepared)),
+                Err(failure) => ReadyKind::Refuse(failure),
+            },
+            Ok(SessionOp::Advance(advance)) => ReadyKind::Advance(advance),
+            Ok(SessionOp::Query { position, ids }) => ReadyKind::Query { position, ids },
+            Ok(SessionOp::Pace(pace)) => ReadyKind::Pace(pace),
+            Ok(SessionOp::Close) => ReadyKind::Close,
+            Err(error) => ReadyKind::Refuse(Failure {
+                code: FailureCode::InvalidArgument,
+                field: error.field().to_owned(),
+                message: error.to_string(),
+            }),
+        };
+        ReadyOp { session, generation, kind }
+    };
+    ops.into_iter().map(ready).collect()
+}

@@ -1,0 +1,292 @@
+//! Drafts never change a token: engines over scripted models, whose agreement is anything from none to perfect, joined by
+//! a link that delays, repeats, reorders and breaks, answer exactly as in lock-step over a link that does nothing.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
+
+mod chaos;
+
+use std::{path::Path, sync::Arc};
+
+use chaos::{Chaos, ChaosScorer};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use uniarm_base::{
+    BaseEngine, BaseHandle, BaseOptions, BaseSettings, DraftRows, DraftWindow, PaceOptions, Scorer,
+};
+use uniarm_engine::ExecutorOptions;
+use uniarm_model::{ScriptedForward, ScriptedOptions, Tokenizer};
+use uniarm_proto::{
+    Exchange, GenerateRequest, Generation, GuidanceTerm, Input, MemberId, OnRewardLoss, Placed, Priority,
+    RewardWorker, Sampling, Transcript, pb,
+};
+use uniarm_reward::{Backbone, RewardCatalogue, RewardEngine, RewardHandle, RewardOptions};
+use uniarm_runtime::Metrics;
+
+const VOCABULARY: usize = 160;
+const REQUESTS: usize = 24;
+
+/// The reward model that is its backbone as it is, and one under a system text.
+const PLAIN: &str = "plain";
+const PROMPTED: &str = "prompted";
+
+/// A base and a reward model, and how they are run.
+#[derive(Clone, Copy, Debug)]
+struct Scene {
+    /// How much of a logit base and reward model share.
+    agreement: f32,
+    /// The reward's backbone is the base model.
+    twins: bool,
+    /// Blocks of each cache: few mean preemption.
+    blocks: usize,
+    step_tokens: usize,
+    pace: PaceOptions,
+    chaos: Chaos,
+}
+
+impl Scene {
+    /// Lock-step over a perfect link.
+    const fn reference(self) -> Self {
+        let pace = PaceOptions { window: DraftWindow::Fixed(0), rows: DraftRows::Auto };
+        Self { pace, chaos: Chaos::NONE, blocks: 4096, step_tokens: 512, ..self }
+    }
+
+    fn model(&self, seed: u64) -> Box<ScriptedForward> {
+        Box::new(ScriptedForward::new(ScriptedOptions {
+            vocabulary: VOCABULARY,
+            blocks: self.blocks,
+            seed: if self.twins { 1 } else { seed },
+            agreement: self.agreement,
+            ..ScriptedOptions::default()
+        }))
+    }
+
+    fn executor(&self) -> ExecutorOptions {
+        ExecutorOptions { step_tokens: self.step_tokens, ..ExecutorOptions::default() }
+    }
+
+    fn reward(&self, tokenizer: Tokenizer) -> RewardHandle {
+        let mut catalogue = RewardCatalogue::new(Backbone {
+            name: "scripted".into(),
+            fingerprint: [if self.twins { 1 } else { 2 }; 32],
+            tokenizer,
+            template: None,
+            context_tokens: 1024,
+            vocabulary: VOCABULARY,
+        });
+        catalogue.add_plain(PLAIN).unwrap();
+        catalogue.add_prompted(PROMPTED, "t7 t8 t9").unwrap();
+        let options = RewardOptions { executor: self.executor() };
+        RewardEngine::start(self.model(2), catalogue, &options, &Metrics::new()).unwrap()
+    }
+
+    fn base(&self, tokenizer: Tokenizer, scorer: Arc<dyn Scorer>) -> BaseHandle {
+        let settings = BaseSettings {
+            model: "scripted".into(),
+            fingerprint: [1; 32],
+            tokenizer,
+            template: None,
+            context_tokens: 1024,
+            vocabulary: VOCABULARY,
+            exchange: Exchange::Certified,
+            list_length: 12,
+        };
+        let options = BaseOptions { executor: self.executor(), pace: self.pace, ..BaseOptions::default() };
+        BaseEngine::start(self.model(1), settings, scorer, &options, &Metrics::new()).unwrap()
+    }
+
+    async fn answers(&self, requests: &[GenerateRequest]) -> Vec<Transcript> {
+        let folder = tempfile::tempdir().unwrap();
+        let reward = self.reward(tokenizer(folder.path()));
+        let scorer = Arc::new(ChaosScorer::new(reward, self.chaos));
+        let base = self.base(tokenizer(folder.path()), scorer);
+        let tasks: Vec<_> =
+            requests.iter().map(|request| tokio::spawn(answer(base.clone(), request.clone()))).collect();
+        let mut transcripts = Vec::new();
+        for task in tasks {
+            transcripts.push(task.await.unwrap());
+        }
+        transcripts
+    }
+}
+
+async fn answer(base: BaseHandle, request: GenerateRequest) -> Transcript {
+    let worker =
+        RewardWorker { member: MemberId("reward".into()), generation: Generation(1), address: String::new() };
+    let placements = request.guidance.iter().map(|_| vec![worker.clone()]).collect();
+    let placed = Placed { request, placements, generation: Generation(1) };
+    let mut events = base.run(placed, None).await.unwrap();
+    let mut transcript = Transcript::default();
+    while let Some(event) = events.recv().await {
+        transcript.apply(&event.unwrap()).unwrap();
+    }
+    assert!(transcript.summary.is_some(), "the stream ended early");
+    transcript
+}
+
+/// Words t0, t1, …; t0 ends a text.
+fn tokenizer(folder: &Path) -> Tokenizer {
+    let vocabulary: serde_json::Map<_, _> = (0..VOCABULARY).map(|id| (format!("t{id}"), id.into())).collect();
+    let end = serde_json::json!({
+        "id": 0, "content": "t0", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false,
+    });
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "added_tokens": [end], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t1"},
+    });
+    let file = folder.join("tokenizer.json");
+    std::fs::write(&file, tokenizer.to_string()).unwrap();
+    let mut tokenizer = Tokenizer::from_json(&file).unwrap();
+    tokenizer.set_ends(None, &[0]);
+    tokenizer
+}
+
+/// Every sampler setting, one to three terms, short and long answers.
+fn requests(random: &mut StdRng) -> Vec<GenerateRequest> {
+    (0..REQUESTS)
+        .map(|index| {
+            let prompt = (0..random.random_range(1..60)).map(|_| random.random_range(1..VOCABULARY as u32));
+            let term = |reward: &str, strength| GuidanceTerm {
+                reward: reward.into(),
+                preference: Vec::new(),
+                strength,
+            };
+            let guidance = match index % 6 {
+                0 => vec![],
+                1 | 2 => vec![term(PLAIN, 1.0)],
+                3 => vec![term(PROMPTED, 0.8)],
+                4 => vec![term(PROMPTED, 0.3), term(PLAIN, 0.9)],
+                _ => vec![term(PLAIN, 0.7), term(PROMPTED, 0.5), term(PLAIN, -0.2)],
+            };
+            GenerateRequest {
+                request_id: format!("request-{index}"),
+                model: String::new(),
+                input: Input::Tokens(prompt.collect()),
+                sampling: Sampling {
+                    temperature: [0.0, 0.7, 1.0][index % 3],
+                    top_k: if index % 5 == 1 { 20 } else { 0 },
+                    top_p: if index % 4 == 1 { 0.9 } else { 1.0 },
+                    min_p: if index % 7 == 3 { 0.05 } else { 0.0 },
+                    repetition_penalty: if index % 5 == 2 { 1.3 } else { 1.0 },
+                    frequency_penalty: if index % 5 == 4 { 0.4 } else { 0.0 },
+                    seed: Some(random.random()),
+                    max_tokens: random.random_range(1..80),
+                    stop: if index % 8 == 5 { vec!["t77".into()] } else { Vec::new() },
+                    stop_token_ids: if index % 8 == 6 { vec![3, 5, 8] } else { Vec::new() },
+                    logprobs: if index % 9 == 4 { Some(2) } else { None },
+                    n: if index % 10 == 7 { 3 } else { 1 },
+                    ignore_eos: index % 2 == 0,
+                    ..Sampling::default()
+                },
+                guidance,
+                on_reward_loss: OnRewardLoss::Wait,
+                priority: Priority::Normal,
+                exchange: if index % 11 == 10 { Some(Exchange::Dense) } else { None },
+                skip: 0,
+            }
+        })
+        .collect()
+}
+
+/// Everything that a client sees but times and bytes.
+fn seen(transcripts: &[Transcript]) -> Vec<impl PartialEq + std::fmt::Debug> {
+    transcripts.iter().map(|transcript| transcript.choices.clone()).collect()
+}
+
+fn speculation(transcripts: &[Transcript]) -> pb::Speculation {
+    transcripts.iter().filter_map(|transcript| transcript.summary?.speculation).fold(
+        pb::Speculation::default(),
+        |sum, own| pb::Speculation {
+            base_passes: sum.base_passes + own.base_passes,
+            drafted: sum.drafted + own.drafted,
+            accepted: sum.accepted + own.accepted,
+        },
+    )
+}
+
+fn pace(window: u32, rows: DraftRows) -> PaceOptions {
+    PaceOptions { window: DraftWindow::Fixed(window), rows }
+}
+
+const SCENE: Scene = Scene {
+    agreement: 0.8,
+    twins: false,
+    blocks: 4096,
+    step_tokens: 512,
+    pace: PaceOptions { window: DraftWindow::Fixed(6), rows: DraftRows::Single },
+    chaos: Chaos::NONE,
+};
+
+/// A failing seed prints, and can be run alone: UNIARM_SEED=n.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_pace_over_any_link_gives_the_tokens_of_lock_step() {
+    let seeds = match std::env::var("UNIARM_SEED") {
+        Ok(seed) => seed.parse().map(|seed| seed..seed + 1).unwrap(),
+        Err(_) => 0..24_u64,
+    };
+    for seed in seeds {
+        let mut random = StdRng::seed_from_u64(seed);
+        let windows = [0, 1, 2, 5, 16, 64];
+        let window = match random.random_range(0..windows.len() + 1) {
+            index if index < windows.len() => DraftWindow::Fixed(windows[index]),
+            _ => DraftWindow::Auto,
+        };
+        let rows = [DraftRows::Auto, DraftRows::Single, DraftRows::Dual][random.random_range(0..3)];
+        let scene = Scene {
+            agreement: [0.0, 0.5, 0.8, 0.95, 1.0][random.random_range(0..5)],
+            twins: random.random(),
+            blocks: [40, 120, 4096][random.random_range(0..3)],
+            step_tokens: [16, 64, 512][random.random_range(0..3)],
+            pace: PaceOptions { window, rows },
+            chaos: Chaos::drawn(&mut random),
+        };
+        let requests = requests(&mut random);
+        let expected = scene.reference().answers(&requests).await;
+        let found = scene.answers(&requests).await;
+        for ((found, expected), request) in seen(&found).iter().zip(seen(&expected)).zip(&requests) {
+            assert_eq!(*found, expected, "seed {seed}: {scene:?}\n{request:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reward_that_agrees_spares_the_base_model_most_of_its_passes() {
+    let requests: Vec<_> = requests(&mut StdRng::seed_from_u64(5))
+        .into_iter()
+        .filter(|request| request.guidance.len() == 1 && request.exchange.is_none())
+        .collect();
+    let tokens = |transcripts: &[Transcript]| -> u32 {
+        transcripts.iter().filter_map(|t| Some(t.summary?.usage?.completion_tokens)).sum()
+    };
+    let lock_step = SCENE.reference().answers(&requests).await;
+    assert_eq!(speculation(&lock_step).base_passes, tokens(&lock_step), "a pass for each token");
+    assert_eq!(speculation(&lock_step).drafted, 0);
+
+    // Two rows of one model know all of the guided logit: no draft is wrong.
+    let twins = Scene { twins: true, pace: pace(8, DraftRows::Dual), ..SCENE };
+    let drafted = twins.answers(&requests).await;
+    let Speculated { share, passes } = Speculated::of(&drafted, tokens(&drafted));
+    assert!(share > 0.99, "{share} of the drafts of two rows of one model were right");
+    assert!(passes < 0.4, "{passes} passes for each token");
+
+    // One row of a model that mostly agrees.
+    let drafted = Scene { agreement: 0.97, ..SCENE }.answers(&requests).await;
+    let Speculated { share, passes } = Speculated::of(&drafted, tokens(&drafted));
+    assert!(share < 0.99 && passes < 0.8, "{share} right, {passes} passes for each token");
+}
+
+struct Speculated {
+    share: f64,
+    passes: f64,
+}
+
+impl Speculated {
+    fn of(transcripts: &[Transcript], tokens: u32) -> Self {
+        let pb::Speculation { base_passes, drafted, accepted } = speculation(transcripts);
+        Self {
+            share: f64::from(accepted) / f64::from(drafted),
+            passes: f64::from(base_passes) / f64::from(tokens),
+        }
+    }
+}
