@@ -162,7 +162,15 @@ impl Cluster {
         Self { router: Running::start("router", &peers), workers: vec![base, reward] }
     }
 
-    /// The same, meeting through a store.
+    /// A router, and one process that is base and reward worker over one copy of the weights.
+    pub fn fused_processes(reward_flags: &[&str]) -> Self {
+        let reward = free_address();
+        let base = worker("base", &[&["--fused-reward", &reward], reward_flags].concat());
+        let peers = ["--base-peer", &base.address, "--reward-peer", &reward];
+        Self { router: Running::start("router", &peers), workers: vec![base] }
+    }
+
+    /// Router, base and reward as processes that meet through a store.
     pub fn through_store(store: &str, base_flags: &[&str], reward_flags: &[&str]) -> Self {
         let store = ["--store", store];
         let (base, reward) = thread::scope(|scope| {

@@ -84,11 +84,12 @@ fn seen(transcript: &Transcript) -> Seen {
     transcript.choices.iter().map(of).collect()
 }
 
-/// The answers of one process with everything at its default, many requests together. Computed once.
+/// The answers of one process in lock-step, many requests together. Computed once. All other clusters are at their
+/// default, which drafts where it is worth it.
 fn reference() -> &'static [Seen] {
     static REFERENCE: OnceLock<Vec<Seen>> = OnceLock::new();
     REFERENCE.get_or_init(|| {
-        let cluster = Cluster::up(&PROMPTED);
+        let cluster = Cluster::up(&[&PROMPTED[..], &["--draft-window", "0"]].concat());
         let answers = block_on(answers(&cluster, TOGETHER));
         assert!(answers.iter().flatten().all(|(tokens, ..)| !tokens.is_empty()));
         answers
@@ -128,6 +129,32 @@ fn whole_rows_equal_certified_lists() {
     assert_identical(&Cluster::up(&[&PROMPTED[..], &["--exchange", "dense"]].concat()), TOGETHER);
     // Lists so short that most tokens need a query.
     assert_identical(&Cluster::up(&[&PROMPTED[..], &["--list-length", "2"]].concat()), TOGETHER);
+}
+
+#[test]
+fn drafts_of_one_row_and_of_two_equal_lock_step() {
+    let _machine = machine();
+    reference();
+    for rows in ["single", "dual"] {
+        let drafting = ["--draft-window", "6", "--draft-rows", rows];
+        let cluster = Cluster::up(&[&PROMPTED[..], &drafting].concat());
+        assert_identical(&cluster, TOGETHER);
+        let (passes, tokens) = ("uniarm_base_steps_total", "uniarm_base_drafts_total");
+        assert!(cluster.base().metric(tokens) > 100.0, "nothing was drafted");
+        println!("{rows}: {} passes", cluster.base().metric(passes));
+    }
+    // A small cache: drafts, and the second sequences that make them better, are preempted too.
+    let starved =
+        ["--draft-window", "6", "--draft-rows", "dual", "--kv-tokens", "960", "--step-tokens", "48"];
+    assert_identical(&Cluster::up(&[&PROMPTED[..], &starved].concat()), TOGETHER);
+}
+
+#[test]
+fn both_roles_in_one_pass_equal_two() {
+    let _machine = machine();
+    reference();
+    assert_identical(&Cluster::up(&[&PROMPTED[..], &["--fused"]].concat()), TOGETHER);
+    assert_identical(&Cluster::fused_processes(&PROMPTED), TOGETHER);
 }
 
 #[test]

@@ -105,7 +105,11 @@ const BELIEF_DRAFTS: f64 = 12.0;
 // === impl Pace ===
 
 impl Pace {
+    /// Lock-step.
     pub const OFF: Self = Self { mode: DraftMode::Off, window: 0, gather: 1 };
+
+    /// Lock-step in which drafts are made and judged all the same.
+    pub const RECORD: Self = Self { mode: DraftMode::Single, ..Self::OFF };
 
     /// A window that somebody fixed: half of it gathers while the other half is verified.
     pub fn fixed(mode: DraftMode, window: u32) -> Self {

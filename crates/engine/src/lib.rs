@@ -1,5 +1,6 @@
 //! The step: plan → forward → commit. Where the pure scheduler and the model meet, for base and reward workers alike.
 
+pub mod fused;
 pub mod prompt;
 
 use std::{

@@ -199,7 +199,8 @@ impl Engine {
             let session = SessionId(self.next_session);
             self.next_session += 1;
             self.sessions.insert(session, (sequence, index));
-            choice.terms.push(Term::new(term.clone(), workers.clone(), session, &mut self.links));
+            let asked = (term.clone(), asked.guidance.len() == 1);
+            choice.terms.push(Term::new(asked, workers.clone(), session, &mut self.links));
         }
         choice.choose_drafter();
         self.choices.insert(sequence, choice);
@@ -282,7 +283,7 @@ impl Engine {
         request.count(&chosen, &self.metrics, choice.last_token_at);
         if let Some(mode) = chosen.mode {
             for term in choice.terms.iter().filter(|term| request.list_length(term) > 0) {
-                self.pacing.on_list(&term.asked.reward, mode > Mode::Certified);
+                self.pacing.on_list(&term.guide, mode > Mode::Certified);
             }
         }
 
@@ -324,7 +325,7 @@ impl Engine {
                 request.speculation.accepted += u32::from(right);
                 self.metrics.drafts.get_or_create(&VerdictLabel::new(right)).inc();
                 let drafter = choice.drafter.expect("a draft has a drafter");
-                self.pacing.on_verdict(&choice.terms[drafter].asked.reward, draft.mode, right);
+                self.pacing.on_verdict(&choice.terms[drafter].guide, draft.mode, right);
             }
         }
         if position >= request.placed.request.skip as usize {

@@ -14,12 +14,15 @@ const ROUND_TRIP_SECONDS: f64 = 0.3e-3;
 /// Share of single-row drafts that are taken to be right before any was judged (measured: 0.5 to 0.93).
 const SINGLE_BELIEF: f64 = 0.8;
 
-/// The same for two rows where the backbone is the base model itself: but for the adapter's own share all of the guided
-/// logit is known.
-const TWIN_BELIEF: f64 = 0.98;
+/// The same for two rows of the base model itself: together they are the guided logits, if there is no other term.
+const TWIN_BELIEF: f64 = 0.999;
 
-/// The same for another backbone.
+/// The same for another backbone, or beside other terms.
 const DUAL_BELIEF: f64 = 0.82;
+
+/// While drafting is not worth it, workers of so few sessions draft for the record: one more look at a row tells whether
+/// it would be.
+const RECORDED_SESSIONS_MAX: f64 = 2.0;
 
 /// Lists grow while more than this share of tokens needs a query, and shrink while fewer than the other one does.
 const QUERIED_MOST: f64 = 0.05;
@@ -60,11 +63,17 @@ pub struct PaceOptions {
 
 pub(crate) struct Pacing {
     options: PaceOptions,
-    rewards: HashMap<String, Learnt>,
+    rewards: HashMap<Guide, Learnt>,
     loads: HashMap<LinkId, Load>,
 }
 
-/// Of one reward model.
+/// A reward model in a role: what it drafts is right less often where other terms have a say.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Guide {
+    pub(crate) reward: String,
+    pub(crate) is_alone: bool,
+}
+
 struct Learnt {
     single: Acceptance,
     dual: Acceptance,
@@ -106,17 +115,18 @@ impl Pacing {
     }
 
     /// A worker has said on which backbone the reward model stands.
-    pub(crate) fn on_opened(&mut self, reward: &str, is_twin: bool) {
-        let learnt = self.learnt(reward);
+    pub(crate) fn on_opened(&mut self, guide: &Guide, is_twin: bool) {
+        let learnt = self.learnt(guide);
         if learnt.is_twin != is_twin {
             learnt.is_twin = is_twin;
-            learnt.dual = Acceptance::new(if is_twin { TWIN_BELIEF } else { DUAL_BELIEF });
+            let belief = if is_twin && guide.is_alone { TWIN_BELIEF } else { DUAL_BELIEF };
+            learnt.dual = Acceptance::new(belief);
         }
     }
 
     /// A draft was judged.
-    pub(crate) fn on_verdict(&mut self, reward: &str, mode: DraftMode, right: bool) {
-        let learnt = self.learnt(reward);
+    pub(crate) fn on_verdict(&mut self, guide: &Guide, mode: DraftMode, right: bool) {
+        let learnt = self.learnt(guide);
         match mode {
             DraftMode::Dual => learnt.dual.observe(right),
             DraftMode::Single | DraftMode::Off => learnt.single.observe(right),
@@ -124,8 +134,8 @@ impl Pacing {
     }
 
     /// A guided token was decided from this reward's list, or needed more of the row.
-    pub(crate) fn on_list(&mut self, reward: &str, was_queried: bool) {
-        self.learnt(reward).list.observe(was_queried);
+    pub(crate) fn on_list(&mut self, guide: &Guide, was_queried: bool) {
+        self.learnt(guide).list.observe(was_queried);
     }
 
     /// The pace of a term that drafts, with the number of positions to gather.
@@ -151,7 +161,7 @@ impl Pacing {
     fn plan(&mut self, term: &Term, bench: Bench) -> Pace {
         let PaceOptions { window, rows } = self.options;
         let load = self.loads.get(&term.link).copied();
-        let learnt = self.learnt(&term.asked.reward);
+        let learnt = self.learnt(&term.guide);
         let is_twin = learnt.is_twin;
         if let DraftWindow::Fixed(window) = window {
             let mode = match rows {
@@ -165,7 +175,7 @@ impl Pacing {
         let Some(load) = load.filter(|load| load.step_fixed_us + load.step_row_us > 0.0) else {
             return Pace::OFF;
         };
-        plan_pace(&Situation {
+        let situation = Situation {
             base: bench.cost,
             reward: StepCost {
                 fixed: f64::from(load.step_fixed_us) * 1e-6,
@@ -176,27 +186,31 @@ impl Pacing {
             round_trip: ROUND_TRIP_SECONDS,
             single: if rows == DraftRows::Dual { 0.0 } else { learnt.single.share() },
             dual: (rows != DraftRows::Single).then(|| learnt.dual.share()),
-        })
+        };
+        match plan_pace(&situation) {
+            Pace::OFF if situation.reward_sessions <= RECORDED_SESSIONS_MAX => Pace::RECORD,
+            pace => pace,
+        }
     }
 
     fn list_length(&mut self, term: &Term, bench: Bench) -> u32 {
         if bench.list_length == 0 {
             return bench.list_length;
         }
-        self.learnt(&term.asked.reward).list.of(bench.list_length)
+        self.learnt(&term.guide).list.of(bench.list_length)
     }
 
-    fn learnt(&mut self, reward: &str) -> &mut Learnt {
-        if !self.rewards.contains_key(reward) {
+    fn learnt(&mut self, guide: &Guide) -> &mut Learnt {
+        if !self.rewards.contains_key(guide) {
             let learnt = Learnt {
                 single: Acceptance::new(SINGLE_BELIEF),
                 dual: Acceptance::new(DUAL_BELIEF),
                 is_twin: false,
                 list: ListLength { doublings: 0, tokens: 0, queried: 0 },
             };
-            self.rewards.insert(reward.to_owned(), learnt);
+            self.rewards.insert(guide.clone(), learnt);
         }
-        self.rewards.get_mut(reward).expect("it was just inserted")
+        self.rewards.get_mut(guide).expect("it was just inserted")
     }
 }
 

@@ -18,7 +18,10 @@ use uniarm_proto::{
     SessionOp, SessionPace, SessionRow, limits::DRAFT_WINDOW_MAX,
 };
 
-use crate::guide::{LinkId, Links};
+use crate::{
+    guide::{LinkId, Links},
+    pacing::Guide,
+};
 
 /// First wait before a term that every worker has lost is opened again; doubles up to the longest.
 const REOPEN_FIRST: Duration = Duration::from_millis(50);
@@ -29,6 +32,7 @@ const ROWS_AHEAD_MAX: usize = 2 * DRAFT_WINDOW_MAX as usize;
 
 pub(crate) struct Term {
     pub(crate) asked: GuidanceTerm,
+    pub(crate) guide: Guide,
     pub(crate) session: SessionId,
     pub(crate) link: LinkId,
     generation: SessionGeneration,
@@ -87,14 +91,16 @@ pub(crate) struct BadRow {
 // === impl Term ===
 
 impl Term {
+    /// `is_alone`: the answer has no other term.
     pub(crate) fn new(
-        asked: GuidanceTerm,
+        (asked, is_alone): (GuidanceTerm, bool),
         workers: Vec<RewardWorker>,
         session: SessionId,
         links: &mut Links,
     ) -> Self {
         let link = links.to(&workers[0]);
         Self {
+            guide: Guide { reward: asked.reward.clone(), is_alone },
             asked,
             session,
             link,

@@ -85,7 +85,7 @@ pub enum LogForm {
 /// How a model is run.
 #[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
-    /// Threads of the model [default: half of the machine's cores]
+    /// Threads of the model [default: half of the machine's cores; with both roles fused, all of them]
     #[arg(long, env = "UNIARM_THREADS")]
     pub threads: Option<usize>,
     /// Tokens that the paged cache holds, over all sequences
@@ -130,6 +130,11 @@ pub struct BaseArgs {
     /// Name that requests use [default: the file's or the repository's]
     #[arg(long, env = "UNIARM_NAME")]
     pub name: Option<String>,
+    /// Be a reward worker too, over the same weights, at this address (host:port; without one any free port)
+    #[arg(long, env = "UNIARM_FUSED_REWARD", value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:0")]
+    pub fused_reward: Option<String>,
+    #[command(flatten)]
+    pub models: RewardModelArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
@@ -225,6 +230,11 @@ impl RewardModelArgs {
         Ok(self.prompted.iter().filter_map(|flag| flag.split_once('=')).collect())
     }
 
+    /// Whether any flag names a reward model.
+    pub fn is_some(&self) -> bool {
+        !self.adapter.is_empty() || self.system.is_some() || !self.prompted.is_empty()
+    }
+
     /// What can be said of the flags without opening a file.
     pub fn check(&self) -> anyhow::Result<()> {
         self.prompted().map(|_| ())
@@ -241,6 +251,9 @@ pub struct UpArgs {
     pub reward: Option<String>,
     #[command(flatten)]
     pub models: RewardModelArgs,
+    /// Compute both roles in one pass over one copy of the weights; needs one model for both
+    #[arg(long)]
+    pub fused: bool,
     /// Address of the gRPC front door
     #[arg(long, default_value = "127.0.0.1:7000")]
     pub grpc: String,

@@ -3,10 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use uniarm_base::{GrpcScorer, server::BaseService};
+use tokio::task::JoinSet;
+use uniarm_base::{BaseHandle, GrpcScorer, server::BaseService};
 use uniarm_cluster::{EtcdOptions, MemberStore, MemoryStore, Registration, RegistrationState, StoreAddress};
+use uniarm_engine::fused::fuse;
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
-use uniarm_reward::server::RewardService;
+use uniarm_reward::{RewardHandle, server::RewardService};
 use uniarm_router::{RouterOptions, RouterService, peers};
 use uniarm_runtime::{
     Admin, AdminOptions, LogFormat, Metrics, Readiness, Shutdown, TelemetryGuard, TelemetryOptions,
@@ -29,6 +31,7 @@ struct Process {
     advertise: String,
     store: Arc<dyn MemberStore>,
     server: GrpcServer,
+    options: GrpcOptions,
     readiness: Readiness,
     metrics: Metrics,
     shutdown: Shutdown,
@@ -56,27 +59,65 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     }
     let options = RouterOptions { requests_max: args.requests_max };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
-    let Some(generation) = process.generation().await? else { return Ok(()) };
-    let member = empty_member(Role::Router);
-    process.serve(member, generation, |server, _| server.add_service(service.inference_server())).await
+    let Some(member) = process.member(empty_member(Role::Router)).await? else { return Ok(()) };
+    process.serve(member, |server, _| server.add_service(service.inference_server()), None).await
 }
 
 pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
+    args.models.check()?;
+    if args.fused_reward.is_none() && args.models.is_some() {
+        bail!(
+            "--adapter, --reward-system and --prompted go with --fused-reward: a base worker alone steers nothing"
+        );
+    }
     let Some(process) = Process::start(Role::Base, &args.process, &format!("{args:#?}")).await? else {
         return Ok(());
     };
-    let Some(loaded) = process.load(args.model, &args.engine).await? else { return Ok(()) };
-    let scorer = Arc::new(GrpcScorer);
+    let threads = worker::Threads::of(args.fused_reward.is_some());
+    let Some(loaded) = process.load(args.model.clone(), &args.engine, threads).await? else { return Ok(()) };
+    match args.fused_reward.clone() {
+        None => base_alone(process, loaded, args).await,
+        Some(address) => base_fused(process, loaded, args, &address).await,
+    }
+}
+
+async fn base_alone(process: Process, loaded: Loaded, args: BaseArgs) -> anyhow::Result<()> {
     let flags = (&args.engine, &args.exchange);
+    let model = Box::new(loaded.llama);
+    let scorer = Arc::new(GrpcScorer);
     let (handle, member) =
-        worker::start_base(loaded.files, loaded.llama, args.name, flags, scorer, &process.metrics)?;
-    let Some(generation) = process.generation().await? else { return Ok(()) };
-    process
-        .serve(member, generation, |server, member| {
-            let service = BaseService::new(handle, member);
-            server.add_service(service.base_server()).add_service(service.membership_server())
-        })
-        .await
+        worker::start_base(loaded.files, model, args.name, flags, scorer, &process.metrics)?;
+    let Some(member) = process.member(member).await? else { return Ok(()) };
+    process.serve(member, |server, member| add_base(server, handle, member), None).await
+}
+
+/// Both roles over one copy of the weights. Other base workers may use the reward role too: it has an address of its own.
+async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &str) -> anyhow::Result<()> {
+    let Process { metrics, readiness, options, .. } = &process;
+    let server = GrpcServer::bind(address, options.clone(), readiness.clone()).await?;
+    let reward_files = worker::open(&args.model)?;
+    let [base_model, reward_model] = fuse(Box::new(loaded.llama));
+    let (reward, member) =
+        worker::start_reward(reward_files, Box::new(reward_model), &args.models, &args.engine, metrics)?;
+    let id = MemberId(format!("{}-reward", process.id));
+    let advertise = match &args.process.advertise {
+        Some(advertise) => {
+            let host = advertise.rsplit_once(':').map_or(advertise.as_str(), |(host, _)| host);
+            format!("{host}:{}", server.local_addr().port())
+        }
+        None => advertised(&server),
+    };
+    let Some(reward_member) = process.member(Member { id, address: advertise, ..member }).await? else {
+        return Ok(());
+    };
+    let flags = (&args.engine, &args.exchange);
+    let scorer = Arc::new(LocalScorer::beside(reward.clone(), reward_member.id.clone(), GrpcScorer));
+    let (handle, member) =
+        worker::start_base(loaded.files, Box::new(base_model), args.name, flags, scorer, metrics)?;
+    let Some(member) = process.member(member).await? else { return Ok(()) };
+    let reward_server = add_reward(server, reward, reward_member.clone());
+    let beside = Some((reward_member, reward_server));
+    process.serve(member, |server, member| add_base(server, handle, member), beside).await
 }
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
@@ -84,16 +125,23 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     let Some(process) = Process::start(Role::Reward, &args.process, &format!("{args:#?}")).await? else {
         return Ok(());
     };
-    let Some(loaded) = process.load(args.model, &args.engine).await? else { return Ok(()) };
+    let threads = worker::Threads::of(false);
+    let Some(loaded) = process.load(args.model, &args.engine, threads).await? else { return Ok(()) };
+    let model = Box::new(loaded.llama);
     let (handle, member) =
-        worker::start_reward(loaded.files, loaded.llama, &args.models, &args.engine, &process.metrics)?;
-    let Some(generation) = process.generation().await? else { return Ok(()) };
-    process
-        .serve(member, generation, |server, member| {
-            let service = RewardService::new(handle, member);
-            server.add_service(service.reward_server()).add_service(service.membership_server())
-        })
-        .await
+        worker::start_reward(loaded.files, model, &args.models, &args.engine, &process.metrics)?;
+    let Some(member) = process.member(member).await? else { return Ok(()) };
+    process.serve(member, |server, member| add_reward(server, handle, member), None).await
+}
+
+fn add_base(server: GrpcServer, handle: BaseHandle, member: Member) -> GrpcServer {
+    let service = BaseService::new(handle, member);
+    server.add_service(service.base_server()).add_service(service.membership_server())
+}
+
+fn add_reward(server: GrpcServer, handle: RewardHandle, member: Member) -> GrpcServer {
+    let service = RewardService::new(handle, member);
+    server.add_service(service.reward_server()).add_service(service.membership_server())
 }
 
 /// Router, base and reward in one process: the router dials the base worker on the loopback interface, base and reward
@@ -119,19 +167,17 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
             worker::demo_model().await?
         }
     };
-    let loaded = worker::load(base_source.clone(), &args.engine).await?;
     let reward_source = args.reward.clone().unwrap_or_else(|| base_source.clone());
-    let (reward_files, reward_llama) = if reward_source == base_source {
-        (worker::open(&reward_source)?, worker::share(&loaded, &args.engine)?)
-    } else {
-        let reward = worker::load(reward_source, &args.engine).await?;
-        (reward.files, reward.llama)
-    };
+    if args.fused && reward_source != base_source {
+        bail!("--fused wants one model for both roles, and --reward names another than --base");
+    }
+    let loaded = worker::load(base_source.clone(), &args.engine, worker::Threads::of(args.fused)).await?;
+    let pair = worker::pair(loaded, (&base_source, reward_source), &args.engine, args.fused).await?;
     let (reward, reward_member) =
-        worker::start_reward(reward_files, reward_llama, &models, &args.engine, &metrics)?;
+        worker::start_reward(pair.reward_files, pair.reward, &models, &args.engine, &metrics)?;
     let scorer = Arc::new(LocalScorer::new(reward));
     let flags = (&args.engine, &args.exchange);
-    let (base, base_member) = worker::start_base(loaded.files, loaded.llama, None, flags, scorer, &metrics)?;
+    let (base, base_member) = worker::start_base(pair.base_files, pair.base, None, flags, scorer, &metrics)?;
 
     let reward_member = Member { id: MemberId("reward".into()), ..reward_member };
     let base_address = back.local_addr().to_string();
@@ -185,76 +231,116 @@ impl Process {
         let readiness = Readiness::starting();
         let options =
             GrpcOptions { drain: Duration::from_secs_f32(args.drain_timeout), ..GrpcOptions::default() };
-        let server = GrpcServer::bind(&args.listen, options, readiness.clone()).await?;
+        let server = GrpcServer::bind(&args.listen, options.clone(), readiness.clone()).await?;
         let _admin = start_admin(args.admin.as_deref(), &metrics, role.name(), &readiness)?;
         let port = server.local_addr().port();
-        let advertise = match &args.advertise {
-            Some(advertise) => advertise.clone(),
-            None if server.local_addr().ip().is_unspecified() => format!("{}:{port}", hostname()),
-            None => server.local_addr().to_string(),
-        };
+        let advertise = args.advertise.clone().unwrap_or_else(|| advertised(&server));
         let id = args.id.clone().unwrap_or_else(|| format!("{role}-{}-{port}", hostname()));
         let store = uniarm_cluster::open(&address, EtcdOptions::default())?;
         tracing::info!(%id, listen = %server.local_addr(), advertise, store = args.store, "starting");
         let id = MemberId(id);
-        Ok(Some(Self { id, advertise, store, server, readiness, metrics, shutdown, _admin, _telemetry }))
+        Ok(Some(Self {
+            id,
+            advertise,
+            store,
+            server,
+            options,
+            readiness,
+            metrics,
+            shutdown,
+            _admin,
+            _telemetry,
+        }))
     }
 
     /// `None`: stopped while the model was loading.
-    async fn load(&self, model: String, engine: &EngineArgs) -> anyhow::Result<Option<Loaded>> {
+    async fn load(
+        &self,
+        model: String,
+        engine: &EngineArgs,
+        threads: worker::Threads,
+    ) -> anyhow::Result<Option<Loaded>> {
         tokio::select! {
-            loaded = worker::load(model, engine) => Ok(Some(loaded?)),
+            loaded = worker::load(model, engine, threads) => Ok(Some(loaded?)),
             () = self.shutdown.begun() => Ok(None),
         }
     }
 
+    /// A member of this process in its next generation: under the process's own id and address, unless it has others.
     /// `None`: stopped before the store answered.
-    async fn generation(&self) -> anyhow::Result<Option<Generation>> {
+    async fn member(&self, mut member: Member) -> anyhow::Result<Option<Member>> {
+        if member.id.0.is_empty() {
+            member.id.clone_from(&self.id);
+            member.address.clone_from(&self.advertise);
+        }
         tokio::select! {
-            generation = self.store.next_generation(&self.id) => Ok(Some(generation?)),
+            generation = self.store.next_generation(&member.id) => {
+                Ok(Some(Member { generation: generation?, ..member }))
+            }
             () = self.shutdown.begun() => Ok(None),
         }
     }
 
-    /// Serves, registers once the server answers, and leaves the store before the server stops.
+    /// Serves, registers once the servers answer, and leaves the store before they stop. `beside`: a second role with a
+    /// server of its own.
     async fn serve(
         self,
         member: Member,
-        generation: Generation,
         add: impl FnOnce(GrpcServer, Member) -> GrpcServer,
+        beside: Option<(Member, GrpcServer)>,
     ) -> anyhow::Result<()> {
-        let Self { id, advertise, store, server, readiness, shutdown, .. } = self;
-        let member = Member { id, generation, address: advertise, ..member };
-        let server = add(server, member.clone()).add_descriptors(FILE_DESCRIPTOR_SET);
-        let local = server.local_addr();
-        // The server outlives the registration: while it drains, nobody new is sent here.
+        let Self { store, server, readiness, shutdown, .. } = self;
+        let own = (member.clone(), add(server, member.clone()));
+        // The servers outlive the registrations: while they drain, nobody new is sent here.
         let serving = Shutdown::new();
-        let mut server = tokio::spawn(server.serve(serving.clone()));
+        let (mut members, mut servers) = (Vec::new(), JoinSet::new());
+        for (member, server) in std::iter::once(own).chain(beside) {
+            let server = server.add_descriptors(FILE_DESCRIPTOR_SET);
+            members.push((member, server.local_addr()));
+            servers.spawn(server.serve(serving.clone()));
+        }
         let registered = tokio::select! {
-            registered = store.register_within(member.clone(), REGISTER_PATIENCE) => Some(registered?),
+            registered = register(&*store, &members) => Some(registered?),
             () = shutdown.begun() => None,
-            ended = &mut server => return Ok(ended??),
+            Some(ended) = servers.join_next() => return Ok(ended??),
         };
-        if let Some(registration) = registered {
+        if let Some(registrations) = registered {
             readiness.set_ready();
-            tracing::info!(id = %member.id, %generation, "ready");
-            println!("uniarm {} is ready at http://{local}", member.role);
+            for (member, local) in &members {
+                tracing::info!(id = %member.id, generation = %member.generation, "ready");
+                println!("uniarm {} is ready at http://{local}", member.role);
+            }
             tokio::select! {
                 () = shutdown.begun() => {}
-                by = superseded(&registration) => {
+                by = superseded(&registrations[0]) => {
                     tracing::error!(%by, "another process has taken this one's id; stopping");
                 }
-                ended = &mut server => return Ok(ended??),
+                Some(ended) = servers.join_next() => return Ok(ended??),
             }
             readiness.set_not_ready("draining");
-            registration.leave().await;
+            for registration in registrations {
+                registration.leave().await;
+            }
         }
         serving.begin();
-        server.await??;
+        while let Some(ended) = servers.join_next().await {
+            ended??;
+        }
         store.close().await;
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+async fn register(
+    store: &dyn MemberStore,
+    members: &[(Member, std::net::SocketAddr)],
+) -> anyhow::Result<Vec<Registration>> {
+    let mut registrations = Vec::with_capacity(members.len());
+    for (member, _) in members {
+        registrations.push(store.register_within(member.clone(), REGISTER_PATIENCE).await?);
+    }
+    Ok(registrations)
 }
 
 /// Returns when another life of this member has taken its place.
@@ -319,6 +405,15 @@ fn init_telemetry(service: &str, args: &LogArgs) -> anyhow::Result<TelemetryGuar
         ..TelemetryOptions::default()
     };
     telemetry::init(&options).context("telemetry cannot be set up")
+}
+
+/// Where others reach a server whose flags do not say.
+fn advertised(server: &GrpcServer) -> String {
+    let address = server.local_addr();
+    match address.ip().is_unspecified() {
+        true => format!("{}:{}", hostname(), address.port()),
+        false => address.to_string(),
+    }
 }
 
 fn hostname() -> String {

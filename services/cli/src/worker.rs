@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use uniarm_base::{BaseEngine, BaseHandle, BaseOptions, BaseSettings, Scorer};
-use uniarm_engine::ExecutorOptions;
+use uniarm_engine::{ExecutorOptions, fused::fuse};
 use uniarm_model::{Forward, Llama, LlamaOptions, ModelFiles, OpenOptions, Row};
 use uniarm_proto::{Exchange, Member};
 use uniarm_reward::{Backbone, RewardCatalogue, RewardEngine, RewardHandle, RewardOptions};
@@ -43,11 +43,36 @@ pub struct Loaded {
     pub llama: Llama,
 }
 
+/// How much of the machine a model takes, where no flag says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// Base and reward workers often share a machine, and always work at the same time.
+    Half,
+    /// Both roles in one: all cores, and a cache for each role.
+    All,
+}
+
+/// Both roles of one process.
+pub struct Pair {
+    pub base_files: ModelFiles,
+    pub base: Box<dyn Forward>,
+    pub reward_files: ModelFiles,
+    pub reward: Box<dyn Forward>,
+}
+
+// === impl Threads ===
+
+impl Threads {
+    pub fn of(fused: bool) -> Self {
+        if fused { Self::All } else { Self::Half }
+    }
+}
+
 // === models ===
 
 /// Opens and loads a model; it takes seconds, and shows a progress bar while it fetches.
-pub async fn load(source: String, engine: &EngineArgs) -> anyhow::Result<Loaded> {
-    let options = llama_options(engine);
+pub async fn load(source: String, engine: &EngineArgs, share: Threads) -> anyhow::Result<Loaded> {
+    let options = llama_options(engine, share);
     let loading = tokio::task::spawn_blocking(move || {
         let files = open(&source)?;
         let mut llama =
@@ -66,7 +91,7 @@ pub fn open(source: &str) -> anyhow::Result<ModelFiles> {
 
 /// The same weights with a cache of their own.
 pub fn share(loaded: &Loaded, engine: &EngineArgs) -> anyhow::Result<Llama> {
-    Ok(loaded.llama.share(&llama_options(engine))?)
+    Ok(loaded.llama.share(&llama_options(engine, Threads::Half))?)
 }
 
 /// One forward: a model that cannot compute must not be announced.
@@ -80,18 +105,46 @@ fn self_test(llama: &mut Llama) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn llama_options(engine: &EngineArgs) -> LlamaOptions {
+/// The models of both roles of one process.
+pub async fn pair(
+    loaded: Loaded,
+    (base_source, reward_source): (&str, String),
+    engine: &EngineArgs,
+    fused: bool,
+) -> anyhow::Result<Pair> {
+    let (base, reward): (Box<dyn Forward>, Box<dyn Forward>);
+    let reward_files;
+    if fused {
+        reward_files = open(&reward_source)?;
+        let [first, second] = fuse(Box::new(loaded.llama));
+        (base, reward) = (Box::new(first), Box::new(second));
+    } else if reward_source == base_source {
+        reward_files = open(&reward_source)?;
+        reward = Box::new(share(&loaded, engine)?);
+        base = Box::new(loaded.llama);
+    } else {
+        let other = load(reward_source, engine, Threads::Half).await?;
+        reward_files = other.files;
+        (base, reward) = (Box::new(loaded.llama), Box::new(other.llama));
+    }
+    Ok(Pair { base_files: loaded.files, base, reward_files, reward })
+}
+
+fn llama_options(engine: &EngineArgs, share: Threads) -> LlamaOptions {
+    let blocks = engine.kv_tokens.div_ceil(BLOCK_TOKENS);
     LlamaOptions {
-        threads: threads(engine),
-        kv_blocks: engine.kv_tokens.div_ceil(BLOCK_TOKENS),
+        threads: threads(engine, share),
+        kv_blocks: if share == Threads::All { 2 * blocks } else { blocks },
         block_tokens: BLOCK_TOKENS,
     }
 }
 
-/// Half of the cores: base and reward workers often share a machine, and always work at the same time.
-pub fn threads(engine: &EngineArgs) -> usize {
+pub fn threads(engine: &EngineArgs, share: Threads) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    engine.threads.unwrap_or((cores / 2).max(1))
+    engine.threads.unwrap_or(match share {
+        Threads::Half => (cores / 2).max(1),
+        Threads::All => cores,
+    })
 }
 
 /// Path of the demo model, fetched on the first call.
@@ -119,7 +172,7 @@ pub async fn demo_model() -> anyhow::Result<String> {
 
 pub fn start_base(
     files: ModelFiles,
-    llama: Llama,
+    model: Box<dyn Forward>,
     name: Option<String>,
     flags: (&EngineArgs, &ExchangeArgs),
     scorer: Arc<dyn Scorer>,
@@ -131,8 +184,8 @@ pub fn start_base(
         fingerprint: files.fingerprint,
         tokenizer: files.tokenizer.context("a base model needs a tokenizer")?,
         template: files.template,
-        context_tokens: uniarm_engine::context_tokens(&llama),
-        vocabulary: llama.vocabulary(),
+        context_tokens: uniarm_engine::context_tokens(&*model),
+        vocabulary: model.vocabulary(),
         exchange: match exchange.exchange {
             ExchangeMode::Certified => Exchange::Certified,
             ExchangeMode::Dense => Exchange::Dense,
@@ -142,13 +195,13 @@ pub fn start_base(
     let member = Member { capacity: engine.running_max as u32, ..settings.member() };
     let options =
         BaseOptions { executor: executor_options(engine), pace: exchange.pace(), ..BaseOptions::default() };
-    let handle = BaseEngine::start(Box::new(llama), settings, scorer, &options, metrics)?;
+    let handle = BaseEngine::start(model, settings, scorer, &options, metrics)?;
     Ok((handle, member))
 }
 
 pub fn start_reward(
     files: ModelFiles,
-    llama: Llama,
+    model: Box<dyn Forward>,
     models: &RewardModelArgs,
     engine: &EngineArgs,
     metrics: &Metrics,
@@ -159,8 +212,8 @@ pub fn start_reward(
         fingerprint: files.fingerprint,
         tokenizer: files.tokenizer.context("a reward model needs a tokenizer")?,
         template: files.template,
-        context_tokens: uniarm_engine::context_tokens(&llama),
-        vocabulary: llama.vocabulary(),
+        context_tokens: uniarm_engine::context_tokens(&*model),
+        vocabulary: model.vocabulary(),
     };
     let mut catalogue = RewardCatalogue::new(backbone);
     for adapter in &models.adapter {
@@ -178,7 +231,7 @@ pub fn start_reward(
     }
     let options = RewardOptions { executor: executor_options(engine) };
     let member = Member { capacity: engine.running_max as u32, ..catalogue.member() };
-    let handle = RewardEngine::start(Box::new(llama), catalogue, &options, metrics)?;
+    let handle = RewardEngine::start(model, catalogue, &options, metrics)?;
     Ok((handle, member))
 }
 

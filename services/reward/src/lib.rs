@@ -2,7 +2,8 @@
 //! top-k lists or whole rows.
 //!
 //! `catalogue` (what is served) → `prepare` (an Open becomes tokens and an adapter state) → `session` (its rows and
-//! drafts) → `engine` (one OS thread owns the model) → `handle` (its inbox) → `server` (the gRPC stream) or `local` (the same sessions inside one process).
+//! drafts) → `engine` (one OS thread owns the model) → `handle` (its inbox) → `server` (the gRPC stream) or `local` (the
+//! same sessions inside one process).
 
 pub mod catalogue;
 mod engine;

@@ -81,8 +81,11 @@ impl Session {
     pub(crate) fn new(generation: SessionGeneration, sequence: SequenceId, prepared: Prepared) -> Self {
         let length = (prepared.tokens.len() - prepared.prompt_tokens) as u32;
         let history = prepared.sampling.has_penalties().then(|| {
-            let mut history = History::new(&prepared.plain_prompt);
-            prepared.tokens[prepared.prompt_tokens..].iter().for_each(|token| history.push(*token));
+            let (prompt, answer) = prepared.tokens.split_at(prepared.prompt_tokens);
+            // The base worker's penalties act on the prompt as the base model reads it.
+            let plain = &prepared.plain_prompt;
+            let mut history = History::new(if plain.is_empty() { prompt } else { plain });
+            answer.iter().for_each(|token| history.push(*token));
             history
         });
         Self {

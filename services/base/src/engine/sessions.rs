@@ -41,7 +41,7 @@ impl Engine {
                     answer_tokens_max: answer_tokens_max as usize,
                 });
                 let is_twin = backbone == self.settings.fingerprint[..];
-                self.pacing.on_opened(&term.asked.reward, is_twin);
+                self.pacing.on_opened(&term.guide, is_twin);
                 self.set_pace(sequence);
                 Ok(())
             }

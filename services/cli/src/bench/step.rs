@@ -93,8 +93,8 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
         Some(model) => model.clone(),
         None => worker::demo_model().await?,
     };
-    let loaded = worker::load(source.clone(), &args.engine).await?;
-    let threads = worker::threads(&args.engine);
+    let loaded = worker::load(source.clone(), &args.engine, worker::Threads::Half).await?;
+    let threads = worker::threads(&args.engine, worker::Threads::Half);
     eprintln!("measuring the machine ({threads} thread(s) for each worker)");
     let machine = tokio::task::spawn_blocking(move || Machine::measure(threads)).await?;
     let weight_bytes = loaded.llama.weight_bytes() as f64;
@@ -111,11 +111,12 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
     let reward_files = worker::open(&source)?;
     let reward_llama = worker::share(&loaded, &args.engine)?;
     let metrics = Metrics::new();
-    let (reward, _) = worker::start_reward(reward_files, reward_llama, &models, &args.engine, &metrics)?;
+    let (reward, _) =
+        worker::start_reward(reward_files, Box::new(reward_llama), &models, &args.engine, &metrics)?;
     let model = loaded.files.name.clone();
     let scorer = Arc::new(LocalScorer::new(reward));
     let flags = (&args.engine, &args.exchange);
-    let (base, _) = worker::start_base(loaded.files, loaded.llama, None, flags, scorer, &metrics)?;
+    let (base, _) = worker::start_base(loaded.files, Box::new(loaded.llama), None, flags, scorer, &metrics)?;
 
     let mut cases = Vec::new();
     let count = args.batch.len() * Guidance::ALL.len();
