@@ -1,4 +1,4 @@
-//! Prints what choosing a token costs, by vocabulary, for whole rows and for lists.
+//! Prints what choosing a token costs, by vocabulary: the base worker's choice and the reward worker's lists.
 //!
 //! `cargo run --release -p uniarm-decode --example choose_speed`
 
@@ -6,70 +6,101 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use uniarm_decode::{
-    Choice, Chooser, History, Noise, Position, Sampling, Term, TermLogits, log_sum_exp, top_list,
+    Choice, Chooser, History, Noise, Position, Sampling, Term, TermLogits, TopList, log_sum_exp,
+    noisy_top_list, top_list,
 };
 
 const LIST: usize = 32;
 const ROUNDS: u32 = 200;
+const VOCABULARIES: [usize; 4] = [32_000, 49_152, 128_256, 151_936];
+const NOISE: Noise = Noise::new(7, 0);
+
+/// Logits of one position in outline.
+struct Rows {
+    base: Vec<f32>,
+    reward: Vec<f32>,
+}
+
+/// What the base worker knows of the reward's row.
+#[derive(Clone, Copy)]
+enum Known {
+    /// No guidance.
+    Nothing,
+    Whole,
+    List,
+    NoisyList,
+}
 
 fn main() {
     println!(
-        "microseconds; one term of strength 1, lists of {LIST}; minimum and median of {ROUNDS} positions"
+        "microseconds per row; one term of strength 1, lists of {LIST}; minimum / median of {ROUNDS} positions"
     );
-    println!("{:28} {:>15} {:>15} {:>15} {:>15}", "vocabulary", "32,000", "49,152", "128,256", "151,936");
-    let rows: Vec<(Vec<f32>, Vec<f32>)> = [32_000, 49_152, 128_256, 151_936].map(pair).into();
-
-    let print = |name: &str, measure: &dyn Fn(&[f32], &[f32]) -> String| {
-        let cells: Vec<String> =
-            rows.iter().map(|(base, reward)| format!("{:>15}", measure(base, reward))).collect();
-        println!("{name:28} {}", cells.join(" "));
+    let titles: Vec<String> = VOCABULARIES.iter().map(|vocabulary| format!("{vocabulary:>15}")).collect();
+    println!("{:36} {}", "vocabulary", titles.join(" "));
+    let rows = VOCABULARIES.map(rows);
+    let print = |name: &str, measure: &dyn Fn(&Rows) -> String| {
+        let cells: Vec<String> = rows.iter().map(|rows| format!("{:>15}", measure(rows))).collect();
+        println!("{name:36} {}", cells.join(" "));
     };
-    print("noise of a row", &|base, _| {
-        let mut out = vec![0.0; base.len()];
-        time(|position| Noise::new(7, 0).fill(position, black_box(&mut out)))
+    print("reward: list", &|rows| time(|_| discard(top_list(&rows.reward, LIST))));
+    print("reward: noisy list", &|rows| {
+        time(|position| discard(noisy_top_list(&rows.reward, LIST, 1.0, &NOISE, position)))
     });
-    print("top list", &|_, reward| time(|_| discard(top_list(reward, LIST))));
-    print("log-sum-exp", &|_, reward| time(|_| discard(log_sum_exp(reward))));
+    print("reward: log-sum-exp", &|rows| time(|_| discard(log_sum_exp(&rows.reward))));
+    for (name, sampling) in samplings() {
+        for (known_name, known) in [
+            ("unguided", Known::Nothing),
+            ("whole row", Known::Whole),
+            ("list", Known::List),
+            ("noisy list", Known::NoisyList),
+        ] {
+            let useless = sampling.is_greedy() || sampling.has_filters();
+            if !(useless && matches!(known, Known::NoisyList)) {
+                print(&format!("base: {name}, {known_name}"), &|rows| choose(rows, &sampling, known));
+            }
+        }
+    }
+}
 
+fn samplings() -> [(&'static str, Sampling); 7] {
     let plain = Sampling::default();
-    let samplings = [
+    [
         ("greedy", Sampling { temperature: 0.0, ..plain }),
         ("T = 1", plain),
         ("T = 0.7", Sampling { temperature: 0.7, ..plain }),
         ("T = 1, top-k 50", Sampling { top_k: 50, ..plain }),
         ("T = 1, top-p 0.9", Sampling { top_p: 0.9, ..plain }),
         ("T = 1, min-p 0.05", Sampling { min_p: 0.05, ..plain }),
-        ("T = 1, penalties", Sampling { repetition_penalty: 1.1, ..plain }),
-    ];
-    let history = History::new(&(0..500).collect::<Vec<u32>>());
-    for (name, sampling) in samplings {
-        print(&format!("choose dense, {name}"), &|base, reward| {
-            let mut chooser = Chooser::new(base.len());
-            let terms = [Term { strength: 1.0, logits: TermLogits::Dense(reward) }];
-            time(|position| {
-                let position = place(base, &terms, &sampling, &history, position);
-                assert!(matches!(black_box(chooser.choose(&position)), Choice::Token(_)));
-            })
-        });
-        print(&format!("choose list,  {name}"), &|base, reward| {
-            let mut chooser = Chooser::new(base.len());
-            let list = top_list(reward, LIST);
-            let terms = [Term { strength: 1.0, logits: TermLogits::List(&list) }];
-            time(|position| discard(chooser.choose(&place(base, &terms, &sampling, &history, position))))
-        });
-    }
+        ("T = 1, penalty", Sampling { repetition_penalty: 1.1, ..plain }),
+    ]
 }
 
-const NOISE: Noise = Noise::new(7, 0);
-
-fn place<'a>(
-    base: &'a [f32],
-    terms: &'a [Term<'a>],
-    sampling: &'a Sampling,
-    history: &'a History,
-    position: u32,
-) -> Position<'a> {
-    Position { base, terms, sampling, history, noise: &NOISE, position }
+/// Time of one choice, whether it is a token or a question. A worker has made the lists beforehand.
+fn choose(rows: &Rows, sampling: &Sampling, known: Known) -> String {
+    let history = History::new(&(0..500).collect::<Vec<u32>>());
+    let mut chooser = Chooser::new(rows.base.len());
+    let lists: Vec<TopList> = (0..ROUNDS)
+        .map(|position| match known {
+            Known::Nothing | Known::Whole => TopList::default(),
+            Known::List => top_list(&rows.reward, LIST),
+            Known::NoisyList => {
+                noisy_top_list(&rows.reward, LIST, 1.0 / sampling.temperature, &NOISE, position)
+            }
+        })
+        .collect();
+    time(|position| {
+        let logits = match known {
+            Known::Nothing | Known::Whole => TermLogits::Dense(&rows.reward),
+            Known::List | Known::NoisyList => TermLogits::List(&lists[position as usize]),
+        };
+        let term = [Term { strength: 1.0, logits }];
+        let terms = if matches!(known, Known::Nothing) { &[][..] } else { &term[..] };
+        let place =
+            Position { base: &rows.base, terms, sampling, history: &history, noise: &NOISE, position };
+        let choice = chooser.choose(&place);
+        assert!(!matches!(choice, Choice::Dense), "lists of such rows nearly suffice");
+        discard(choice);
+    })
 }
 
 /// Keeps the compiler from skipping what nobody reads.
@@ -91,7 +122,7 @@ fn time(mut run: impl FnMut(u32)) -> String {
 
 /// Base and reward logits with the outline of a language model's: normal with deviation 2.5, a dozen far
 /// above, and in agreement about those.
-fn pair(vocabulary: usize) -> (Vec<f32>, Vec<f32>) {
+fn rows(vocabulary: usize) -> Rows {
     let mut normals = vec![0.0; 2 * vocabulary];
     Noise::new(1, 0).fill(0, &mut normals);
     // The difference of two Gumbel variables is logistic: close enough.
@@ -103,5 +134,5 @@ fn pair(vocabulary: usize) -> (Vec<f32>, Vec<f32>) {
         }
         row
     };
-    (row(0), row(vocabulary))
+    Rows { base: row(0), reward: row(vocabulary) }
 }

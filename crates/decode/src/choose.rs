@@ -50,8 +50,9 @@
 use crate::elementary::weight;
 use crate::guidance::{Term, TermLogits, combine, combine_one, numeric};
 use crate::noise::Noise;
+use crate::one_pass::{self, Ceiling};
 use crate::sampling::{Filters, History, Sampling};
-use crate::scan::{self, Rank};
+use crate::scan::{self, Draw, Rank};
 
 /// Queries may name a sixteenth of the vocabulary: an id and a value are twice a value, and each further
 /// round trip has to be worth its while.
@@ -100,8 +101,10 @@ pub struct Chooser {
     complete: bool,
     known: Vec<Rank>,
     is_known: Vec<bool>,
-    /// Ids that some list names.
+    /// Ids that some list names, ascending.
     named: Vec<u32>,
+    /// Ids that one pass does not rule out.
+    nominated: Vec<u32>,
     /// G of every token, where a list is ranked with it; else empty.
     noise: Vec<f32>,
     /// Workspaces.
@@ -117,6 +120,23 @@ enum Membership {
     Open,
 }
 
+impl<'a> Position<'a> {
+    fn draw(&self) -> Draw<'a> {
+        Draw { noise: self.noise, position: self.position }
+    }
+
+    /// The score of a token without filters, or its bound; and whether it is the score itself.
+    fn upper_score(&self, id: u32) -> (Rank, bool) {
+        let Self { base, terms, sampling, history, .. } = *self;
+        let noiseless = sampling.is_greedy() && !terms.iter().any(Term::is_noisy);
+        let noise = if noiseless { 0.0 } else { self.draw().of(id) };
+        let (c, exact) = combine_one(base, terms, id, noise);
+        let c = if sampling.has_penalties() { numeric(history.penalise(sampling, id, c)) } else { c };
+        let value = c / sampling.divisor();
+        (Rank { value: if sampling.is_greedy() { value } else { value + noise }, id }, exact)
+    }
+}
+
 impl Chooser {
     /// `vocabulary`: the tokens to choose from are 0..vocabulary, the part that all models share.
     pub fn new(vocabulary: usize) -> Self {
@@ -127,6 +147,7 @@ impl Chooser {
             known: Vec::new(),
             is_known: vec![false; vocabulary],
             named: Vec::new(),
+            nominated: Vec::new(),
             noise: Vec::new(),
             head: Vec::new(),
             missing: Vec::new(),
@@ -144,8 +165,51 @@ impl Chooser {
         if position.terms.iter().any(negative) {
             return Choice::Dense; // the list's bound is no bound: see `guidance`
         }
-        self.learn(position);
         self.missing.clear();
+        self.in_one_pass(position).unwrap_or_else(|| self.in_full(position))
+    }
+
+    /// Without filters: the same choice from one pass over the rows, where that suffices.
+    fn in_one_pass(&mut self, position: &Position<'_>) -> Option<Choice> {
+        let Position { base, terms, sampling, .. } = *position;
+        let base = &base[..self.vocabulary];
+        let greedy = sampling.is_greedy();
+        if !greedy && sampling.has_filters() {
+            return None;
+        }
+        if terms.iter().all(|term| term.list().is_none()) {
+            return (!sampling.has_penalties()).then(|| {
+                Choice::Token(match greedy {
+                    true => one_pass::greedy(base, terms),
+                    false => one_pass::sampled(base, terms, sampling.divisor(), position.draw()),
+                })
+            });
+        }
+        let ceiling = Ceiling::new(terms, sampling)?;
+        self.name(terms);
+        let mut best: Option<Rank> = None;
+        self.nominated.clear();
+        for &id in &self.named {
+            match position.upper_score(id) {
+                (rank, true) => {
+                    best = Some(best.map_or(rank, |best| if rank.above(best) { rank } else { best }))
+                }
+                (_, false) => self.nominated.push(id), // bounded by what lists say of it, not of the others
+            }
+        }
+        let best = best.filter(|best| best.value.is_finite())?;
+        ceiling.nominate(base, position.draw(), best.value, &mut self.nominated);
+        if self.nominated.len() > self.vocabulary / QUERY_SHARE {
+            return None; // so many are judged faster by rows
+        }
+        let missing = |id: &u32| matches!(position.upper_score(*id), (rank, false) if rank.above(best));
+        self.missing.extend(self.nominated.iter().copied().filter(missing));
+        Some(if self.missing.is_empty() { Choice::Token(best.id) } else { self.ask(position) })
+    }
+
+    /// The choice from a row of upper bounds of l: what filters need, and the reference for everything else.
+    fn in_full(&mut self, position: &Position<'_>) -> Choice {
+        self.learn(position);
         let token = if position.sampling.is_greedy() {
             self.greedy()
         } else if let Some(filters) = position.sampling.filters() {
@@ -157,6 +221,16 @@ impl Chooser {
             Some(token) => Choice::Token(token),
             None => self.ask(position),
         }
+    }
+
+    /// Finds the ids that some list names.
+    fn name(&mut self, terms: &[Term<'_>]) {
+        let vocabulary = self.vocabulary as u32;
+        self.named.clear();
+        self.named.extend(terms.iter().filter_map(Term::list).flat_map(|list| list.known_ids()));
+        self.named.retain(|&id| id < vocabulary);
+        self.named.sort_unstable();
+        self.named.dedup();
     }
 
     /// Fills `upper` and finds out which tokens are known.
@@ -172,12 +246,8 @@ impl Chooser {
         for known in self.known.drain(..) {
             self.is_known[known.id as usize] = false;
         }
-        self.named.clear();
-        self.named.extend(terms.iter().filter_map(Term::list).flat_map(|list| list.known_ids()));
+        self.name(terms);
         self.complete = !terms.iter().any(|term| term.list().is_some());
-        self.named.retain(|&id| id < vocabulary);
-        self.named.sort_unstable();
-        self.named.dedup();
         let divisor = sampling.divisor();
         for &id in &self.named {
             let noise = self.noise.get(id as usize).copied().unwrap_or(0.0);
@@ -202,7 +272,7 @@ impl Chooser {
 
     fn greedy(&mut self) -> Option<u32> {
         if self.complete {
-            return Some(scan::argmax(&self.upper).expect("the vocabulary is not empty").id);
+            return Some(scan::argmax(&self.upper).id);
         }
         let best = *self.known.first()?;
         scan::collect_above(&self.upper, best, &mut self.missing);
@@ -212,14 +282,7 @@ impl Chooser {
     fn unfiltered(&mut self, position: &Position<'_>) -> Option<u32> {
         let best = self.best_known(position, Rank::LAST)?;
         if !self.complete {
-            scan::collect_noisy(
-                &self.upper,
-                Rank::LAST,
-                best,
-                position.noise,
-                position.position,
-                &mut self.missing,
-            );
+            scan::collect_noisy(&self.upper, position.draw(), Rank::LAST, best, &mut self.missing);
         }
         self.missing.is_empty().then_some(best.id)
     }
@@ -242,8 +305,7 @@ impl Chooser {
                 continue;
             }
             if !self.complete {
-                let Position { noise, position, .. } = *position;
-                scan::collect_noisy(&self.upper, cut, best, noise, position, &mut self.missing);
+                scan::collect_noisy(&self.upper, position.draw(), cut, best, &mut self.missing);
             }
             if matches!(membership, Membership::Open) {
                 self.widen(candidate);
@@ -255,14 +317,11 @@ impl Chooser {
     /// The best l + G among the known tokens whose l ranks above `cut`.
     fn best_known(&self, position: &Position<'_>, cut: Rank) -> Option<Rank> {
         if self.complete {
-            return scan::best_noisy(&self.upper, cut, position.noise, position.position);
+            return scan::best_noisy(&self.upper, position.draw(), cut);
         }
         let alive = self.known.iter().take_while(|rank| rank.above(cut));
         alive
-            .map(|rank| Rank {
-                value: rank.value + position.noise.at(position.position, rank.id),
-                id: rank.id,
-            })
+            .map(|rank| Rank { value: rank.value + position.draw().of(rank.id), id: rank.id })
             .reduce(|best, rank| if rank.above(best) { rank } else { best })
     }
 
@@ -429,7 +488,8 @@ mod tests {
         let seeds: Vec<u64> = (0..500)
             .filter(|&seed| {
                 let noise = Noise::new(seed, 0);
-                scan::best_noisy(&bounds, Rank::LAST, &noise, 0).is_some_and(|best| best.id == 9)
+                let draw = Draw { noise: &noise, position: 0 };
+                scan::best_noisy(&bounds, draw, Rank::LAST).is_some_and(|best| best.id == 9)
             })
             .collect();
         assert!(seeds.len() > 10);

@@ -21,12 +21,17 @@
 //! The bound then differs from token to token, and everything above holds for it unchanged. Filters look at l without
 //! its noise, where such a bound is loose for unlucky tokens: requests with filters are better served by plain lists.
 
+use std::ops::Range;
+
 use crate::elementary::{WEIGHT_ONE, ln};
 use crate::noise::Noise;
-use crate::scan;
+use crate::scan::{self, Draw};
 
 /// Of |φ| + |G| + 1: more than all roundings between a logit, its rank and its bound together.
 const NOISY_SLACK: f32 = 1.0 / 1_048_576.0;
+
+/// Tokens that are combined at once: they stay in the first cache while the terms pass over them.
+pub(crate) const CHUNK: usize = 1024;
 
 /// The largest logits of a row, and what is known of the others.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -78,7 +83,7 @@ pub struct Term<'a> {
 
 /// The `k` largest logits of a row, ties to the lower id; NaN counts as −∞.
 pub fn top_list(row: &[f32], k: usize) -> TopList {
-    let mut ranks = Vec::with_capacity(2 * k + 2 * crate::noise::BLOCK);
+    let mut ranks = Vec::new();
     scan::top(row, k, &mut ranks);
     let mut known: Vec<(u32, f32)> = ranks.iter().map(|rank| (rank.id, rank.value)).collect();
     known.sort_unstable_by_key(|&(id, _)| id);
@@ -90,18 +95,21 @@ pub fn top_list(row: &[f32], k: usize) -> TopList {
     }
 }
 
-/// The `k` tokens of a row with the largest scale · z + G, with their logits; where that ranks nothing (fewer than `k`
+/// The `k` tokens of a row with the largest G + scale · z, with their logits; where that ranks nothing (fewer than `k`
 /// numbers, or a scale that is not positive), the plain list.
 pub fn noisy_top_list(row: &[f32], k: usize, scale: f32, noise: &Noise, position: u32) -> TopList {
-    let mut ranked = vec![0.0; row.len()];
-    noise.fill(position, &mut ranked);
-    for (rank, &z) in ranked.iter_mut().zip(row) {
-        *rank += scale * z;
+    let mut ranks = Vec::new();
+    if scale > 0.0 && scale.is_finite() {
+        scan::top_noisy(row, Draw { noise, position }, scale, k, &mut ranks);
     }
-    let list = top_list(&ranked, k);
-    let ranking = NoisyRanking { scale, floor: list.bound() };
-    let values: Vec<f32> = list.ids.iter().map(|&id| row[id as usize]).collect();
-    TopList::noisy(list.ids, values, ranking).unwrap_or_else(|_| top_list(row, k))
+    let floor = ranks.last().map_or(f32::NEG_INFINITY, |rank| rank.value);
+    if ranks.len() < k.min(row.len()) || !floor.is_finite() {
+        return top_list(row, k);
+    }
+    let ids: Vec<u32> = ranks.iter().map(|rank| rank.id).collect();
+    let values = ids.iter().map(|&id| row[id as usize]).collect();
+    let ranking = NoisyRanking { scale, floor };
+    TopList::noisy(ids, values, ranking).expect("a finite floor has numbers above it, each once")
 }
 
 /// ln Σ exp(row): turns logits into log-probabilities. −∞ for a row without a finite logit, ∞ if one is
@@ -253,39 +261,68 @@ widest! {
     /// [`combine_one`] for the tokens 0..out.len() as if every list were empty but for its bound, divided by
     /// `divisor`. `noise`: G of all tokens, where a list is ranked with it; else empty.
     pub(crate) fn combine(base: &[f32], terms: &[Term<'_>], noise: &[f32], divisor: f32, out: &mut [f32]) {
-        /// Stays in the first cache while the terms pass over it.
-        const CHUNK: usize = 1024;
         for (index, out) in out.chunks_mut(CHUNK).enumerate() {
-            let range = index * CHUNK..index * CHUNK + out.len();
-            out.copy_from_slice(&base[range.clone()]);
-            for term in terms.iter().filter(|term| term.strength != 0.0) {
-                match term.logits {
-                    TermLogits::Dense(row) => {
-                        for (c, &z) in out.iter_mut().zip(&row[range.clone()]) {
-                            *c += term.strength * z;
-                        }
-                    }
-                    TermLogits::List(TopList { ranking: Some(ranking), .. }) => {
-                        for (c, &noise) in out.iter_mut().zip(&noise[range.clone()]) {
-                            *c += term.strength * ranking.bound(noise);
-                        }
-                    }
-                    TermLogits::List(list) => {
-                        let addend = term.strength * list.bound();
-                        for c in out.iter_mut() {
-                            *c += addend;
-                        }
-                    }
-                }
+            combine_chunk(base, terms, noise, divisor, index * CHUNK, out);
+        }
+    }
+}
+
+/// [`combine`] for the tokens first..first + out.len().
+#[inline(always)]
+pub(crate) fn combine_chunk(
+    base: &[f32],
+    terms: &[Term<'_>],
+    noise: &[f32],
+    divisor: f32,
+    first: usize,
+    out: &mut [f32],
+) {
+    let range = first..first + out.len();
+    let mut terms = terms.iter().filter(|term| term.strength != 0.0);
+    match terms.next() {
+        None => out.copy_from_slice(&base[range.clone()]),
+        // The usual one term costs no pass of its own.
+        Some(Term { strength, logits: TermLogits::Dense(row) }) => {
+            for ((c, &z_base), &z) in out.iter_mut().zip(&base[range.clone()]).zip(&row[range.clone()]) {
+                *c = z_base + strength * z;
             }
-            if divisor == 1.0 {
-                for c in out.iter_mut() {
-                    *c = numeric(*c);
-                }
-            } else {
-                for c in out.iter_mut() {
-                    *c = numeric(*c) / divisor;
-                }
+        }
+        Some(term) => {
+            out.copy_from_slice(&base[range.clone()]);
+            add_term(out, term, noise, range.clone());
+        }
+    }
+    for term in terms {
+        add_term(out, term, noise, range.clone());
+    }
+    if divisor == 1.0 {
+        for c in out.iter_mut() {
+            *c = numeric(*c);
+        }
+    } else {
+        for c in out.iter_mut() {
+            *c = numeric(*c) / divisor;
+        }
+    }
+}
+
+#[inline(always)]
+fn add_term(out: &mut [f32], term: &Term<'_>, noise: &[f32], range: Range<usize>) {
+    match term.logits {
+        TermLogits::Dense(row) => {
+            for (c, &z) in out.iter_mut().zip(&row[range]) {
+                *c += term.strength * z;
+            }
+        }
+        TermLogits::List(TopList { ranking: Some(ranking), .. }) => {
+            for (c, &noise) in out.iter_mut().zip(&noise[range]) {
+                *c += term.strength * ranking.bound(noise);
+            }
+        }
+        TermLogits::List(list) => {
+            let addend = term.strength * list.bound();
+            for c in out.iter_mut() {
+                *c += addend;
             }
         }
     }

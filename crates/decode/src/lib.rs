@@ -26,6 +26,8 @@ pub mod guidance;
 
 mod scan;
 
+mod one_pass;
+
 pub mod choose;
 
 pub mod reference;

@@ -127,6 +127,11 @@ impl Sampling {
     pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
+
+    /// Whether a logit after penalties is never larger than before, rounding included.
+    pub(crate) fn penalties_never_raise(&self) -> bool {
+        self.repetition_penalty >= 1.0 && self.presence_penalty >= 0.0 && self.frequency_penalty >= 0.0
+    }
 }
 
 impl Filters {

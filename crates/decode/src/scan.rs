@@ -15,9 +15,26 @@ pub(crate) struct Rank {
     pub(crate) id: u32,
 }
 
+/// The noise of one position.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draw<'a> {
+    pub(crate) noise: &'a Noise,
+    pub(crate) position: u32,
+}
+
+/// A pass over tokens that the noise may lift.
+struct NoisyPass<'a> {
+    draw: Draw<'a>,
+    scale: f32,
+    /// Smaller values are passed over.
+    least: f32,
+}
+
 impl Rank {
     /// Below every token.
     pub(crate) const LAST: Self = Self { value: f32::NEG_INFINITY, id: u32::MAX };
+    /// Where to begin a search for the largest: what is chosen when nothing exceeds −∞.
+    pub(crate) const NONE: Self = Self { value: f32::NEG_INFINITY, id: 0 };
 
     #[inline(always)]
     pub(crate) fn above(self, other: Self) -> bool {
@@ -36,19 +53,36 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// The largest of some values, NaN aside; −∞ of none.
 #[inline(always)]
 fn block_max(block: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = block.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(value, *lane);
-        }
+    // As whole numbers in the same order: their maximum is associative, so that the compiler takes it in vectors, and
+    // halves these at the end. (It strings comparisons of floats one after the other.)
+    #[inline(always)]
+    fn key(value: f32) -> i32 {
+        let bits = value.to_bits() as i32;
+        bits ^ ((bits >> 31) & i32::MAX)
     }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane = larger(value, *lane);
+    #[inline(always)]
+    fn largest(block: &[f32]) -> i32 {
+        let keys = block.iter().map(|&value| key(larger(value, f32::NEG_INFINITY)));
+        keys.fold(key(f32::NEG_INFINITY), i32::max)
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    let key = match block.as_array::<BLOCK>() {
+        Some(whole) => largest(whole), // no loop
+        None => largest(block),
+    };
+    f32::from_bits((key ^ ((key >> 31) & i32::MAX)) as u32)
+}
+
+/// Whether a test holds for any value of a block.
+#[inline(always)]
+fn any(block: &[f32], test: impl Fn(f32) -> bool) -> bool {
+    // Without a way out early, so that it is a few comparisons of vectors.
+    match block.as_array::<BLOCK>() {
+        Some(whole) => whole.iter().fold(false, |any, &value| any | test(value)),
+        None => block.iter().fold(false, |any, &value| any | test(value)),
+    }
 }
 
 widest! {
@@ -58,59 +92,75 @@ widest! {
 }
 
 widest! {
-    /// The first of the largest.
-    pub(crate) fn argmax(row: &[f32]) -> Option<Rank> {
-        let mut best: Option<Rank> = None;
-        for (index, block) in row.chunks(BLOCK).enumerate() {
-            let value = block_max(block);
-            if best.is_none_or(|best| value > best.value) {
-                let offset = block.iter().position(|&x| x == value).unwrap_or(0);
-                best = Some(Rank { value, id: (index * BLOCK + offset) as u32 });
+    /// The first of the largest; token 0 where none is larger than −∞.
+    pub(crate) fn argmax(row: &[f32]) -> Rank {
+        raise(row, 0, Rank::NONE)
+    }
+}
+
+/// The better one of `best` and the first of the largest among the tokens from `first` on, whose values `row` holds.
+#[inline(always)]
+pub(crate) fn raise(row: &[f32], first: u32, mut best: Rank) -> Rank {
+    for (block, first) in row.chunks(BLOCK).zip((first..).step_by(BLOCK)) {
+        if any(block, |value| value > best.value) {
+            for (&value, id) in block.iter().zip(first..) {
+                if value > best.value {
+                    best = Rank { value, id };
+                }
             }
         }
-        best
     }
+    best
 }
 
 widest! {
     /// The `k` best of a row, best first. NaN, which only a foreign row has, counts as −∞.
+    ///
+    /// The `k` best groups of tokens, by their maxima and then by their place, hold the `k` best tokens: their maxima
+    /// rank above every token of every other group. So all but these groups is read once, and compared with nothing.
     pub(crate) fn top(row: &[f32], k: usize, out: &mut Vec<Rank>) {
-        #[inline(always)]
-        fn push(out: &mut Vec<Rank>, index: usize, value: f32) {
-            out.push(Rank { value: larger(value, f32::NEG_INFINITY), id: index as u32 });
-        }
-        // The value of the k-th best so far; later tokens must exceed it, because ties go to the lower id.
-        fn prune(out: &mut Vec<Rank>, k: usize) -> f32 {
-            if out.len() > k {
-                out.select_nth_unstable_by(k - 1, Rank::order);
-                out.truncate(k);
-                return out[k - 1].value;
-            }
-            out.iter().fold(f32::INFINITY, |bar, rank| if rank.value < bar { rank.value } else { bar })
-        }
         out.clear();
         if k == 0 {
             return;
         }
-        let (head, tail) = row.split_at(k.min(row.len()));
-        for (index, &value) in head.iter().enumerate() {
-            push(out, index, value);
+        // Few groups mean long ones to search, many mean much to select from.
+        let group = if row.len() / BLOCK / 4 >= k { BLOCK } else { LANES };
+        // Not by `extend`: what runs inside the standard library is compiled for the baseline.
+        out.reserve(row.len().div_ceil(group));
+        for (group, id) in row.chunks(group).zip(0..) {
+            out.push(Rank { value: block_max(group), id });
         }
-        let mut bar = prune(out, k);
-        for (block_index, block) in tail.chunks(BLOCK).enumerate() {
-            if block_max(block) > bar {
-                for (offset, &value) in block.iter().enumerate() {
-                    if value > bar {
-                        push(out, k + block_index * BLOCK + offset, value);
-                    }
+        keep_best(out, k);
+        let bar = out.iter().fold(f32::INFINITY, |least, rank| if rank.value < least { rank.value } else { least });
+        let groups = out.len();
+        let all = groups < k || bar == f32::NEG_INFINITY;
+        for index in 0..groups {
+            let first = out[index].id as usize * group;
+            let tokens = &row[first..row.len().min(first + group)];
+            for (lanes, first) in tokens.chunks(LANES).zip((first as u32..).step_by(LANES)) {
+                if !all && !any(lanes, |value| value >= bar) {
+                    continue;
                 }
-                if out.len() >= 2 * k + BLOCK {
-                    bar = prune(out, k);
+                for (&value, id) in lanes.iter().zip(first..) {
+                    let value = larger(value, f32::NEG_INFINITY);
+                    if all || value >= bar {
+                        out.push(Rank { value, id });
+                    }
                 }
             }
         }
-        prune(out, k);
+        out.drain(..groups);
+        keep_best(out, k);
         out.sort_unstable_by(Rank::order);
+    }
+}
+
+/// Drops all but the `k` best, of which the last then is the least.
+#[inline(always)]
+fn keep_best(out: &mut Vec<Rank>, k: usize) {
+    if out.len() > k {
+        out.select_nth_unstable_by(k - 1, Rank::order);
+        out.truncate(k);
     }
 }
 
@@ -171,65 +221,137 @@ widest! {
 }
 
 widest! {
-    /// The best of value + noise among the tokens that rank above `cut` by their values.
-    pub(crate) fn best_noisy(row: &[f32], cut: Rank, noise: &Noise, position: u32) -> Option<Rank> {
-        // The most probable token is likely to win or to come near: what cannot reach it is passed over from
-        // the start.
-        let start = argmax(row).filter(|first| first.above(cut))?;
-        let mut best = Rank { value: start.value + noise.at(position, start.id), id: start.id };
-        visit_noisy(row, cut, noise, position, best.value, |score| {
-            if score.above(best) {
-                best = score;
+    /// Appends the ids of the values that are at least `least`, in their order.
+    pub(crate) fn collect_from(row: &[f32], least: f32, out: &mut Vec<u32>) {
+        for (block, first) in row.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+            if any(block, |value| value >= least) {
+                out.extend(block.iter().zip(first..).filter(|&(&value, _)| value >= least).map(|(_, id): (_, u32)| id));
             }
-            best.value
-        });
-        Some(best)
+        }
     }
 }
 
 widest! {
+    /// The best of value + noise among the tokens that rank above `cut` by their values.
+    pub(crate) fn best_noisy(row: &[f32], draw: Draw<'_>, cut: Rank) -> Option<Rank> {
+        // The most probable token is likely to win or to come near: what cannot reach it is passed over from
+        // the start.
+        let start = raise(row, 0, Rank::NONE);
+        if !start.above(cut) {
+            return None;
+        }
+        let best = Rank { value: start.value + draw.of(start.id), id: start.id };
+        Some(raise_noisy(row, 0, draw, cut, best))
+    }
+}
+
+/// The better one of `best` and the best of value + noise among the tokens from `first` on that rank above `cut` by
+/// their values, which `row` holds.
+#[inline(always)]
+pub(crate) fn raise_noisy(row: &[f32], first: u32, draw: Draw<'_>, cut: Rank, mut best: Rank) -> Rank {
+    let pass = NoisyPass { draw, scale: 1.0, least: cut.value };
+    pass.visit(row, first, best.value, |value, id, word| {
+        let score = Rank { value: value + gumbel(word), id };
+        if (Rank { value, id }).above(cut) && score.above(best) {
+            best = score;
+        }
+        best.value
+    });
+    best
+}
+
+widest! {
     /// Appends the ids that rank above `cut` by their values and above `bar` by value + noise.
-    pub(crate) fn collect_noisy(row: &[f32], cut: Rank, bar: Rank, noise: &Noise, position: u32, out: &mut Vec<u32>) {
-        visit_noisy(row, cut, noise, position, bar.value, |score| {
-            if score.above(bar) {
-                out.push(score.id);
+    pub(crate) fn collect_noisy(row: &[f32], draw: Draw<'_>, cut: Rank, bar: Rank, out: &mut Vec<u32>) {
+        let pass = NoisyPass { draw, scale: 1.0, least: cut.value };
+        pass.visit(row, 0, bar.value, |value, id, word| {
+            if (Rank { value, id }).above(cut) && (Rank { value: value + gumbel(word), id }).above(bar) {
+                out.push(id);
             }
             bar.value
         });
     }
 }
 
-/// Calls `visit` with value + noise of every token that ranks above `cut` and may reach `bar`; it returns
-/// the next bar.
-///
-/// The noise itself is computed only where its cheap bound, rounded the same way, does not rule a token out.
-#[inline(always)]
-fn visit_noisy(
-    row: &[f32],
-    cut: Rank,
-    noise: &Noise,
-    position: u32,
-    mut bar: f32,
-    mut visit: impl FnMut(Rank) -> f32,
-) {
-    for (index, block) in row.chunks(BLOCK).enumerate() {
-        let largest = block_max(block);
-        if largest < cut.value || largest + NOISE_MAX < bar {
-            continue;
+widest! {
+    /// Appends the ids whose scale · value + noise may reach `bar`.
+    pub(crate) fn collect_reaching(row: &[f32], draw: Draw<'_>, scale: f32, bar: f32, out: &mut Vec<u32>) {
+        NoisyPass { draw, scale, least: f32::NEG_INFINITY }.visit(row, 0, bar, |_, id, _| {
+            out.push(id);
+            bar
+        });
+    }
+}
+
+widest! {
+    /// The `k` best of a row by noise + scale · value, best first; fewer where not so many are numbers.
+    pub(crate) fn top_noisy(row: &[f32], draw: Draw<'_>, scale: f32, k: usize, out: &mut Vec<Rank>) {
+        // The most probable tokens set a bar that few others reach.
+        top(row, k, out);
+        if out.is_empty() {
+            return;
         }
-        let first = (index * BLOCK) as u32;
-        let words = noise.words(position, first);
-        let mut bounds = [f32::NEG_INFINITY; BLOCK];
-        for ((bound, &value), &word) in bounds.iter_mut().zip(block).zip(&words) {
-            *bound = value + gumbel_bound(word);
+        let mut bar = f32::INFINITY;
+        for token in out.iter() {
+            let rank = draw.of(token.id) + scale * token.value;
+            bar = if rank < bar { rank } else { bar };
         }
-        if block_max(&bounds) < bar {
-            continue;
-        }
-        for (offset, &value) in block.iter().enumerate() {
-            let id = first + offset as u32;
-            if bounds[offset] >= bar && (Rank { value, id }).above(cut) {
-                bar = visit(Rank { value: value + gumbel(words[offset]), id });
+        out.clear();
+        let pass = NoisyPass { draw, scale, least: f32::NEG_INFINITY };
+        pass.visit(row, 0, bar, |value, id, word| {
+            let value = gumbel(word) + scale * value;
+            if value >= bar {
+                out.push(Rank { value, id });
+            }
+            if out.len() == 2 * k {
+                keep_best(out, k);
+                bar = out[k - 1].value;
+            }
+            bar
+        });
+        keep_best(out, k);
+        out.sort_unstable_by(Rank::order);
+    }
+}
+
+impl Draw<'_> {
+    #[inline(always)]
+    pub(crate) fn of(self, token: u32) -> f32 {
+        self.noise.at(self.position, token)
+    }
+}
+
+impl NoisyPass<'_> {
+    /// Calls `visit` with value, id and random word of every token whose value is at least `least` and whose
+    /// scale · value + noise may reach `bar`, in the order of ids; it returns the next bar. The tokens are those from
+    /// `first` on, and their values `row`.
+    ///
+    /// The noise itself is left to `visit`: its cheap bound, rounded the same way, rules most tokens out.
+    #[inline(always)]
+    fn visit(&self, row: &[f32], first: u32, mut bar: f32, mut visit: impl FnMut(f32, u32, u32) -> f32) {
+        let mut last = [f32::NEG_INFINITY; BLOCK];
+        for start in (0..row.len()).step_by(BLOCK) {
+            let tokens = &row[start..];
+            let block = tokens.first_chunk::<BLOCK>().unwrap_or_else(|| {
+                last[..tokens.len()].copy_from_slice(tokens);
+                &last
+            });
+            if !any(block, |value| (value >= self.least) & (self.scale * value + NOISE_MAX >= bar)) {
+                continue;
+            }
+            let first = first.wrapping_add(start as u32);
+            let words = self.draw.noise.words(self.draw.position, first);
+            let mut bounds = [0.0; BLOCK];
+            for ((bound, &value), &word) in bounds.iter_mut().zip(block).zip(&words) {
+                *bound = self.scale * value + gumbel_bound(word);
+            }
+            if !any(&bounds, |bound| bound >= bar) {
+                continue;
+            }
+            for offset in 0..tokens.len().min(BLOCK) {
+                if bounds[offset] >= bar {
+                    bar = visit(block[offset], first.wrapping_add(offset as u32), words[offset]);
+                }
             }
         }
     }
@@ -259,6 +381,6 @@ mod tests {
             top(&row, k, &mut out);
             assert_eq!(out, sorted[..k.min(1000)], "k = {k}");
         }
-        assert_eq!(argmax(&row), Some(Rank { value: f32::INFINITY, id: 2 }));
+        assert_eq!(argmax(&row), Rank { value: f32::INFINITY, id: 2 });
     }
 }

@@ -1,0 +1,132 @@
+//! Choosing without filters in one pass over the rows, with no intermediate row.
+//!
+//! **Whole rows** are combined a piece at a time, and each piece is searched while it is in the first cache.
+//!
+//! **Lists** leave a token that they do not name with an upper score of
+//!
+//! ```text
+//! z_base/T + Σ strength/T · bound + G        bound = ρ, or (φ − G)/scale + slack where a list is ranked with the noise
+//!          = z_base/T + constant + slope · G
+//! ```
+//!
+//! A list ranked with the noise has scale = strength/T, so that G cancels: what a token needs to reach a bar is a base
+//! logit of at least some number, and no noise is computed at all. With plain lists the slope is one, and the cheap
+//! bound of G stands for G ([`scan::collect_reaching`]). Both only nominate: whoever is not ruled out here is judged by
+//! the rounded operations that define its upper score.
+//!
+//! **Nobody is ruled out wrongly**, although that line is about real numbers. Let A be the sum of the magnitudes on its
+//! right but for z_base/T, with 24 for |G| + 1. The rounded score passes through at most six roundings for each of up to
+//! [`TERMS_MAX`] terms, and two more, each of a number of magnitude at most |z_base|/T + A: together 98 · 2⁻²⁴ of that,
+//! plus the bounds' own slack of 2⁻²⁰ · A. This is less than half of [`ROUNDING`] · (|z_base|/T + A), by which the bar is
+//! lowered; the rest covers the roundings of the comparison itself. Since the upper score never falls with z_base, it
+//! suffices that this holds near the threshold, where |z_base| ≤ M = 2|T(bar − constant)| + 8T·A. [`Ceiling::new`]
+//! declines numbers so large or so small that an intermediate result could overflow, or lose more than this to underflow.
+
+use crate::guidance::{CHUNK, Term, TermLogits, combine_chunk, combine_one};
+use crate::noise::{NOISE_MAX, NOISE_MIN};
+use crate::sampling::Sampling;
+use crate::scan::{self, Draw, Rank};
+
+/// Each term adds six roundings; requests have fewer terms by far.
+const TERMS_MAX: usize = 16;
+const ROUNDING: f64 = 1.0 / 65_536.0;
+/// Bounds |G| + 1.
+const NOISE_SPAN: f64 = 24.0;
+/// Below, the noise changes so little that its extreme stands for it.
+const SLOPE_MIN: f64 = 1.0 / 1024.0;
+
+/// Upper scores of tokens that no list names, as a function of their base logits and their noise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ceiling {
+    temperature: f64,
+    constant: f64,
+    slope: f64,
+    /// A.
+    magnitude: f64,
+}
+
+widest! {
+    /// The token of the largest guided logit, from whole rows.
+    pub(crate) fn greedy(base: &[f32], terms: &[Term<'_>]) -> u32 {
+        let mut guided = [0.0; CHUNK];
+        let mut best = Rank::NONE;
+        for (chunk, first) in base.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
+            let guided = &mut guided[..chunk.len()];
+            combine_chunk(base, terms, &[], 1.0, first, guided);
+            best = scan::raise(guided, first as u32, best);
+        }
+        best.id
+    }
+}
+
+widest! {
+    /// The token of the largest guided logit over temperature plus noise, from whole rows.
+    pub(crate) fn sampled(base: &[f32], terms: &[Term<'_>], temperature: f32, draw: Draw<'_>) -> u32 {
+        // What the base model thinks most probable sets a bar that most tokens cannot reach, whatever their noise.
+        let id = scan::raise(base, 0, Rank::NONE).id;
+        let (c, _) = combine_one(base, terms, id, 0.0);
+        let mut best = Rank { value: c / temperature + draw.of(id), id };
+        let mut guided = [0.0; CHUNK];
+        for (chunk, first) in base.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
+            let guided = &mut guided[..chunk.len()];
+            combine_chunk(base, terms, &[], temperature, first, guided);
+            best = scan::raise_noisy(guided, first as u32, draw, Rank::LAST, best);
+        }
+        best.id
+    }
+}
+
+// === impl Ceiling ===
+
+impl Ceiling {
+    /// `None` where the argument above does not hold: a whole row among the terms, penalties that may raise a logit,
+    /// bounds that are infinite or out of all proportion.
+    pub(crate) fn new(terms: &[Term<'_>], sampling: &Sampling) -> Option<Self> {
+        const MODERATE: f64 = (1_u64 << 20) as f64;
+        const LARGE: f64 = (1_u128 << 64) as f64;
+        let temperature = f64::from(sampling.divisor());
+        let slope = if sampling.is_greedy() { 0.0 } else { 1.0 };
+        let mut ceiling = Self { temperature, constant: 0.0, slope, magnitude: NOISE_SPAN };
+        let mut bounds = 0.0_f64;
+        for term in terms.iter().filter(|term| term.strength != 0.0) {
+            let TermLogits::List(list) = term.logits else { return None };
+            let share = f64::from(term.strength) / temperature;
+            bounds = bounds.max(share);
+            match list.ranking() {
+                None => ceiling.add(share, f64::from(list.bound()), 0.0),
+                Some(ranking) => {
+                    let share = share / f64::from(ranking.scale);
+                    bounds =
+                        bounds.max((f64::from(ranking.floor.abs()) + NOISE_SPAN) / f64::from(ranking.scale));
+                    ceiling.add(share, f64::from(ranking.floor), NOISE_SPAN);
+                    ceiling.slope -= share;
+                }
+            }
+        }
+        let moderate = (1.0 / MODERATE..=MODERATE).contains(&temperature)
+            && bounds <= LARGE
+            && ceiling.magnitude <= LARGE
+            && terms.len() <= TERMS_MAX;
+        (moderate && sampling.penalties_never_raise()).then_some(ceiling)
+    }
+
+    fn add(&mut self, share: f64, bound: f64, span: f64) {
+        self.constant += share * bound;
+        self.magnitude += share * (bound.abs() + span);
+    }
+
+    /// Appends all ids that may reach `bar`, a number, if no list names them; and perhaps some more.
+    pub(crate) fn nominate(&self, base: &[f32], draw: Draw<'_>, bar: f32, out: &mut Vec<u32>) {
+        let Self { temperature, constant, slope, magnitude } = *self;
+        let least = temperature * (f64::from(bar) - constant); // at G = 0
+        let doubt = ROUNDING * (2.0 * least.abs() + 9.0 * temperature * magnitude); // M + T · A
+        let per_noise = temperature * slope;
+        if slope > SLOPE_MIN {
+            let (scale, bar) = (1.0 / per_noise, (least - doubt) / per_noise);
+            scan::collect_reaching(base, draw, scale as f32, bar as f32, out);
+        } else {
+            let luckiest = f64::from(if slope > 0.0 { NOISE_MAX } else { NOISE_MIN });
+            scan::collect_from(base, (least - doubt - per_noise * luckiest) as f32, out);
+        }
+    }
+}
