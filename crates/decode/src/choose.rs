@@ -121,12 +121,12 @@ enum Membership {
 }
 
 impl<'a> Position<'a> {
-    fn draw(&self) -> Draw<'a> {
+    pub(crate) fn draw(&self) -> Draw<'a> {
         Draw { noise: self.noise, position: self.position }
     }
 
     /// The score of a token without filters, or its bound; and whether it is the score itself.
-    fn upper_score(&self, id: u32) -> (Rank, bool) {
+    pub(crate) fn upper_score(&self, id: u32) -> (Rank, bool) {
         let Self { base, terms, sampling, history, .. } = *self;
         let noiseless = sampling.is_greedy() && !terms.iter().any(Term::is_noisy);
         let noise = if noiseless { 0.0 } else { self.draw().of(id) };
@@ -518,6 +518,74 @@ mod tests {
                 assert!(matches!(whole, Choice::Token(7 | 20)), "token 20 is in the way: {whole:?}");
             }
         }
+    }
+
+    #[test]
+    fn one_pass_chooses_and_asks_what_a_row_of_bounds_does() {
+        let (mut tokens, mut queries) = (0, 0);
+        for case in 0..3000_u32 {
+            let draw = |salt: u32| Noise::new(u64::from(salt), 0).at(case, 0).abs();
+            let vocabulary = [65, 500, 3000][case as usize % 3];
+            let row = |salt| {
+                let mut row = vec![0.0; vocabulary];
+                Noise::new(salt, 1).fill(case, &mut row);
+                row.iter_mut().for_each(|z| *z *= draw(1));
+                row
+            };
+            let sampling = Sampling {
+                temperature: [0.0, 1.0, 0.5, draw(2)][case as usize / 3 % 4],
+                repetition_penalty: [1.0, 1.2][case as usize / 12 % 2],
+                presence_penalty: [0.0, 0.5][case as usize / 24 % 2],
+                ..Sampling::default()
+            };
+            let noise = Noise::new(u64::from(case / 100), 0);
+            let base = row(100);
+            let rewards: Vec<Vec<f32>> = (0..case as usize / 48 % 4)
+                .map(|index| {
+                    row(101 + index as u64).iter().zip(&base).map(|(z, base)| z + draw(3) * base).collect()
+                })
+                .collect();
+            let strengths = [1.0, draw(4), 0.01 + draw(5)];
+            let lists: Vec<TopList> = rewards
+                .iter()
+                .zip(strengths)
+                .enumerate()
+                .map(|(index, (row, strength))| {
+                    // Most lists are ranked with the scale that lets the noise cancel, but nothing depends on that.
+                    let scale = strength / sampling.divisor() * [1.0, 1.0, draw(6)][case as usize % 3];
+                    match (case as usize / 5 + index) % 3 {
+                        0 => top_list(row, 1 + vocabulary / 20),
+                        _ => crate::noisy_top_list(row, 1 + vocabulary / 20, scale, &noise, case),
+                    }
+                })
+                .collect();
+            let terms: Vec<Term<'_>> = match case % 7 {
+                6 => {
+                    rewards.iter().map(|row| Term { strength: 1.5, logits: TermLogits::Dense(row) }).collect()
+                }
+                _ => lists.iter().zip(strengths).map(|(top, strength)| list(strength, top)).collect(),
+            };
+            let history = History::new(&[1, 5, 60]);
+            let position = Position {
+                base: &base,
+                terms: &terms,
+                sampling: &sampling,
+                history: &history,
+                noise: &noise,
+                position: case,
+            };
+            let mut chooser = Chooser::new(vocabulary);
+            if let Some(choice) = chooser.in_one_pass(&position) {
+                chooser.missing.clear();
+                assert_eq!(choice, chooser.in_full(&position), "case {case}: {sampling:?}");
+                match choice {
+                    Choice::Token(_) => tokens += 1,
+                    Choice::Query(_) => queries += 1,
+                    Choice::Dense => {}
+                }
+            }
+        }
+        assert!(tokens > 500 && queries > 100, "only {tokens} tokens and {queries} queries in one pass");
     }
 
     #[test]

@@ -378,6 +378,45 @@ mod tests {
         }
     }
 
+    /// What [`noisy_top_list`] means.
+    fn noisy_top_list_plainly(row: &[f32], k: usize, scale: f32, noise: &Noise, position: u32) -> TopList {
+        let rank = |(id, &z): (u32, &f32)| noise.at(position, id) + scale * z;
+        let ranked: Vec<f32> = (0..).zip(row).map(rank).collect();
+        let list = top_list(&ranked, k);
+        let ranking = NoisyRanking { scale, floor: list.bound() };
+        let values = list.ids.iter().map(|&id| row[id as usize]).collect();
+        TopList::noisy(list.ids, values, ranking).unwrap_or_else(|_| top_list(row, k))
+    }
+
+    #[test]
+    fn a_noisy_list_is_what_ranking_every_token_gives() {
+        const INF: f32 = f32::INFINITY;
+        let noise = Noise::new(9, 1);
+        for (position, length) in
+            [0, 1, 5, 64, 100, 1000, 3000, 20_000].into_iter().cycle().take(64).enumerate()
+        {
+            let position = position as u32;
+            let mut row = vec![0.0; length];
+            Noise::new(8, 0).fill(position, &mut row);
+            // Ties in every other row; then infinities, numbers that overflow, and what is not a number.
+            if position % 2 == 1 {
+                row.iter_mut().for_each(|z| *z = (*z * 2.0).round() / 2.0);
+            }
+            let odd = [f32::NAN, -INF, f32::MIN, INF, f32::MAX];
+            let stride = 1 + length / (1 + position as usize % 40);
+            for (index, z) in row.iter_mut().step_by(stride).enumerate().filter(|_| position % 16 > 7) {
+                *z = odd[index % (1 + position as usize % 5)];
+            }
+            for k in [0, 1, 3, 32, 100, length] {
+                for scale in [1.0, 0.3, 40.0, 1e-20, 1e30, 0.0, -1.0, INF, f32::NAN] {
+                    let fast = noisy_top_list(&row, k, scale, &noise, position);
+                    let plain = noisy_top_list_plainly(&row, k, scale, &noise, position);
+                    assert_eq!(fast, plain, "row {position} of {length}, k = {k}, scale = {scale}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn log_sum_exp_is_right_and_survives_infinities() {
         let row: Vec<f32> = (0..50_000).map(|i| (i % 1000) as f32 / 50.0 - 30.0).collect();

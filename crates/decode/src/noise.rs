@@ -82,7 +82,8 @@ impl Noise {
     #[inline(always)]
     pub(crate) fn words(&self, position: u32, first: u32) -> [u32; BLOCK] {
         const LOW: u64 = 0xffff_ffff;
-        let mut c0: [u64; COUNTERS] = std::array::from_fn(|i| u64::from((first / 4).wrapping_add(i as u32)));
+        const STEPS: [u64; COUNTERS] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        let mut c0: [u64; COUNTERS] = STEPS.map(|step| step.wrapping_add(u64::from(first / 4)));
         let mut c1 = [u64::from(position); COUNTERS];
         let mut c2 = [u64::from(self.choice); COUNTERS];
         let mut c3 = [0_u64; COUNTERS];

@@ -130,3 +130,69 @@ impl Ceiling {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{History, Noise, NoisyRanking, Position, TopList};
+
+    /// The bar is the token's own upper score: the hardest case for every rounding on the way to it.
+    #[test]
+    fn a_token_is_nominated_where_the_bar_is_its_own_upper_score() {
+        let noise = Noise::new(3, 0);
+        let history = History::default();
+        let mut ceilings = 0;
+        for case in 0..2000_u32 {
+            let draw = |salt: u32| Noise::new(u64::from(salt), 1).at(case, 0);
+            // From everyday numbers to such that hardly two digits of the noise survive.
+            let size = [1.0, 1.0, 1e-3, 1e3, 1e6, 1e-12][case as usize % 6];
+            let base: Vec<f32> = (0..200).map(|id| size * Noise::new(2, 0).at(case, id)).collect();
+            let temperature = [0.0, 1.0, 0.7, 0.01 + draw(0).abs()][case as usize / 6 % 4];
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let strengths = [1.0, 0.01 + draw(1).abs(), 1e-3];
+            let lists = strengths.map(|strength| {
+                let scale =
+                    strength / sampling.divisor() * [1.0, 1.0, 0.5 + draw(2).abs()][case as usize / 24 % 3];
+                let floor = size * draw(3);
+                match case / 72 % 3 {
+                    0 => TopList::new(vec![0], vec![floor]),
+                    _ => TopList::noisy(vec![0], vec![floor], NoisyRanking { scale, floor }),
+                }
+                .unwrap()
+            });
+            let terms: Vec<Term<'_>> = strengths
+                .into_iter()
+                .zip(&lists)
+                .map(|(strength, list)| Term { strength, logits: TermLogits::List(list) })
+                .take(1 + case as usize % 3)
+                .collect();
+            let (base, terms, sampling, history, noise) = (&base, &terms, &sampling, &history, &noise);
+            let position = Position { base, terms, sampling, history, noise, position: case };
+            let Some(ceiling) = Ceiling::new(terms, sampling) else { continue };
+            ceilings += 1;
+            for id in 1..base.len() as u32 {
+                let (bar, _) = position.upper_score(id);
+                let mut nominated = Vec::new();
+                ceiling.nominate(base, position.draw(), bar.value, &mut nominated);
+                assert!(nominated.contains(&id), "token {id} of case {case}: {ceiling:?}");
+            }
+        }
+        assert!(ceilings > 1900);
+    }
+
+    #[test]
+    fn what_is_out_of_proportion_has_no_ceiling() {
+        let list = |value| TopList::new(vec![0], vec![value]).unwrap();
+        let ceiling = |strength, list: &TopList, sampling: Sampling| {
+            Ceiling::new(&[Term { strength, logits: TermLogits::List(list) }], &sampling)
+        };
+        let plain = Sampling::default();
+        assert!(ceiling(1.0, &list(3.0), plain).is_some());
+        assert!(ceiling(1.0, &TopList::default(), plain).is_none());
+        assert!(ceiling(f32::NAN, &list(3.0), plain).is_none());
+        assert!(ceiling(1.0, &list(f32::MIN), plain).is_none());
+        assert!(ceiling(1.0, &list(3.0), Sampling { temperature: 1e-30, ..plain }).is_none());
+        assert!(ceiling(1.0, &list(3.0), Sampling { repetition_penalty: 0.5, ..plain }).is_none());
+        assert!(ceiling(0.0, &TopList::default(), plain).is_some(), "a term that is off bounds nothing");
+    }
+}

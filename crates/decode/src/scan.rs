@@ -330,30 +330,43 @@ impl NoisyPass<'_> {
     #[inline(always)]
     fn visit(&self, row: &[f32], first: u32, mut bar: f32, mut visit: impl FnMut(f32, u32, u32) -> f32) {
         let mut last = [f32::NEG_INFINITY; BLOCK];
+        let mut least = self.least_for(bar);
         for start in (0..row.len()).step_by(BLOCK) {
             let tokens = &row[start..];
             let block = tokens.first_chunk::<BLOCK>().unwrap_or_else(|| {
                 last[..tokens.len()].copy_from_slice(tokens);
                 &last
             });
-            if !any(block, |value| (value >= self.least) & (self.scale * value + NOISE_MAX >= bar)) {
-                continue;
-            }
             let first = first.wrapping_add(start as u32);
-            let words = self.draw.noise.words(self.draw.position, first);
-            let mut bounds = [0.0; BLOCK];
-            for ((bound, &value), &word) in bounds.iter_mut().zip(block).zip(&words) {
-                *bound = self.scale * value + gumbel_bound(word);
-            }
-            if !any(&bounds, |bound| bound >= bar) {
+            if !any(block, |value| value >= least) || !any(&self.bounds(block, first).0, |bound| bound >= bar)
+            {
                 continue;
             }
+            let (bounds, words) = self.bounds(block, first);
             for offset in 0..tokens.len().min(BLOCK) {
-                if bounds[offset] >= bar {
+                if bounds[offset] >= bar && block[offset] >= least {
                     bar = visit(block[offset], first.wrapping_add(offset as u32), words[offset]);
+                    least = self.least_for(bar);
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn bounds(&self, block: &[f32; BLOCK], first: u32) -> ([f32; BLOCK], [u32; BLOCK]) {
+        let words = self.draw.noise.words(self.draw.position, first);
+        let mut bounds = [0.0; BLOCK];
+        for ((bound, &value), &word) in bounds.iter_mut().zip(block).zip(&words) {
+            *bound = self.scale * value + gumbel_bound(word);
+        }
+        (bounds, words)
+    }
+
+    /// Smaller values cannot reach `bar` even with the largest noise.
+    #[inline(always)]
+    fn least_for(&self, bar: f32) -> f32 {
+        let least = (bar - NOISE_MAX - (bar.abs() + NOISE_MAX) / 65_536.0) / self.scale;
+        if least > self.least { least } else { self.least }
     }
 }
 
