@@ -62,9 +62,12 @@ const QUERY_SHARE: usize = 16;
 /// there are few.
 const WIDEN_SHARE: usize = 256;
 const WIDEN_MIN: usize = 16;
-/// Length of the ranking by which filters are cut short when all tokens are known. The most probable tokens
-/// usually hold all survivors; where they do not, the loop over candidates finds the cut.
-const HEAD: usize = 256;
+/// Length of the ranking by which top-p is cut short when all tokens are known: the most probable tokens usually hold
+/// all survivors.
+const HEAD: usize = 64;
+/// Where they do not, and for top-k, which needs one more than it keeps. Longer rankings cost more than the loop over
+/// candidates, which finds every cut in the end.
+const HEAD_MAX: usize = 256;
 
 /// All that the token of one position depends on.
 #[derive(Clone, Copy, Debug)]
@@ -288,14 +291,19 @@ impl Chooser {
     }
 
     fn filtered(&mut self, position: &Position<'_>, filters: &Filters) -> Option<u32> {
-        let max = if self.complete { scan::max(&self.upper) } else { self.known.first()?.value };
+        if self.complete {
+            let tokens = filters.tokens.map(|tokens| tokens.saturating_add(1));
+            let head = tokens.unwrap_or(if filters.mass.is_some() { HEAD } else { 1 });
+            scan::top(&self.upper, head.min(HEAD_MAX), &mut self.head);
+        }
+        let max = if self.complete { &self.head } else { &self.known }.first()?.value;
         if !self.complete {
             // Larger ones make what follows a guess (they weigh as much as `max`): a good one for the rest
             // of the query.
             scan::collect_above(&self.upper, Rank { value: max, id: 0 }, &mut self.missing);
         }
         let total = if filters.mass.is_some() { scan::total_weight(&self.upper, max) } else { 0 };
-        let mut cut = self.cut(filters, max, total);
+        let mut cut = self.first_cut(filters, max, total);
         loop {
             let best = self.best_known(position, cut).expect("the most probable known token never fails");
             let candidate = Rank { value: self.upper[best.id as usize], id: best.id };
@@ -325,13 +333,21 @@ impl Chooser {
             .reduce(|best, rank| if rank.above(best) { rank } else { best })
     }
 
+    /// [`Chooser::cut`], from a longer ranking if that is what it lacks.
+    fn first_cut(&mut self, filters: &Filters, max: f32, total: u64) -> Rank {
+        let cut = self.cut(filters, max, total);
+        let exhausted = self.head.last().is_some_and(|last| last.above(cut));
+        if !(self.complete && filters.mass.is_some() && exhausted) {
+            return cut;
+        }
+        scan::top(&self.upper, HEAD_MAX, &mut self.head);
+        self.cut(filters, max, total)
+    }
+
     /// A rank at which and below which every token certainly fails, from the known tokens alone.
-    fn cut(&mut self, filters: &Filters, max: f32, total: u64) -> Rank {
+    fn cut(&self, filters: &Filters, max: f32, total: u64) -> Rank {
         // A token fails min-p if it ranks below the last that would pass.
         let mut cut = Rank { value: filters.floor(max), id: u32::MAX };
-        if self.complete {
-            scan::top(&self.upper, HEAD, &mut self.head);
-        }
         let ranked = if self.complete { &self.head } else { &self.known };
         let mut above = 0;
         for (index, &rank) in ranked.iter().enumerate() {

@@ -6,6 +6,13 @@
 
 /// The weight of the most probable token: the unit of [`weight`].
 pub(crate) const WEIGHT_ONE: u64 = 1 << 40;
+/// What [`shifted_weight`] adds: the bits of [`WHOLE_64`].
+pub(crate) const SHIFT: u64 = WHOLE_64.to_bits();
+
+/// Adding it leaves a whole number in the low bits of the sum, rounded to nearest.
+const WHOLE_64: f64 = 4_503_599_627_370_496.0; // 2^52
+/// Exponent bits of 2^-1 · WEIGHT_ONE.
+const UNIT_EXPONENT: u32 = 126 + WEIGHT_ONE.ilog2();
 
 /// ln x for any positive x; relative error about 1e-7.
 pub(crate) fn ln(x: f32) -> f32 {
@@ -64,11 +71,18 @@ pub(crate) fn ln_of(f: f32, e: f32) -> f32 {
 /// maximum weighs one, and all else nothing.
 #[inline(always)]
 pub(crate) fn weight(value: f32, max: f32) -> u64 {
+    if value >= max { WEIGHT_ONE } else { shifted_weight(value, max).wrapping_sub(SHIFT) }
+}
+
+/// [`weight`] + [`SHIFT`] where `max` is finite: for sums over rows. There the maximum needs no exception, since p(1) = 2
+/// without rounding, and what each of n weights has too much is n · SHIFT in the end.
+#[inline(always)]
+pub(crate) fn shifted_weight(value: f32, max: f32) -> u64 {
     /// Adding it leaves a whole number in the low bits of the sum, rounded to nearest.
     const WHOLE: f32 = 12_582_912.0; // 1.5 · 2^23
-    const WHOLE_64: f64 = 4_503_599_627_370_496.0; // 2^52
     let y = (max - value) * std::f32::consts::LOG2_E;
     let y = if y < 64.0 { y } else { 64.0 };
+    let y = if y > 0.0 { y } else { 0.0 };
     let shifted = (y - 0.5) + WHOLE;
     let n = shifted - WHOLE;
     let t = 1.0 - (y - n);
@@ -80,10 +94,8 @@ pub(crate) fn weight(value: f32, max: f32) -> u64 {
     p = p * t + 6.931_472e-1;
     p = p * t + 1.0;
     let whole = shifted.to_bits() & 0xff;
-    let scale = f32::from_bits(126_u32.wrapping_sub(whole) << 23);
-    let units = f64::from(p * scale) * WEIGHT_ONE as f64 + WHOLE_64;
-    let units = units.to_bits().wrapping_sub(WHOLE_64.to_bits());
-    if value >= max { WEIGHT_ONE } else { units }
+    let scale = f32::from_bits(UNIT_EXPONENT.wrapping_sub(whole) << 23);
+    (f64::from(p * scale) + WHOLE_64).to_bits()
 }
 
 #[cfg(test)]
@@ -109,12 +121,19 @@ mod tests {
         for bits in (0_u32..0x4220_0000).step_by(613) {
             let distance = f32::from_bits(bits);
             let units = weight(-distance, 0.0);
+            assert_eq!(shifted_weight(-distance, 0.0) - SHIFT, units, "{distance:e}");
             assert!(units <= last, "weight grows at {distance:e}");
             last = units;
             let exact = (-f64::from(distance)).exp() * WEIGHT_ONE as f64;
             assert!((units as f64 - exact).abs() <= 3e-6 * exact + 1.0, "exp(-{distance})");
         }
         assert_eq!(last, 0);
+        let edges = [f32::NAN, f32::NEG_INFINITY, f32::MIN, 1.0, 2.0, f32::MAX, f32::INFINITY];
+        for (value, max) in
+            edges.into_iter().flat_map(|value| [f32::MIN, 1.0, f32::MAX].map(|max| (value, max)))
+        {
+            assert_eq!(shifted_weight(value, max) - SHIFT, weight(value, max), "{value:e} of {max:e}");
+        }
     }
 
     #[test]

@@ -282,6 +282,12 @@ pub(crate) fn combine_chunk(
     match terms.next() {
         None => out.copy_from_slice(&base[range.clone()]),
         // The usual one term costs no pass of its own.
+        Some(Term { strength, logits: TermLogits::List(list) }) if list.ranking.is_none() => {
+            let addend = strength * list.bound();
+            for (c, &z_base) in out.iter_mut().zip(&base[range.clone()]) {
+                *c = z_base + addend;
+            }
+        }
         Some(Term { strength, logits: TermLogits::Dense(row) }) => {
             for ((c, &z_base), &z) in out.iter_mut().zip(&base[range.clone()]).zip(&row[range.clone()]) {
                 *c = z_base + strength * z;

@@ -3,7 +3,7 @@
 //! Rows hold no NaN (see [`crate::guidance`]). Each pass looks at a block's maximum first and skips what
 //! cannot matter.
 
-use crate::elementary::weight;
+use crate::elementary::{SHIFT, shifted_weight, weight};
 use crate::noise::{BLOCK, NOISE_MAX, Noise, gumbel, gumbel_bound};
 
 const LANES: usize = 16;
@@ -124,7 +124,7 @@ widest! {
             return;
         }
         // Few groups mean long ones to search, many mean much to select from.
-        let group = if row.len() / BLOCK / 4 >= k { BLOCK } else { LANES };
+        let group = if row.len() / BLOCK >= 2 * k { BLOCK } else { LANES };
         // Not by `extend`: what runs inside the standard library is compiled for the baseline.
         out.reserve(row.len().div_ceil(group));
         for (group, id) in row.chunks(group).zip(0..) {
@@ -167,7 +167,11 @@ fn keep_best(out: &mut Vec<Rank>, k: usize) {
 widest! {
     /// Sum of the weights relative to `max`, the row's largest value.
     pub(crate) fn total_weight(row: &[f32], max: f32) -> u64 {
-        row.iter().fold(0, |sum: u64, &value| sum.wrapping_add(weight(value, max)))
+        if max.is_infinite() {
+            return row.iter().fold(0, |sum: u64, &value| sum.wrapping_add(weight(value, max)));
+        }
+        let sum = row.iter().fold(0, |sum: u64, &value| sum.wrapping_add(shifted_weight(value, max)));
+        sum.wrapping_sub(SHIFT.wrapping_mul(row.len() as u64))
     }
 }
 
