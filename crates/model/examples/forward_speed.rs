@@ -8,17 +8,39 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uniarm_model::{
-    Adapter, Conditioned, Forward, Llama, LlamaOptions, ModelError, OpenOptions, Row, machine, open,
+    Adapter, Conditioned, Forward, Llama, LlamaOptions, ModelError, OpenOptions, Operations, Row, machine,
+    open,
 };
 
 const BLOCK_TOKENS: usize = 16;
-const BATCH_MAX: usize = 32;
+const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+const PREFILLS: [usize; 4] = [16, 64, 128, 512];
 
-/// Tokens in the cache of each row while decoding.
+/// Tokens in the cache of each row while decoding, and those of a short and a long context.
 const CONTEXT: usize = 128;
+const CONTEXTS: [usize; 2] = [100, 2000];
+
+/// Blocks of the cache: the largest of the steps below.
+const BLOCKS: usize = 32 * (CONTEXT + 1).div_ceil(BLOCK_TOKENS);
 
 /// A measurement is the best of so many runs: other users of the machine only ever slow it down.
 const REPEATS: usize = 12;
+
+/// A step's shape.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    /// Tokens of each row that are computed, and those that precede them.
+    tokens: usize,
+    context: usize,
+}
+
+/// What the machine does at most: bytes per second, and operations per second of either arithmetic.
+struct Peaks {
+    stream: f64,
+    float: f64,
+    integer: f64,
+}
 
 fn main() -> Result<(), ModelError> {
     let mut arguments = std::env::args().skip(1);
@@ -28,8 +50,7 @@ fn main() -> Result<(), ModelError> {
     };
     let files = open(&model, &OpenOptions::default())?;
     let began = Instant::now();
-    let blocks = BATCH_MAX * (CONTEXT + 1).div_ceil(BLOCK_TOKENS);
-    let options = |threads| LlamaOptions { threads, kv_blocks: blocks, block_tokens: BLOCK_TOKENS };
+    let options = |threads| LlamaOptions { threads, kv_blocks: BLOCKS, block_tokens: BLOCK_TOKENS };
     let loaded = Llama::load(&files, &options(1))?;
     println!(
         "{}: {:.0} MB packed in {:.1} s",
@@ -44,47 +65,81 @@ fn main() -> Result<(), ModelError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for threads in [1, cores] {
         let mut model = loaded.share(&options(threads))?;
-        let floors = (machine::stream_bytes_per_second(threads), machine::arithmetic_per_second(threads));
-        println!("\n{threads} thread(s): {:.1} GB/s, {:.0} GFLOP/s", floors.0 / 1e9, floors.1 / 1e9);
+        let peaks = Peaks::measure(threads);
+        println!(
+            "\n{threads} thread(s): {:.1} GB/s, {:.0} GFLOP/s, {:.0} Gop/s in integers",
+            peaks.stream / 1e9,
+            peaks.float / 1e9,
+            peaks.integer / 1e9
+        );
         println!("{:>22} {:>10} {:>10} {:>10} {:>10}", "", "ms", "tokens/s", "memory", "arithmetic");
-        for batch in [1, 2, 4, 8, 16, 32] {
-            let seconds = step(&mut model, batch, 1, |_| None)?;
-            print(&model, &format!("decode × {batch}"), batch, seconds, floors);
-        }
-        for tokens in [16, 64, 128] {
-            let seconds = step(&mut model, 1, tokens, |_| None)?;
-            print(&model, &format!("prefill of {tokens}"), tokens, seconds, floors);
-        }
+        measure_backbone(&mut model, &peaks)?;
         if let Some(adapter) = &adapter {
-            compare_preferences(&mut model, adapter, floors)?;
+            compare_preferences(&mut model, adapter, &peaks)?;
         }
     }
     Ok(())
 }
 
-/// Seconds of a step of `batch` rows with `tokens` tokens each: decoding continues a context, prefill starts.
+fn measure_backbone(model: &mut Llama, peaks: &Peaks) -> Result<(), ModelError> {
+    for rows in BATCHES {
+        let shape = Shape { rows, tokens: 1, context: CONTEXT };
+        let seconds = step(model, shape, |_| None)?;
+        peaks.print(model, &format!("decode × {rows}"), shape, seconds);
+    }
+    for tokens in PREFILLS {
+        let shape = Shape { rows: 1, tokens, context: 0 };
+        let seconds = step(model, shape, |_| None)?;
+        peaks.print(model, &format!("prefill of {tokens}"), shape, seconds);
+    }
+    for context in CONTEXTS {
+        let shape = Shape { rows: 1, tokens: 1, context };
+        let seconds = step(model, shape, |_| None)?;
+        peaks.print(model, &format!("decode after {context}"), shape, seconds);
+    }
+    Ok(())
+}
+
+/// Sixteen rows under one preference, and under sixteen.
+fn compare_preferences(model: &mut Llama, adapter: &Arc<Adapter>, peaks: &Peaks) -> Result<(), ModelError> {
+    let shape = Shape { rows: 16, tokens: 1, context: CONTEXT };
+    let objectives = adapter.objectives().len();
+    let preference = |row: usize| -> Vec<f32> {
+        let first = row as f32 / shape.rows as f32;
+        let mut weights = vec![0.0; objectives];
+        if let [a, .., b] = &mut weights[..] {
+            (*a, *b) = (first, 1.0 - first);
+        } else {
+            weights.fill(1.0);
+        }
+        weights
+    };
+    let conditioned: Result<Vec<Conditioned>, ModelError> =
+        (0..shape.rows).map(|row| adapter.condition(&preference(row))).collect();
+    let conditioned = conditioned?;
+    let one = step(model, shape, |_| Some(&conditioned[3]))?;
+    peaks.print(model, "one preference × 16", shape, one);
+    let mixed = step(model, shape, |row| Some(&conditioned[row]))?;
+    peaks.print(model, "16 preferences", shape, mixed);
+    Ok(())
+}
+
+/// Seconds of a step; the cache holds whatever it holds.
 fn step<'a>(
     model: &mut Llama,
-    batch: usize,
-    tokens: usize,
+    Shape { rows, tokens, context }: Shape,
     adapter: impl Fn(usize) -> Option<&'a Conditioned>,
 ) -> Result<f64, ModelError> {
-    let per_row = (CONTEXT + 1).div_ceil(BLOCK_TOKENS);
-    let tables: Vec<Vec<u32>> = (0..batch)
+    let per_row = (context + tokens).div_ceil(BLOCK_TOKENS);
+    let tables: Vec<Vec<u32>> = (0..rows)
         .map(|row| (row * per_row..(row + 1) * per_row).map(|block| block as u32).collect())
         .collect();
     let ids: Vec<u32> = (0..tokens as u32).map(|id| 100 + id * 7).collect();
-    let rows: Vec<Row<'_>> = tables
-        .iter()
-        .enumerate()
-        .map(|(row, blocks)| Row {
-            tokens: &ids,
-            start: if tokens == 1 { CONTEXT } else { 0 },
-            blocks,
-            logits_from: tokens - 1,
-            adapter: adapter(row),
-        })
-        .collect();
+    let row = |(index, blocks)| {
+        let adapter = adapter(index);
+        Row { tokens: &ids, start: context, blocks, logits_from: tokens - 1, adapter }
+    };
+    let rows: Vec<Row<'_>> = tables.iter().map(Vec::as_slice).enumerate().map(row).collect();
     let mut logits = Vec::new();
     let mut best = Duration::MAX;
     for _ in 0..REPEATS {
@@ -95,46 +150,29 @@ fn step<'a>(
     Ok(best.as_secs_f64())
 }
 
-/// Sixteen rows without an adapter, under one preference, and under sixteen.
-fn compare_preferences(
-    model: &mut Llama,
-    adapter: &Arc<Adapter>,
-    floors: (f64, f64),
-) -> Result<(), ModelError> {
-    let batch = 16;
-    let objectives = adapter.objectives().len();
-    let preference = |row: usize| -> Vec<f32> {
-        let first = row as f32 / batch as f32;
-        let mut weights = vec![0.0; objectives];
-        if let [a, .., b] = &mut weights[..] {
-            (*a, *b) = (first, 1.0 - first);
-        } else {
-            weights.fill(1.0);
+impl Peaks {
+    fn measure(threads: usize) -> Self {
+        Self {
+            stream: machine::stream_bytes_per_second(threads),
+            float: machine::arithmetic_per_second(threads),
+            integer: machine::integer_arithmetic_per_second(threads),
         }
-        weights
-    };
-    let conditioned: Result<Vec<Conditioned>, ModelError> =
-        (0..batch).map(|row| adapter.condition(&preference(row))).collect();
-    let conditioned = conditioned?;
-    let one = step(model, batch, 1, |_| Some(&conditioned[3]))?;
-    print(model, "one preference × 16", batch, one, floors);
-    let mixed = step(model, batch, 1, |row| Some(&conditioned[row]))?;
-    print(model, "16 preferences", batch, mixed, floors);
-    Ok(())
-}
+    }
 
-fn print(model: &Llama, what: &str, tokens: usize, seconds: f64, (stream, arithmetic): (f64, f64)) {
-    let bytes = model.weight_bytes() as f64;
-    // A multiply-add for every weight and token, but for the output projection of prefill: only the last
-    // token's logits are wanted.
-    let head = 4.0 * (model.vocabulary() * model.config().hidden) as f64;
-    let rows = if what.starts_with("prefill") { 1.0 } else { tokens as f64 };
-    let operations = ((bytes - head) * tokens as f64 + head * rows) / 2.0;
-    println!(
-        "{what:>22} {:>10.2} {:>10.1} {:>9.0}% {:>9.0}%",
-        seconds * 1e3,
-        tokens as f64 / seconds,
-        100.0 * bytes / seconds / stream,
-        100.0 * operations / seconds / arithmetic,
-    );
+    fn print(&self, model: &Llama, what: &str, shape: Shape, seconds: f64) {
+        let tokens = (shape.rows * shape.tokens) as f64;
+        let least = |operations: Operations| {
+            operations.float as f64 / self.float + operations.integer as f64 / self.integer
+        };
+        // Only the last token of a row needs the output projection.
+        let (all, head) = (least(model.operations()), least(model.head_operations()));
+        let least = tokens * (all - head) + shape.rows as f64 * head;
+        println!(
+            "{what:>22} {:>10.2} {:>10.1} {:>9.0}% {:>9.0}%",
+            seconds * 1e3,
+            tokens / seconds,
+            100.0 * model.weight_bytes() as f64 / seconds / self.stream,
+            100.0 * least / seconds,
+        );
+    }
 }

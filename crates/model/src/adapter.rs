@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::kernels::gemm::Panels;
+use crate::kernels::panels::Panels;
 
 /// Two preferences closer than this to the simplex are taken as on it.
 const SIMPLEX_TOLERANCE: f32 = 1e-3;

@@ -9,6 +9,7 @@ mod hub;
 mod source;
 
 mod gguf;
+mod quantised;
 mod safetensors;
 mod weights;
 
@@ -37,7 +38,7 @@ pub use adapter::{Adapter, Conditioned, Method, Objective};
 pub use config::{Architecture, Config, Rope, RopeScaling};
 pub use error::ModelError;
 pub use forward::{Forward, Row};
-pub use llama::{Llama, LlamaOptions};
+pub use llama::{Llama, LlamaOptions, Operations};
 pub use scripted::{ScriptedForward, ScriptedOptions};
 pub use source::{ModelFiles, OpenOptions, open};
 pub use template::{ChatTemplate, Message};

@@ -2,8 +2,8 @@
 //!
 //! Llama (arXiv 2302.13971) and Qwen2 (arXiv 2407.10671) in the order of the paper: normalise, project to
 //! queries, keys and values, rotate, attend over the paged cache, project back; normalise, gate, project
-//! back; all on f32 with the fixed-order kernels of [`crate::kernels`]. Shapes: m is the number of tokens of
-//! the step, over all rows.
+//! back; all with the fixed-order kernels of [`crate::kernels`], weights as they are stored. Shapes: m is the
+//! number of tokens of the step, over all rows.
 
 mod load;
 mod plan;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::forward::{Forward, Limits, Row};
-use crate::kernels::gemm::Panels;
+use crate::kernels::panels::Panels;
 use crate::kernels::simd::{Isa, LANES};
 use crate::kernels::team::Team;
 use crate::kv::{KvCache, KvShape};
@@ -35,6 +35,16 @@ pub struct LlamaOptions {
     pub block_tokens: usize,
 }
 
+/// Multiplications and additions by the kind of arithmetic, each with a peak of its own (see
+/// [`machine`](crate::machine)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Operations {
+    /// f32 with f32, or with what is widened to it.
+    pub float: u64,
+    /// Integers of at most 8 bits with integers of 16.
+    pub integer: u64,
+}
+
 /// A loaded model with its cache and threads.
 pub struct Llama {
     weights: Arc<LlamaWeights>,
@@ -50,18 +60,12 @@ pub struct Llama {
 struct LlamaWeights {
     config: Config,
     fingerprint: [u8; 32],
-    embedding: Embedding,
+    /// (vocabulary, hidden); none where the output projection is tied to it.
+    embedding: Option<Panels>,
     layers: Vec<Layer>,
     norm: Vec<f32>,
     /// (vocabulary, hidden)
     head: Panels,
-}
-
-enum Embedding {
-    /// The rows of the output projection.
-    Tied,
-    /// (vocabulary, hidden)
-    Table(Vec<f32>),
 }
 
 struct Layer {
@@ -86,14 +90,51 @@ impl Default for LlamaOptions {
     }
 }
 
+impl Operations {
+    /// A multiply-add for each number.
+    fn of(panels: &Panels) -> Self {
+        let count = 2 * (panels.inputs() * panels.outputs()) as u64;
+        if panels.format().is_blocks() {
+            Self { float: 0, integer: count }
+        } else {
+            Self { float: count, integer: 0 }
+        }
+    }
+}
+
+impl std::ops::Add for Operations {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { float: self.float + other.float, integer: self.integer + other.integer }
+    }
+}
+
+impl LlamaWeights {
+    /// The matrices that a step multiplies with.
+    fn matrices(&self) -> impl Iterator<Item = &Panels> {
+        let layers = self.layers.iter();
+        layers.flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]).chain([&self.head])
+    }
+}
+
 impl Llama {
-    /// Packs the weights and reserves the cache.
+    /// Packs the weights, in the number format of the files, and reserves the cache.
     ///
     /// # Errors
     /// [`ModelError::Unsupported`] for dimensions that the kernels do not take,
     /// [`ModelError::Invalid`] for options that make no model, and whatever reading the weights meets.
     pub fn load(files: &ModelFiles, options: &LlamaOptions) -> Result<Self, ModelError> {
-        Self::over(Arc::new(LlamaWeights::load(files)?), options)
+        Self::over(Arc::new(LlamaWeights::load(files, false)?), options)
+    }
+
+    /// The same with all weights widened to f32, and activations kept so: what the error and the speed of
+    /// quantised products are compared with.
+    ///
+    /// # Errors
+    /// As [`Llama::load`].
+    pub fn load_widened(files: &ModelFiles, options: &LlamaOptions) -> Result<Self, ModelError> {
+        Self::over(Arc::new(LlamaWeights::load(files, true)?), options)
     }
 
     /// Another model over the same weights, with a cache and threads of its own: base and reward role of one
@@ -122,11 +163,17 @@ impl Llama {
 
     /// Bytes that a step over few rows reads: all matrices once.
     pub fn weight_bytes(&self) -> usize {
-        let LlamaWeights { layers, head, .. } = &*self.weights;
-        let layer = |layer: &Layer| {
-            layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes()
-        };
-        layers.iter().map(layer).sum::<usize>() + head.bytes()
+        self.weights.matrices().map(Panels::bytes).sum()
+    }
+
+    /// Operations of one token's products with all matrices; attention and whatever else comes on top.
+    pub fn operations(&self) -> Operations {
+        self.weights.matrices().fold(Operations::default(), |sum, matrix| sum + Operations::of(matrix))
+    }
+
+    /// Those of the output projection alone, which only tokens with wanted logits meet.
+    pub fn head_operations(&self) -> Operations {
+        Operations::of(&self.weights.head)
     }
 
     /// Bytes of one cache block over all layers.

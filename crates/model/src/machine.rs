@@ -7,7 +7,7 @@ use std::{
 
 use crate::kernels::{
     buffer::Buffer,
-    simd::{F32x16, Isa, Kernel, LANES},
+    simd::{F32x16, I32x16, Isa, Kernel, LANES},
 };
 
 /// Far beyond every cache, so that reading it is reading memory.
@@ -32,6 +32,14 @@ pub fn stream_bytes_per_second(threads: usize) -> f64 {
     let share = STREAM_FLOATS / threads;
     let seconds = best(|| together(threads, |index| read(&floats[index * share..(index + 1) * share])));
     (share * threads * size_of::<f32>()) as f64 / seconds
+}
+
+/// Operations per second of `threads` threads together, a multiply-add of a weight of up to 8 bits with an
+/// activation of 16 counting as two: the arithmetic of quantised weights. A chain's step is half of four such products.
+#[must_use]
+pub fn integer_arithmetic_per_second(threads: usize) -> f64 {
+    let seconds = best(|| together(threads, |_| multiply_integers()));
+    (threads * CHAINS * CHAIN_STEPS * LANES * 4) as f64 / seconds
 }
 
 /// Floating-point operations per second of `threads` threads together, a multiply-add counting as two.
@@ -86,14 +94,36 @@ fn multiply_add() {
             let addend = V::splat(std::hint::black_box(1e-6));
             let mut chains = [V::splat(1.0); CHAINS];
             for _ in 0..CHAIN_STEPS {
-                chains = chains.map(
-                    #[inline(always)]
-                    |chain| chain.mul_add(factor, addend),
-                );
+                for chain in &mut chains {
+                    *chain = chain.mul_add(factor, addend);
+                }
             }
             std::hint::black_box(chains.map(F32x16::sum));
         }
     }
 
     Isa::best().run(MultiplyAdd);
+}
+
+fn multiply_integers() {
+    struct MultiplyIntegers;
+
+    impl Kernel for MultiplyIntegers {
+        #[inline(always)]
+        fn run<V: F32x16>(self) {
+            let bytes = std::hint::black_box([3u8; 4 * LANES]);
+            let word = std::hint::black_box(0x0102_0304);
+            // Safety: 64 bytes.
+            let weights = unsafe { V::Integers::load_weights(bytes.as_ptr()) };
+            let mut chains = [V::Integers::splat(0); CHAINS];
+            for _ in 0..CHAIN_STEPS {
+                for chain in &mut chains {
+                    *chain = chain.dot::<0>(weights, word);
+                }
+            }
+            std::hint::black_box(chains.map(I32x16::sum));
+        }
+    }
+
+    Isa::best().run(MultiplyIntegers);
 }

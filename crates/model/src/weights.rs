@@ -19,6 +19,8 @@ use sha2::{Digest, Sha256};
 use crate::config::{Architecture, Config};
 use crate::error::ModelError;
 use crate::gguf::Gguf;
+use crate::kernels::panels::{self, Numbers};
+use crate::quantised;
 use crate::safetensors::Safetensors;
 
 /// Elements that one task decodes: large enough to pay for the task, small enough to share a matrix out.
@@ -124,14 +126,7 @@ impl Weights {
     /// As [`Weights::tensor`]; [`ModelError::Invalid`] for rows beyond the tensor.
     pub fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Tensor, ModelError> {
         let stored = self.stored(name)?;
-        if stored.shape != shape {
-            return Err(ModelError::Shape {
-                file: self.file_of(name),
-                name: name.to_owned(),
-                expected: shape.to_vec(),
-                found: stored.shape.to_vec(),
-            });
-        }
+        self.check_shape(name, &stored, shape)?;
         if rows.start > rows.end || rows.end > shape.first().copied().unwrap_or(0) {
             let reason = format!("{rows:?} of tensor '{name}' with shape {shape:?}");
             return Err(ModelError::Invalid { field: "rows", reason });
@@ -144,6 +139,62 @@ impl Weights {
         };
         let elements = elements.map_err(|reason| ModelError::malformed(&self.file_of(name), reason))?;
         Ok(Tensor::from_vec(elements, wanted, &Device::Cpu)?)
+    }
+
+    /// How a kernel holds a matrix without loss and without waste: as it is stored, or as f32 where no kernel
+    /// takes that format.
+    ///
+    /// # Errors
+    /// As [`Weights::shape`].
+    pub(crate) fn format(&self, name: &str) -> Result<panels::Format, ModelError> {
+        Ok(match self.stored(name)?.format {
+            Format::F32 => panels::Format::F32,
+            Format::F16 => panels::Format::F16,
+            Format::BF16 => panels::Format::BF16,
+            Format::Blocks(kind) => {
+                quantised::format(kind).map_or(panels::Format::F32, panels::Format::Blocks)
+            }
+        })
+    }
+
+    /// A matrix of `shape` in `format`, which is f32 or one that covers [`Weights::format`] of its name.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub(crate) fn numbers(
+        &self,
+        name: &str,
+        shape: &[usize; 2],
+        format: panels::Format,
+    ) -> Result<Numbers, ModelError> {
+        if format == panels::Format::F32 {
+            return Ok(Numbers::F32(self.tensor(name, shape)?.flatten_all()?.to_vec1()?));
+        }
+        let stored = self.stored(name)?;
+        self.check_shape(name, &stored, shape)?;
+        let [rows, inputs] = *shape;
+        let row_bytes = stored.bytes.len() / rows;
+        let ordered: Cow<'_, [u8]> = match self.interleaved_head_dim.filter(|_| is_rotary(name)) {
+            None => stored.bytes.into(),
+            Some(head_dim) if rows % head_dim == 0 => (0..rows)
+                .flat_map(|row| &stored.bytes[interleaved_row(row, head_dim) * row_bytes..][..row_bytes])
+                .copied()
+                .collect(),
+            Some(head_dim) => {
+                let reason = format!("{rows} rows are not whole heads of {head_dim}");
+                return Err(ModelError::malformed(&self.file_of(name), reason));
+            }
+        };
+        let bits = || ordered.as_chunks().0.iter().map(|bits| u16::from_le_bytes(*bits)).collect();
+        Ok(match (stored.format, format) {
+            (Format::F16, panels::Format::F16) => Numbers::F16(bits()),
+            (Format::BF16, panels::Format::BF16) => Numbers::BF16(bits()),
+            (Format::Blocks(kind), panels::Format::Blocks(format)) => {
+                let blocks = quantised::decode(kind, &ordered, inputs).expect("a format that kernels take");
+                Numbers::Blocks(blocks.widen(format))
+            }
+            _ => unreachable!("{format:?} does not cover tensor '{name}'"),
+        })
     }
 
     /// Checks that the files hold the tensors of `config`, in their shapes, and no others: a surplus tensor
@@ -206,6 +257,14 @@ impl Weights {
             Store::Safetensors(files) => files.stored(name)?,
         };
         stored.ok_or_else(|| ModelError::MissingTensor { file: self.path.clone(), name: name.to_owned() })
+    }
+
+    fn check_shape(&self, name: &str, stored: &Stored<'_>, shape: &[usize]) -> Result<(), ModelError> {
+        if stored.shape == shape {
+            return Ok(());
+        }
+        let (expected, found) = (shape.to_vec(), stored.shape.to_vec());
+        Err(ModelError::Shape { file: self.file_of(name), name: name.to_owned(), expected, found })
     }
 
     fn file_of(&self, name: &str) -> PathBuf {
@@ -387,12 +446,17 @@ fn half_split(stored: &Stored<'_>, rows: Range<usize>, head_dim: usize) -> Resul
     let row_elements: usize = stored.shape[1..].iter().product();
     let mut elements = Vec::with_capacity(rows.len() * row_elements);
     for row in rows {
-        let (head, within) = (row / head_dim, row % head_dim);
-        let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
-        let source = head * head_dim + 2 * pair + half - whole_heads.start;
+        let source = interleaved_row(row, head_dim) - whole_heads.start;
         elements.extend_from_slice(&interleaved[source * row_elements..][..row_elements]);
     }
     Ok(elements)
+}
+
+/// Where a row of half-split order lies in interleaved order.
+fn interleaved_row(row: usize, head_dim: usize) -> usize {
+    let (head, within) = (row / head_dim, row % head_dim);
+    let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
+    head * head_dim + 2 * pair + half
 }
 
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn([u8; N]) -> f32) {

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 
 use super::{Adapter, Conditioned, Group, GroupAdapter, Modulation, Part};
 use crate::kernels::buffer::Buffer;
-use crate::kernels::gemm::{Output, Rows, Start, multiply, tiles};
+use crate::kernels::gemm::{Output, Start, multiply};
+use crate::kernels::rows::{Form, Rows};
 use crate::kernels::simd::{Isa, LANES};
 
 /// Workspace of one thread.
@@ -55,7 +56,7 @@ impl GroupAdapter {
         let tokens = input.len() / inputs;
         let stride = self.a.count() * LANES;
         features.reserve(tokens * stride);
-        let rows = Rows::pack(isa, input, (tokens, inputs), packed);
+        let rows = Rows::pack(isa, Form::Floats, input, (tokens, inputs), packed);
         // Safety: `features` is this thread's.
         unsafe {
             let output = Output::new(features.as_mut_ptr(), stride);
@@ -64,14 +65,14 @@ impl GroupAdapter {
         for part in &self.parts {
             let rank = part.rank();
             modulated.reserve(tokens * rank);
-            for (first, count) in tiles(isa, tokens) {
+            for (first, count) in Form::Floats.tiles(isa, tokens) {
                 for row in 0..count {
                     let z = &features[(first + row) * stride + part.first_rank..][..rank];
                     let state = &conditioned(first + row).state[part.state..][..part.state_floats()];
                     part.modulate(z, state, &mut modulated[first * rank..][..count * rank], (row, count));
                 }
             }
-            let rows = Rows::packed(modulated, (tokens, rank));
+            let rows = Rows::packed(Form::Floats, modulated, (tokens, rank));
             // Safety: as promised to `Adapter::add`.
             unsafe {
                 multiply(isa, &rows, &part.b, 0..part.b.count(), output.column(part.column), Start::Output)

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::kernels::gemm::Panels;
+use crate::kernels::panels::{Format, Numbers, Panels};
 use crate::weights::Weights;
 
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -355,7 +355,7 @@ impl Loader<'_> {
             let parts: Vec<Projection> =
                 projections(self.config).into_iter().filter(|p| p.group == group).filter(targets).collect();
             let Some(first) = parts.first() else { continue };
-            let mut a = Panels::zeroed(parts.len() * rank, first.inputs);
+            let mut a = Panels::zeroed(Format::F32, parts.len() * rank, first.inputs);
             let mut loaded = Vec::with_capacity(parts.len());
             for (index, projection) in parts.iter().enumerate() {
                 loaded.push(self.part((layer, index * rank), projection, &mut a, embeddings, hash)?);
@@ -380,7 +380,8 @@ impl Loader<'_> {
             Method::PbLora => ("pblora_A", "pblora_B"),
             Method::Lora => ("lora_A.weight", "lora_B.weight"),
         };
-        a.set(first_rank, &self.tensor(&format!("{stem}{a_name}"), &[rank, projection.inputs], hash)?);
+        let down = self.tensor(&format!("{stem}{a_name}"), &[rank, projection.inputs], hash)?;
+        a.set(first_rank, &Numbers::F32(down));
         let b = self.tensor(&format!("{stem}{b_name}"), &[projection.outputs, rank], hash)?;
         let modulation = match self.description.method {
             Method::Lora => Modulation::None,
@@ -401,7 +402,7 @@ impl Loader<'_> {
         let part = Part {
             name: projection.name,
             first_rank,
-            b: Panels::pack(&b, projection.outputs, rank),
+            b: Panels::pack(b, projection.outputs, rank),
             column: projection.column,
             scale: self.description.scale,
             modulation,

@@ -1,4 +1,4 @@
-//! A zeroed array of f32 that starts on a cache line, on huge pages if it is large.
+//! A zeroed array of numbers that starts on a cache line, on huge pages if it is large.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
@@ -13,18 +13,25 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Pages are zeroed by the operating system when they are first touched: a cache that is never filled costs
 /// nothing.
-pub struct Buffer {
+pub struct Buffer<T: Number = f32> {
     /// Aligned start within the allocation.
-    start: NonNull<f32>,
+    start: NonNull<T>,
     len: usize,
     allocation: NonNull<u8>,
 }
 
-// Safety: it owns its memory, as a `Vec<f32>` does.
-unsafe impl Send for Buffer {}
-unsafe impl Sync for Buffer {}
+/// # Safety
+/// Every pattern of bits is a value, zero among them.
+pub unsafe trait Number: Copy + Send + Sync {}
 
-impl Buffer {
+unsafe impl Number for f32 {}
+unsafe impl Number for u8 {}
+
+// Safety: it owns its memory, as a `Vec` does.
+unsafe impl<T: Number> Send for Buffer<T> {}
+unsafe impl<T: Number> Sync for Buffer<T> {}
+
+impl<T: Number> Buffer<T> {
     pub const fn new() -> Self {
         Self { start: NonNull::dangling(), len: 0, allocation: NonNull::dangling() }
     }
@@ -38,15 +45,15 @@ impl Buffer {
         let allocation = unsafe { alloc_zeroed(layout) };
         let Some(allocation) = NonNull::new(allocation) else { handle_alloc_error(layout) };
         let alignment = Self::alignment(len);
-        // Safety: the layout has room for an alignment more than the floats.
+        // Safety: the layout has room for an alignment more than the numbers.
         let start = unsafe { allocation.add(allocation.as_ptr().align_offset(alignment)) };
         if alignment == HUGE_PAGE_BYTES {
-            prefer_huge_pages(start, len * size_of::<f32>());
+            prefer_huge_pages(start, len * size_of::<T>());
         }
         Self { start: start.cast(), len, allocation }
     }
 
-    /// Makes room for `len` floats. Their values are not kept: a workspace is written before it is read.
+    /// Makes room for `len` numbers. Their values are not kept: a workspace is written before it is read.
     pub fn reserve(&mut self, len: usize) {
         if self.len < len {
             *self = Self::zeroed(len.next_multiple_of(1024));
@@ -54,15 +61,14 @@ impl Buffer {
     }
 
     fn alignment(len: usize) -> usize {
-        if len >= HUGE_PAGE_BYTES / size_of::<f32>() { HUGE_PAGE_BYTES } else { LINE_BYTES }
+        if len >= HUGE_PAGE_BYTES / size_of::<T>() { HUGE_PAGE_BYTES } else { LINE_BYTES }
     }
 
     /// Room to align the start by hand: an allocator asked for aligned zeroes writes them, page by page.
     fn layout(len: usize) -> Layout {
-        let bytes =
-            len.checked_mul(size_of::<f32>()).and_then(|bytes| bytes.checked_add(Self::alignment(len)));
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(Self::alignment(len)));
         let bytes = bytes.expect("fewer bytes than the address space has");
-        Layout::from_size_align(bytes, align_of::<f32>()).expect("fewer bytes than the address space has")
+        Layout::from_size_align(bytes, align_of::<T>()).expect("fewer bytes than the address space has")
     }
 }
 
@@ -78,29 +84,29 @@ fn prefer_huge_pages(start: NonNull<u8>, bytes: usize) {
 #[cfg(not(target_os = "linux"))]
 fn prefer_huge_pages(_: NonNull<u8>, _: usize) {}
 
-impl Default for Buffer {
+impl<T: Number> Default for Buffer<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Deref for Buffer {
-    type Target = [f32];
+impl<T: Number> Deref for Buffer<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
-        // Safety: `len` initialised floats, or a dangling pointer and none.
+    fn deref(&self) -> &[T] {
+        // Safety: `len` initialised numbers, or a dangling pointer and none.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T: Number> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         // Safety: as above, and borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 
-impl Drop for Buffer {
+impl<T: Number> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.len > 0 {
             // Safety: allocated in `zeroed` with this layout.
@@ -116,7 +122,7 @@ mod tests {
     #[test]
     fn buffers_of_every_size_are_aligned_and_zero() {
         for len in [0, 1, 17, 1 << 19, (1 << 20) + 5] {
-            let mut buffer = Buffer::zeroed(len);
+            let mut buffer: Buffer = Buffer::zeroed(len);
             assert_eq!(buffer.len(), len);
             assert!(buffer.iter().all(|x| *x == 0.0));
             assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(LINE_BYTES));

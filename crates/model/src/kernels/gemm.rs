@@ -1,18 +1,20 @@
 //! Matrix product of activation rows with a packed weight: out = rows · weightᵀ.
 //!
-//! Every output element is one chain of fused multiply-adds over the inputs 0, 1, 2, …, whatever the number
-//! of rows, the tile it falls into, the thread or the instruction set. Its bits therefore depend on its row
-//! and its weights alone. Splitting the sum over the inputs would be faster in places and is never done.
+//! Every output element is one chain of fused multiply-adds over the inputs 0, 1, 2, …, or, with quantised
+//! weights, over the blocks of 32 inputs, whose products are summed exactly. That holds whatever the number
+//! of rows, the tile it falls into, the thread or the instruction set: its bits depend on its row and its
+//! weights alone. Splitting the sum over the inputs would be faster in places and is never done.
 //!
-//! Weights lie in panels of 16 outputs, (outputs / 16, inputs, 16), so that a vector of a panel holds one
-//! input's weights for 16 outputs, and a panel streams through the [`tile`](super::tile) kernel.
+//! Weights lie in panels of 16 outputs, which stream through the kernels of [`tile`](super::tile) and
+//! [`block_tile`](super::block_tile).
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use super::buffer::Buffer;
+use super::block_tile::{self, BlockTile};
+use super::panels::{Format, Panels};
+use super::rows::{Form, Rows};
 use super::simd::{Isa, LANES};
-use super::tile::{Tile, panels_together, rows_together};
+use super::tile::{self, BF16, Element, F16, Tile, panels_together, rows_together};
 
 /// Inputs are taken in equal runs of at most this many. With several tiles, the panels of a run stay in the
 /// first-level cache while the tiles take turns (measured on 2 × 8 to 22 × 12 rows: 96 to 512 are slower).
@@ -27,21 +29,9 @@ const RUN_INPUTS_SINGLE: usize = 2048;
 const STREAMING_ROWS: usize = 4;
 const FETCH_AHEAD: usize = 64;
 
-/// A weight, packed: (outputs / 16, inputs, 16), the last panel filled up with zeros.
-pub struct Panels {
-    inputs: usize,
-    outputs: usize,
-    values: Arc<Buffer>,
-    /// Where the first panel begins in `values`, which weights may share.
-    first: usize,
-}
-
-/// Activation rows, packed in tiles: per tile (inputs, rows of the tile). One row is its own packed form.
-pub struct Rows<'a> {
-    rows: usize,
-    inputs: usize,
-    values: &'a [f32],
-}
+/// Rows whose blocks take turns with a panel: they fit the second-level cache beside it (128 rows of 1,536
+/// inputs are 490 KB).
+const ROWS_IN_TURN: usize = 128;
 
 /// Where products go: a row-major matrix that several threads write, each its own columns.
 #[derive(Clone, Copy)]
@@ -61,105 +51,6 @@ pub enum Start {
 // Safety: whoever makes an `Output` vouches that threads write disjoint columns (`Output::new`).
 unsafe impl Send for Output {}
 unsafe impl Sync for Output {}
-
-impl Panels {
-    /// An all-zero weight to be filled by [`Panels::set`].
-    pub fn zeroed(outputs: usize, inputs: usize) -> Self {
-        let values = Buffer::zeroed(outputs.div_ceil(LANES) * inputs * LANES);
-        Self { inputs, outputs, values: Arc::new(values), first: 0 }
-    }
-
-    /// Packs `weight`: (outputs, inputs), row-major.
-    pub fn pack(weight: &[f32], outputs: usize, inputs: usize) -> Self {
-        let mut panels = Self::zeroed(outputs, inputs);
-        panels.set(0, weight);
-        panels
-    }
-
-    /// Moves weights into one stretch of memory, so that all of it lies on huge pages.
-    pub fn adjoin<const N: usize>(weights: [Self; N]) -> [Self; N] {
-        let mut together = Buffer::zeroed(weights.iter().map(|weight| weight.floats().len()).sum());
-        let mut end = 0;
-        for weight in &weights {
-            together[end..end + weight.floats().len()].copy_from_slice(weight.floats());
-            end += weight.floats().len();
-        }
-        let together = Arc::new(together);
-        let mut first = 0;
-        weights.map(|weight| {
-            let moved = Self { values: together.clone(), first, ..weight };
-            first += moved.floats().len();
-            moved
-        })
-    }
-
-    /// Packs `rows` (any number, inputs) as the outputs from `output` on.
-    pub fn set(&mut self, output: usize, rows: &[f32]) {
-        let values = Arc::get_mut(&mut self.values).expect("weights are filled before they are adjoined");
-        for (index, row) in rows.chunks_exact(self.inputs).enumerate() {
-            let (panel, lane) = ((output + index) / LANES, (output + index) % LANES);
-            let panel = &mut values[panel * self.inputs * LANES..][..self.inputs * LANES];
-            for (vector, weight) in panel.chunks_exact_mut(LANES).zip(row) {
-                vector[lane] = *weight;
-            }
-        }
-    }
-
-    /// Copies one output's weights, (inputs): an embedding's row when the output projection is tied to it.
-    pub fn row(&self, output: usize, row: &mut [f32]) {
-        let panel = &self.floats()[output / LANES * self.inputs * LANES..][..self.inputs * LANES];
-        for (vector, weight) in panel.chunks_exact(LANES).zip(row) {
-            *weight = vector[output % LANES];
-        }
-    }
-
-    pub fn inputs(&self) -> usize {
-        self.inputs
-    }
-
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Number of panels.
-    pub fn count(&self) -> usize {
-        self.outputs.div_ceil(LANES)
-    }
-
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.floats())
-    }
-
-    fn floats(&self) -> &[f32] {
-        &self.values[self.first..][..self.count() * self.inputs * LANES]
-    }
-
-    fn panel(&self, index: usize) -> *const f32 {
-        self.floats()[index * self.inputs * LANES..].as_ptr()
-    }
-}
-
-impl<'a> Rows<'a> {
-    /// Packs `source`, (rows, inputs), into `workspace`.
-    pub fn pack(isa: Isa, source: &'a [f32], shape: (usize, usize), workspace: &'a mut Buffer) -> Self {
-        let (rows, inputs) = shape;
-        if rows == 1 {
-            return Self { rows, inputs, values: &source[..inputs] };
-        }
-        workspace.reserve(rows * inputs);
-        for (first, count) in tiles(isa, rows) {
-            let range = first * inputs..(first + count) * inputs;
-            pack_tile(&source[range.clone()], count, &mut workspace[range]);
-        }
-        Self { rows, inputs, values: &workspace[..rows * inputs] }
-    }
-
-    /// Rows that were packed tile by tile with [`pack_tile`].
-    pub fn packed(values: &'a [f32], shape: (usize, usize)) -> Self {
-        let (rows, inputs) = shape;
-        Self { rows, inputs, values: &values[..rows * inputs] }
-    }
-}
 
 impl Output {
     /// # Safety
@@ -195,24 +86,6 @@ impl Output {
     }
 }
 
-/// Cuts rows into tiles of nearly equal height: (first row, rows).
-pub fn tiles(isa: Isa, rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = rows.div_ceil(rows_together(isa, rows));
-    (0..count).map(move |tile| {
-        let first = tile * rows / count;
-        (first, (tile + 1) * rows / count - first)
-    })
-}
-
-/// Packs one tile: (rows, inputs) → (inputs, rows).
-pub fn pack_tile(source: &[f32], rows: usize, packed: &mut [f32]) {
-    for (row, source) in source.chunks_exact(packed.len() / rows).enumerate() {
-        for (vector, x) in packed.chunks_exact_mut(rows).zip(source) {
-            vector[row] = *x;
-        }
-    }
-}
-
 /// Multiplies all rows with the panels in `range` and writes (rows, 16 × panels) columns of `output`, whose
 /// column 0 belongs to panel 0. Columns past the weight's outputs are not touched.
 ///
@@ -226,14 +99,37 @@ pub unsafe fn multiply(
     output: Output,
     start: Start,
 ) {
-    assert_eq!(rows.inputs, panels.inputs, "rows and weight have the same inputs");
+    assert_eq!(rows.inputs, panels.inputs(), "rows and weight have the same inputs");
+    assert_eq!(rows.form, Form::of(panels.format()), "rows are packed for this weight");
     assert!(range.end <= panels.count(), "panels of this weight");
+    // Safety: as promised by the caller; a panel consists of what its format says.
+    unsafe {
+        match panels.format() {
+            Format::F32 => multiply_floats::<f32>(isa, rows, panels, range, output, start),
+            Format::F16 => multiply_floats::<F16>(isa, rows, panels, range, output, start),
+            Format::BF16 => multiply_floats::<BF16>(isa, rows, panels, range, output, start),
+            Format::Blocks(_) => {
+                assert!(start == Start::Zero, "sums of blocks start from zero");
+                multiply_blocks(isa, rows, panels, range, output);
+            }
+        }
+    }
+}
+
+unsafe fn multiply_floats<W: Element>(
+    isa: Isa,
+    rows: &Rows<'_>,
+    panels: &Panels,
+    range: Range<usize>,
+    output: Output,
+    start: Start,
+) {
     let inputs = rows.inputs;
-    let tile_count = tiles(isa, rows.rows).count();
+    let tile_count = Form::Floats.tiles(isa, rows.rows).count();
     let together = panels_together(isa, rows_together(isa, rows.rows));
     let run_max = if tile_count == 1 { RUN_INPUTS_SINGLE } else { RUN_INPUTS };
     let run_inputs = inputs.div_ceil(inputs.div_ceil(run_max));
-    let whole = range.end.min(panels.outputs / LANES);
+    let whole = range.end.min(panels.outputs() / LANES);
     let mut panel = range.start;
     while panel < range.end {
         let count = if panel + together <= whole { together } else { 1 };
@@ -241,12 +137,12 @@ pub unsafe fn multiply(
             let depth = run_inputs.min(inputs - from);
             // From a panel's run to its next, or to the first of the panel that comes after these.
             let next = if from + depth < inputs { depth } else { count * inputs - from } * LANES;
-            for (turn, (first, height)) in tiles(isa, rows.rows).enumerate() {
-                let mut tile = Tile::new(height, depth, from > 0 || start == Start::Output);
-                tile.rows = rows.values[first * inputs + from * height..][..depth * height].as_ptr();
+            for (turn, (first, height)) in Form::Floats.tiles(isa, rows.rows).enumerate() {
+                let mut tile = Tile::<W>::new(height, depth, from > 0 || start == Start::Output);
+                tile.rows = rows.tile(first, height).wrapping_add(from * height);
                 tile.count = count;
                 for index in 0..count {
-                    let run = panels.panel(panel + index).wrapping_add(from * LANES);
+                    let run = panels.panel(panel + index).cast::<W>().wrapping_add(from * LANES);
                     tile.panels[index] = run;
                     tile.fetch[index] = run.wrapping_add(match () {
                         () if rows.rows <= STREAMING_ROWS => FETCH_AHEAD,
@@ -256,12 +152,13 @@ pub unsafe fn multiply(
                     });
                 }
                 let output = output.row(first).column(panel * LANES);
-                // Safety: the slice above bounds the rows; panels are whole; the caller vouches for the output.
+                let run = |output, stride| unsafe { tile.run(isa, output, stride) };
+                // Safety: the tile lies within rows and panels; the caller vouches for the output.
                 unsafe {
                     if panel < whole {
-                        tile.run(isa, output.start, output.stride);
+                        run(output.start, output.stride);
                     } else {
-                        ragged(isa, &tile, output, panels.outputs - panel * LANES);
+                        ragged(run, height, output, panels.outputs() - panel * LANES);
                     }
                 }
             }
@@ -270,15 +167,53 @@ pub unsafe fn multiply(
     }
 }
 
+unsafe fn multiply_blocks(isa: Isa, rows: &Rows<'_>, panels: &Panels, range: Range<usize>, output: Output) {
+    let layout = panels.format().layout(rows.inputs);
+    let whole = panels.outputs() / LANES;
+    let mut done = 0;
+    while done < rows.rows {
+        let tiles = || {
+            let rest = Form::Blocks.tiles(isa, rows.rows).skip_while(move |(first, _)| *first < done);
+            rest.take_while(move |(first, height)| first + height <= done + ROWS_IN_TURN)
+        };
+        for panel in range.clone() {
+            for (turn, (first, height)) in tiles().enumerate() {
+                // The first tile brings in the panel that comes after this one.
+                let fetch = if turn == 0 { panel + 1 } else { panel };
+                let tile = BlockTile {
+                    rows: rows.tile(first, height).cast(),
+                    height,
+                    panel: panels.panel(panel),
+                    fetch: panels.panel(fetch),
+                    layout,
+                };
+                let output = output.row(first).column(panel * LANES);
+                let run = |output, stride| unsafe { tile.run(isa, output, stride) };
+                // Safety: the tile lies within rows and panels; the caller vouches for the output.
+                unsafe {
+                    if panel < whole {
+                        run(output.start, output.stride);
+                    } else {
+                        ragged(run, height, output, panels.outputs() - panel * LANES);
+                    }
+                }
+            }
+        }
+        done = tiles().last().map_or(rows.rows, |(first, height)| first + height);
+    }
+}
+
 /// The last, partly filled panel goes through a copy: its padding has no place in the output.
-unsafe fn ragged(isa: Isa, tile: &Tile, output: Output, valid: usize) {
-    let mut copy = [0.0f32; super::tile::ROWS_MAX * LANES];
+unsafe fn ragged(run: impl Fn(*mut f32, usize), height: usize, output: Output, valid: usize) {
+    const ROWS_MAX: usize =
+        if tile::ROWS_MAX > block_tile::ROWS_MAX { tile::ROWS_MAX } else { block_tile::ROWS_MAX };
+    let mut copy = [0.0f32; ROWS_MAX * LANES];
     unsafe {
-        for (row, copy) in copy.chunks_exact_mut(LANES).take(tile.height).enumerate() {
+        for (row, copy) in copy.chunks_exact_mut(LANES).take(height).enumerate() {
             copy[..valid].copy_from_slice(output.slice(row, 0..valid));
         }
-        tile.run(isa, copy.as_mut_ptr(), LANES);
-        for (row, copy) in copy.chunks_exact(LANES).take(tile.height).enumerate() {
+        run(copy.as_mut_ptr(), LANES);
+        for (row, copy) in copy.chunks_exact(LANES).take(height).enumerate() {
             output.slice(row, 0..valid).copy_from_slice(&copy[..valid]);
         }
     }
@@ -286,6 +221,11 @@ unsafe fn ragged(isa: Isa, tile: &Tile, output: Output, valid: usize) {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
+    use super::super::blocks::{BLOCK_INPUTS, BlockFormat, Blocks, Integers, Minimum, Scales};
+    use super::super::buffer::Buffer;
+    use super::super::panels::Numbers;
     use super::*;
 
     /// The definition: one chain per element.
@@ -312,9 +252,9 @@ mod tests {
                 let (inputs, outputs) = if rows % 3 == 0 { (RUN_INPUTS + 70, 37) } else { (50, 16 * 13) };
                 let x = numbers(rows * inputs, 1);
                 let weight = numbers(outputs * inputs, 2);
-                let panels = Panels::pack(&weight, outputs, inputs);
+                let panels = Panels::pack(weight.clone(), outputs, inputs);
                 let mut workspace = Buffer::new();
-                let packed = Rows::pack(isa, &x, (rows, inputs), &mut workspace);
+                let packed = Rows::pack(isa, Form::Floats, &x, (rows, inputs), &mut workspace);
                 let before = numbers(rows * outputs, 3);
                 for start in [Start::Zero, Start::Output] {
                     let mut y = before.clone();
@@ -331,6 +271,132 @@ mod tests {
                         assert_eq!(y.to_bits(), expected.to_bits(), "{place}");
                     }
                 }
+            }
+        }
+    }
+
+    const FORMATS: [(Integers, Scales, bool, Minimum); 6] = [
+        (Integers::Nibbles, Scales::F16, false, Minimum::MinusEightScales),
+        (Integers::Nibbles, Scales::F16, false, Minimum::Stored),
+        (Integers::Nibbles, Scales::F32, false, Minimum::Stored),
+        (Integers::Bytes, Scales::F16, false, Minimum::Zero),
+        (Integers::Bytes, Scales::F16, false, Minimum::Stored),
+        (Integers::Bytes, Scales::F32, true, Minimum::Stored),
+    ];
+
+    fn blocks(format: BlockFormat, outputs: usize, inputs: usize) -> Blocks {
+        let count = outputs * inputs / BLOCK_INPUTS;
+        let integer = |x: f32| match format.integers {
+            Integers::Nibbles => ((x + 1.0) * 8.0) as i8,
+            Integers::Bytes => (x * 128.0).floor() as i8,
+        };
+        let coarse = |numbers: Vec<f32>| numbers.into_iter().map(|x| (x * 256.0).round() / 4096.0).collect();
+        Blocks {
+            format,
+            inputs,
+            integers: numbers(outputs * inputs, 5).into_iter().map(integer).collect(),
+            scales: coarse(numbers(count * format.scales_per_block(), 6)),
+            minima: if format.minimum == Minimum::Stored { coarse(numbers(count, 7)) } else { Vec::new() },
+        }
+    }
+
+    /// The definition, block by block: activations as integers of 16 bits, an exact sum of products for each
+    /// scale, and f32 in the order of the blocks.
+    fn block_chain(x: &[f32], weight: &Blocks, output: usize) -> f32 {
+        let per_block = weight.format.scales_per_block();
+        let count = weight.inputs / BLOCK_INPUTS;
+        let mut sum = 0.0f32;
+        for (block, x) in x.chunks_exact(BLOCK_INPUTS).enumerate() {
+            let greatest = x.iter().fold(0.0f32, |greatest, x| greatest.max(x.abs()));
+            let (scale, inverse) =
+                if greatest < 1e-30 { (0.0, 0.0) } else { (greatest / 32_639.0, 32_639.0 / greatest) };
+            let x: Vec<i64> = x.iter().map(|x| (x * inverse).round_ties_even() as i64).collect();
+            let integers = &weight.integers[output * weight.inputs + block * BLOCK_INPUTS..][..BLOCK_INPUTS];
+            let products: Vec<i64> = x.iter().zip(integers).map(|(x, w)| x * i64::from(*w)).collect();
+            let scales = &weight.scales[(output * count + block) * per_block..][..per_block];
+            for (products, weight) in products.chunks_exact(BLOCK_INPUTS / per_block).zip(scales) {
+                sum = (products.iter().sum::<i64>() as f32).mul_add(weight * scale, sum);
+            }
+            let minimum = match weight.format.minimum {
+                Minimum::Zero => continue,
+                Minimum::MinusEightScales => scales[0] * -8.0,
+                Minimum::Stored => weight.minima[output * count + block],
+            };
+            sum = minimum.mul_add(scale * x.iter().sum::<i64>() as f32, sum);
+        }
+        sum
+    }
+
+    #[test]
+    fn quantised_tiles_on_every_instruction_set_are_the_definition_bit_for_bit() {
+        let (inputs, outputs) = (5 * BLOCK_INPUTS, 37);
+        for (integers, scales, halves, minimum) in FORMATS {
+            let weight = blocks(BlockFormat { integers, scales, halves, minimum }, outputs, inputs);
+            let numbers_of_weight = Numbers::Blocks(weight);
+            let mut panels = Panels::zeroed(numbers_of_weight.format(), outputs, inputs);
+            panels.set(0, &numbers_of_weight);
+            let Numbers::Blocks(weight) = numbers_of_weight else { unreachable!() };
+            for isa in Isa::available() {
+                for rows in (1..=18).chain([33, 150]) {
+                    let mut x = numbers(rows * inputs, rows as u32);
+                    x[..BLOCK_INPUTS].fill(0.0);
+                    x[inputs - 1] = -1e6;
+                    let mut workspace = Buffer::new();
+                    let packed = Rows::pack(isa, Form::Blocks, &x, (rows, inputs), &mut workspace);
+                    let mut y = vec![f32::NAN; rows * outputs];
+                    let output = unsafe { Output::new(y.as_mut_ptr(), outputs) };
+                    for range in [0..1, 1..panels.count()] {
+                        unsafe { multiply(isa, &packed, &panels, range, output, Start::Zero) };
+                    }
+                    for (index, y) in y.iter().enumerate() {
+                        let (row, column) = (index / outputs, index % outputs);
+                        let expected = block_chain(&x[row * inputs..][..inputs], &weight, column);
+                        let place = format!("{} {:?} rows {rows}", isa.name(), weight.format);
+                        assert_eq!(y.to_bits(), expected.to_bits(), "{place} at ({row}, {column})");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_with_16_bit_floats_are_those_with_the_same_weights_as_f32() {
+        let (rows, inputs, outputs) = (5, 50, 37);
+        let x = numbers(rows * inputs, 1);
+        let weight = numbers(outputs * inputs, 2);
+        let product = |isa: Isa, panels: &Panels| {
+            let mut workspace = Buffer::new();
+            let packed = Rows::pack(isa, Form::Floats, &x, (rows, inputs), &mut workspace);
+            let mut y = vec![0.0; rows * outputs];
+            let output = unsafe { Output::new(y.as_mut_ptr(), outputs) };
+            unsafe { multiply(isa, &packed, panels, 0..panels.count(), output, Start::Zero) };
+            y
+        };
+        let narrow: [(Numbers, Vec<f32>); 2] = [
+            (
+                Numbers::F16(weight.iter().map(|x| f16::from_f32(*x).to_bits()).collect()),
+                weight.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
+            ),
+            (
+                Numbers::BF16(weight.iter().map(|x| bf16::from_f32(*x).to_bits()).collect()),
+                weight.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+            ),
+        ];
+        for (numbers, wide) in narrow {
+            let mut panels = Panels::zeroed(numbers.format(), outputs, inputs);
+            panels.set(0, &numbers);
+            let mut row = vec![0.0; inputs];
+            panels.row(20, &mut row);
+            assert_eq!(row, wide[20 * inputs..][..inputs]);
+            let wide = Panels::pack(wide, outputs, inputs);
+            for isa in Isa::available() {
+                assert_eq!(
+                    product(isa, &panels),
+                    product(isa, &wide),
+                    "{:?} {}",
+                    numbers.format(),
+                    isa.name()
+                );
             }
         }
     }

@@ -1,11 +1,19 @@
-//! The arithmetic of a step on the CPU: fixed-order f32 kernels whose bits do not depend on batch or machine.
+//! The arithmetic of a step on the CPU: fixed-order kernels whose bits do not depend on batch or machine.
 
 // In reading order; blank lines keep rustfmt from sorting them.
 pub mod simd;
 
 pub mod buffer;
 
+pub mod blocks;
+
+pub mod panels;
+
 pub mod tile;
+
+pub mod block_tile;
+
+pub mod rows;
 
 pub mod gemm;
 

@@ -1,12 +1,21 @@
-//! Sixteen f32 lanes with the same bits on every instruction set.
+//! Sixteen lanes of f32 or i32 with the same bits on every instruction set.
 //!
-//! A kernel is written once against [`F32x16`] and compiled for AVX-512 (one register), AVX2 with FMA (two)
-//! and plain Rust (an array, which LLVM turns into NEON on ARM). All three perform the same IEEE operations
-//! in the same order — fused multiply-adds included, never contracted or reassociated — so a number does
-//! not depend on the machine that computed it.
+//! A kernel is written once against [`F32x16`] and compiled for AVX-512 with and without VNNI (one register),
+//! AVX2 with FMA (two) and plain Rust (an array, which LLVM turns into NEON on ARM). All perform the same IEEE
+//! operations in the same order — fused multiply-adds included, never contracted or reassociated — and
+//! integer sums are exact in any order, so a number does not depend on the machine that computed it.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64 as x86;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+use avx2::Ymm;
+#[cfg(target_arch = "x86_64")]
+use avx512::Zmm;
+use portable::Portable;
 
 /// Lanes of a vector: positions of a cache block panel, output columns of a weight panel.
 pub const LANES: usize = 16;
@@ -17,17 +26,32 @@ pub struct Isa(Kind);
 
 /// Sixteen lanes of f32.
 ///
-/// Implementations are private to this file: a kernel receives one through [`Isa::run`], which is why its
+/// Implementations are private to this module: a kernel receives one through [`Isa::run`], which is why its
 /// arithmetic needs no `unsafe`.
 pub trait F32x16: Copy {
     /// 32 registers of 512 bits, so that 28 accumulators fit; else 16 of 256 bits, and 6 fit.
     const WIDE: bool;
+
+    /// Integers in as many lanes.
+    type Integers: I32x16;
 
     fn splat(x: f32) -> Self;
 
     /// # Safety
     /// `from` is readable for 16 floats; no alignment is needed.
     unsafe fn load(from: *const f32) -> Self;
+
+    /// Sixteen numbers of IEEE half precision, exactly.
+    ///
+    /// # Safety
+    /// `from` is readable for 16 of them; no alignment is needed.
+    unsafe fn load_f16(from: *const u16) -> Self;
+
+    /// Sixteen bfloat16, exactly.
+    ///
+    /// # Safety
+    /// `from` is readable for 16 of them; no alignment is needed.
+    unsafe fn load_bf16(from: *const u16) -> Self;
 
     /// # Safety
     /// `to` is writable for 16 floats; no alignment is needed.
@@ -51,6 +75,12 @@ pub trait F32x16: Copy {
 
     /// `self`, or 0 in the lanes where `test < limit`.
     fn zero_where_less(self, test: Self, limit: Self) -> Self;
+
+    /// The nearest integers, of ties the even one; for numbers that have one within i32.
+    fn round(self) -> Self::Integers;
+
+    /// The nearest floats.
+    fn of_integers(integers: Self::Integers) -> Self;
 
     /// Reads each lane's bits as an integer i and returns the float 2^(low 9 bits of i, signed).
     fn power_of_two(self) -> Self;
@@ -112,6 +142,43 @@ pub trait F32x16: Copy {
     }
 }
 
+/// Sixteen lanes of i32, and their exact dot products: each lane sums four weights, unsigned bytes, times four
+/// activations of 16 bits. The processors multiply either bytes or pairs of 16 bits, so four activations are
+/// encoded as two words, one for each part of the product:
+///
+/// - VNNI: their high bytes (signed), and their low bytes (signed too: x = 256 · high + low);
+/// - elsewhere: the first and third activation, and the second and fourth.
+pub trait I32x16: Copy {
+    /// 64 unsigned bytes, 4 for each lane.
+    type Weights: Copy;
+
+    fn splat(x: i32) -> Self;
+
+    /// # Safety
+    /// `from` is readable for 64 bytes; no alignment is needed.
+    unsafe fn load_weights(from: *const u8) -> Self::Weights;
+
+    /// The lower four bits of each byte.
+    fn low_nibbles(packed: Self::Weights) -> Self::Weights;
+
+    /// The upper four bits of each byte.
+    fn high_nibbles(packed: Self::Weights) -> Self::Weights;
+
+    /// Words of four activations for either part, from lanes of at least -32640 and at most 32639.
+    fn encode(self) -> [[i32; LANES / 4]; 2];
+
+    /// Adds the products of a part, 0 or 1, to every lane.
+    fn dot<const PART: usize>(self, weights: Self::Weights, word: i32) -> Self;
+
+    /// What the sums of part 0 count in the whole product.
+    fn weigh_first(self) -> Self;
+
+    fn add(self, other: Self) -> Self;
+
+    /// Sum over the lanes.
+    fn sum(self) -> i32;
+}
+
 /// A computation that is compiled once per instruction set.
 pub trait Kernel {
     /// Must be `#[inline(always)]`, and so must everything generic over `V` that it calls: the instructions
@@ -122,24 +189,13 @@ pub trait Kernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     Portable,
 }
-
-/// AVX-512: one register.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-struct Zmm(x86::__m512);
-
-/// AVX2 and FMA: two registers.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-struct Ymm(x86::__m256, x86::__m256);
-
-#[derive(Clone, Copy)]
-struct Portable([f32; LANES]);
 
 impl Isa {
     /// What this processor has, the fastest first; never empty.
@@ -147,10 +203,14 @@ impl Isa {
         let mut kinds = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                if is_x86_feature_detected!("avx512vnni") {
+                    kinds.push(Kind::Avx512Vnni);
+                }
                 kinds.push(Kind::Avx512);
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if avx2 && is_x86_feature_detected!("f16c") {
                 kinds.push(Kind::Avx2);
             }
         }
@@ -166,6 +226,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
@@ -177,7 +239,9 @@ impl Isa {
     pub fn is_wide(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => Zmm::WIDE,
+            Kind::Avx512Vnni => Zmm::<true>::WIDE,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => Zmm::<false>::WIDE,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => Ymm::WIDE,
             Kind::Portable => Portable::WIDE,
@@ -189,6 +253,9 @@ impl Isa {
         match self.0 {
             // Safety: an `Isa` of this kind is made only where the processor has the features.
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => unsafe { run_avx512_vnni(kernel) },
+            // Safety: as above.
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => unsafe { run_avx512(kernel) },
             // Safety: as above.
             #[cfg(target_arch = "x86_64")]
@@ -198,258 +265,30 @@ impl Isa {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn run_avx512<K: Kernel>(kernel: K) {
-    kernel.run::<Zmm>()
+/// [`I32x16::encode`] where products are of 16 bits.
+#[inline(always)]
+fn pairs(lanes: [i32; LANES]) -> [[i32; LANES / 4]; 2] {
+    let (quads, _) = lanes.as_chunks::<4>();
+    let word = |quad: usize, part: usize| quads[quad][part] & 0xffff | quads[quad][part + 2] << 16;
+    [0, 1].map(|part| std::array::from_fn(|quad| word(quad, part)))
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn run_avx512_vnni<K: Kernel>(kernel: K) {
+    kernel.run::<Zmm<true>>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn run_avx512<K: Kernel>(kernel: K) {
+    kernel.run::<Zmm<false>>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<K: Kernel>(kernel: K) {
     kernel.run::<Ymm>()
-}
-
-// Safety, for every block below: values of `Zmm` and `Ymm` exist only inside `run_avx512` and `run_avx2`.
-#[cfg(target_arch = "x86_64")]
-impl F32x16 for Zmm {
-    const WIDE: bool = true;
-
-    #[inline(always)]
-    fn splat(x: f32) -> Self {
-        Self(unsafe { x86::_mm512_set1_ps(x) })
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        Self(unsafe { x86::_mm512_loadu_ps(from) })
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        unsafe { x86::_mm512_storeu_ps(to, self.0) }
-    }
-
-    #[inline(always)]
-    fn prefetch(from: *const f32) {
-        unsafe { x86::_mm_prefetch::<{ x86::_MM_HINT_T1 }>(from.cast()) }
-    }
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        Self(unsafe { x86::_mm512_add_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        Self(unsafe { x86::_mm512_mul_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        Self(unsafe { x86::_mm512_div_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn mul_add(self, factor: Self, addend: Self) -> Self {
-        Self(unsafe { x86::_mm512_fmadd_ps(self.0, factor.0, addend.0) })
-    }
-
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        Self(unsafe { x86::_mm512_max_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        Self(unsafe { x86::_mm512_min_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn zero_where_less(self, test: Self, limit: Self) -> Self {
-        unsafe {
-            let keep = x86::_mm512_cmp_ps_mask::<{ x86::_CMP_NLT_UQ }>(test.0, limit.0);
-            Self(x86::_mm512_maskz_mov_ps(keep, self.0))
-        }
-    }
-
-    #[inline(always)]
-    fn power_of_two(self) -> Self {
-        unsafe {
-            let exponent = x86::_mm512_slli_epi32::<23>(x86::_mm512_castps_si512(self.0));
-            let one = x86::_mm512_set1_epi32(0x3f80_0000);
-            Self(x86::_mm512_castsi512_ps(x86::_mm512_add_epi32(exponent, one)))
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl F32x16 for Ymm {
-    const WIDE: bool = false;
-
-    #[inline(always)]
-    fn splat(x: f32) -> Self {
-        let half = unsafe { x86::_mm256_set1_ps(x) };
-        Self(half, half)
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        unsafe { Self(x86::_mm256_loadu_ps(from), x86::_mm256_loadu_ps(from.add(8))) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        unsafe {
-            x86::_mm256_storeu_ps(to, self.0);
-            x86::_mm256_storeu_ps(to.add(8), self.1);
-        }
-    }
-
-    #[inline(always)]
-    fn prefetch(from: *const f32) {
-        unsafe { x86::_mm_prefetch::<{ x86::_MM_HINT_T1 }>(from.cast()) }
-    }
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        unsafe { Self(x86::_mm256_add_ps(self.0, other.0), x86::_mm256_add_ps(self.1, other.1)) }
-    }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        unsafe { Self(x86::_mm256_mul_ps(self.0, other.0), x86::_mm256_mul_ps(self.1, other.1)) }
-    }
-
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        unsafe { Self(x86::_mm256_div_ps(self.0, other.0), x86::_mm256_div_ps(self.1, other.1)) }
-    }
-
-    #[inline(always)]
-    fn mul_add(self, factor: Self, addend: Self) -> Self {
-        unsafe {
-            Self(
-                x86::_mm256_fmadd_ps(self.0, factor.0, addend.0),
-                x86::_mm256_fmadd_ps(self.1, factor.1, addend.1),
-            )
-        }
-    }
-
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        unsafe { Self(x86::_mm256_max_ps(self.0, other.0), x86::_mm256_max_ps(self.1, other.1)) }
-    }
-
-    #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        unsafe { Self(x86::_mm256_min_ps(self.0, other.0), x86::_mm256_min_ps(self.1, other.1)) }
-    }
-
-    #[inline(always)]
-    fn zero_where_less(self, test: Self, limit: Self) -> Self {
-        unsafe {
-            let low = x86::_mm256_cmp_ps::<{ x86::_CMP_NLT_UQ }>(test.0, limit.0);
-            let high = x86::_mm256_cmp_ps::<{ x86::_CMP_NLT_UQ }>(test.1, limit.1);
-            Self(x86::_mm256_and_ps(low, self.0), x86::_mm256_and_ps(high, self.1))
-        }
-    }
-
-    #[inline(always)]
-    fn power_of_two(self) -> Self {
-        unsafe {
-            let one = x86::_mm256_set1_epi32(0x3f80_0000);
-            let low = x86::_mm256_slli_epi32::<23>(x86::_mm256_castps_si256(self.0));
-            let high = x86::_mm256_slli_epi32::<23>(x86::_mm256_castps_si256(self.1));
-            Self(
-                x86::_mm256_castsi256_ps(x86::_mm256_add_epi32(low, one)),
-                x86::_mm256_castsi256_ps(x86::_mm256_add_epi32(high, one)),
-            )
-        }
-    }
-}
-
-impl Portable {
-    #[inline(always)]
-    fn zip(self, other: Self, op: impl Fn(f32, f32) -> f32) -> Self {
-        let mut lanes = self.0;
-        for lane in 0..LANES {
-            lanes[lane] = op(lanes[lane], other.0[lane]);
-        }
-        Self(lanes)
-    }
-}
-
-impl F32x16 for Portable {
-    const WIDE: bool = false;
-
-    #[inline(always)]
-    fn splat(x: f32) -> Self {
-        Self([x; LANES])
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        Self(unsafe { from.cast::<[f32; LANES]>().read() })
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        unsafe { to.cast::<[f32; LANES]>().write(self.0) }
-    }
-
-    #[inline(always)]
-    fn prefetch(_: *const f32) {}
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self.zip(other, |a, b| a + b)
-    }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        self.zip(other, |a, b| a * b)
-    }
-
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        self.zip(other, |a, b| a / b)
-    }
-
-    #[inline(always)]
-    fn mul_add(self, factor: Self, addend: Self) -> Self {
-        let mut lanes = addend.0;
-        for lane in 0..LANES {
-            lanes[lane] = self.0[lane].mul_add(factor.0[lane], lanes[lane]);
-        }
-        Self(lanes)
-    }
-
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        self.zip(other, |a, b| if a > b { a } else { b })
-    }
-
-    #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        self.zip(other, |a, b| if a < b { a } else { b })
-    }
-
-    #[inline(always)]
-    fn zero_where_less(self, test: Self, limit: Self) -> Self {
-        let mut lanes = self.0;
-        for lane in 0..LANES {
-            if test.0[lane] < limit.0[lane] {
-                lanes[lane] = 0.0;
-            }
-        }
-        Self(lanes)
-    }
-
-    #[inline(always)]
-    fn power_of_two(self) -> Self {
-        self.zip(self, |a, _| f32::from_bits((a.to_bits() << 23).wrapping_add(0x3f80_0000)))
-    }
 }
 
 #[cfg(test)]
@@ -496,6 +335,68 @@ mod tests {
             let y = exp(isa, &x);
             assert_eq!((y[0], y[2], y[3]), (0.0, 0.0, 1.0));
             assert!(y[1].is_nan());
+        }
+    }
+
+    /// Products and conversions against their definitions, lane by lane.
+    struct Integers<'a> {
+        weights: &'a [u8; 64],
+        activations: &'a [f32; LANES],
+        halves: &'a [u16; LANES],
+        found: &'a mut Vec<i64>,
+    }
+
+    impl Kernel for Integers<'_> {
+        #[inline(always)]
+        fn run<V: F32x16>(self) {
+            let integers = unsafe { V::load(self.activations.as_ptr()) }.round();
+            let packed = unsafe { V::Integers::load_weights(self.weights.as_ptr()) };
+            let words = integers.encode();
+            for weights in [packed, V::Integers::low_nibbles(packed), V::Integers::high_nibbles(packed)] {
+                for (first, second) in words[0].into_iter().zip(words[1]) {
+                    let sums = V::Integers::splat(3).dot::<0>(weights, first).weigh_first();
+                    let sums = sums.dot::<1>(weights, second).add(V::Integers::splat(-7));
+                    self.found.extend(V::of_integers(sums).lanes().map(|lane| lane as i64));
+                }
+            }
+            self.found.push(i64::from(integers.sum()));
+            for floats in unsafe { [V::load_f16(self.halves.as_ptr()), V::load_bf16(self.halves.as_ptr())] } {
+                self.found.extend(floats.lanes().map(|lane| i64::from(lane.to_bits())));
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_bytes_and_16_bits_are_exact_on_every_instruction_set() {
+        let weights: [u8; 64] = std::array::from_fn(|i| (i * 89 % 256) as u8 | u8::from(i == 5) * 255);
+        let mut activations: [f32; LANES] = std::array::from_fn(|i| i as f32 * 4111.0 - 30_000.0);
+        activations[..4].copy_from_slice(&[32_639.0, -32_639.0, 127.5, -128.5]);
+        let halves: [u16; LANES] = std::array::from_fn(|i| (i * 4099 + 1) as u16 & 0xfbff);
+        let rounded = activations.map(|x| x.round_ties_even() as i64);
+        for isa in Isa::available() {
+            let mut found = Vec::new();
+            isa.run(Integers {
+                weights: &weights,
+                activations: &activations,
+                halves: &halves,
+                found: &mut found,
+            });
+            let mut expected = Vec::new();
+            // What the sums start from counts once, or 256 times if it came before the high bytes.
+            let start = if isa.name() == "avx512-vnni" { 3 * 256 } else { 3 };
+            for nibble in [|w: u8| w, |w: u8| w & 15, |w: u8| w >> 4] {
+                for quad in rounded.chunks_exact(4) {
+                    expected.extend(weights.chunks_exact(4).map(|weights| {
+                        let products = weights.iter().zip(quad).map(|(w, x)| i64::from(nibble(*w)) * x);
+                        (start - 7 + products.sum::<i64>()) as f32 as i64
+                    }));
+                }
+            }
+            expected.push(rounded.iter().sum());
+            let bits = |x: f32| i64::from(x.to_bits());
+            expected.extend(halves.map(|x| bits(half::f16::from_bits(x).to_f32())));
+            expected.extend(halves.map(|x| bits(half::bf16::from_bits(x).to_f32())));
+            assert_eq!(found, expected, "{}", isa.name());
         }
     }
 }

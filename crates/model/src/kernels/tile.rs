@@ -18,16 +18,31 @@ const ROWS_NARROW: usize = 6;
 /// Height of the tiles if there are several: with two panels, sums fill 24 of 32 registers.
 const SEVERAL_ROWS_WIDE: usize = 12;
 
+/// A number format of weights that is widened to f32, exactly, on its way into a register.
+pub trait Element: Copy {
+    /// # Safety
+    /// `from` is readable for 16 of them; no alignment is needed.
+    unsafe fn load<V: F32x16>(from: *const Self) -> V;
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct F16(u16);
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct BF16(u16);
+
 /// One tile's work: output (height, 16 × count) = or += rows · panels.
-pub struct Tile {
+pub struct Tile<W: Element = f32> {
     /// (depth, height)
     pub rows: *const f32,
     pub height: usize,
     /// The first `count`: (depth, 16) each.
-    pub panels: [*const f32; PANELS_MAX],
+    pub panels: [*const W; PANELS_MAX],
     /// What to bring into the cache meanwhile, as large as the panels: the next panels, so that memory and
     /// arithmetic overlap where the hardware's prefetcher stops, at the ends of pages.
-    pub fetch: [*const f32; PANELS_MAX],
+    pub fetch: [*const W; PANELS_MAX],
     /// 1, or [`panels_together`] for the height.
     pub count: usize,
     pub depth: usize,
@@ -36,8 +51,8 @@ pub struct Tile {
 }
 
 /// A tile and where it goes.
-struct Placed<'a> {
-    tile: &'a Tile,
+struct Placed<'a, W: Element> {
+    tile: &'a Tile<W>,
     output: *mut f32,
     stride: usize,
 }
@@ -60,7 +75,28 @@ pub fn panels_together(isa: Isa, height: usize) -> usize {
     }
 }
 
-impl Tile {
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<V: F32x16>(from: *const Self) -> V {
+        unsafe { V::load(from) }
+    }
+}
+
+impl Element for F16 {
+    #[inline(always)]
+    unsafe fn load<V: F32x16>(from: *const Self) -> V {
+        unsafe { V::load_f16(from.cast()) }
+    }
+}
+
+impl Element for BF16 {
+    #[inline(always)]
+    unsafe fn load<V: F32x16>(from: *const Self) -> V {
+        unsafe { V::load_bf16(from.cast()) }
+    }
+}
+
+impl<W: Element> Tile<W> {
     /// A tile without rows and panels.
     pub fn new(height: usize, depth: usize, carried: bool) -> Self {
         let none = [std::ptr::null(); PANELS_MAX];
@@ -77,7 +113,7 @@ impl Tile {
     }
 }
 
-impl Kernel for Placed<'_> {
+impl<W: Element> Kernel for Placed<'_, W> {
     #[inline(always)]
     fn run<V: F32x16>(self) {
         // Safety: as promised to `Tile::run`.
@@ -131,7 +167,7 @@ impl Kernel for Placed<'_> {
     }
 }
 
-impl Placed<'_> {
+impl<W: Element> Placed<'_, W> {
     #[inline(always)]
     unsafe fn accumulate<V: F32x16, const R: usize, const P: usize>(&self) {
         let Self { tile: &Tile { rows, panels, fetch, depth, carried, .. }, output, stride } = *self;
@@ -147,8 +183,8 @@ impl Placed<'_> {
             for input in 0..depth {
                 let mut weights = [V::splat(0.0); P];
                 for p in 0..P {
-                    weights[p] = V::load(panels[p].add(input * LANES));
-                    V::prefetch(fetch[p].wrapping_add(input * LANES));
+                    weights[p] = W::load(panels[p].add(input * LANES));
+                    V::prefetch(fetch[p].wrapping_add(input * LANES).cast());
                 }
                 for r in 0..R {
                     let x = V::splat(*rows.add(input * R + r));

@@ -4,29 +4,38 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::{Embedding, Layer, LlamaWeights};
+use super::{Layer, LlamaWeights};
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::kernels::gemm::Panels;
+use crate::kernels::panels::{Format, Panels};
 use crate::kernels::simd::LANES;
+use crate::quantised;
 use crate::source::ModelFiles;
 use crate::weights::Weights;
 
+/// Matrices out of the files, as they are stored or widened.
+#[derive(Clone, Copy)]
+struct Matrices<'a> {
+    weights: &'a Weights,
+    /// All as f32.
+    widened: bool,
+}
+
 impl LlamaWeights {
-    pub fn load(files: &ModelFiles) -> Result<Self, ModelError> {
+    pub fn load(files: &ModelFiles, widened: bool) -> Result<Self, ModelError> {
         let ModelFiles { config, weights, fingerprint, .. } = files;
         check(config, weights.path())?;
         let Config { vocabulary, hidden, .. } = *config;
-        let embedding = read(weights, "model.embed_tokens.weight", &[vocabulary, hidden])?;
-        let (embedding, head) = if config.tied_embeddings {
-            (Embedding::Tied, Panels::pack(&embedding, vocabulary, hidden))
-        } else {
-            let head = read(weights, "lm_head.weight", &[vocabulary, hidden])?;
-            (Embedding::Table(embedding), Panels::pack(&head, vocabulary, hidden))
+        let matrices = Matrices { weights, widened };
+        let table = |name: &str| matrices.panels(&[(name.to_owned(), vocabulary)], hidden);
+        let embedding = table("model.embed_tokens.weight")?;
+        let (embedding, head) = match config.tied_embeddings {
+            true => (None, embedding),
+            false => (Some(embedding), table("lm_head.weight")?),
         };
         // Layers are packed in parallel: packing is bound by memory latency.
         let layers: Result<Vec<Layer>, ModelError> =
-            (0..config.layers).into_par_iter().map(|layer| Layer::load(weights, config, layer)).collect();
+            (0..config.layers).into_par_iter().map(|layer| Layer::load(matrices, config, layer)).collect();
         Ok(Self {
             config: config.clone(),
             fingerprint: *fingerprint,
@@ -39,28 +48,20 @@ impl LlamaWeights {
 
     /// Writes a token's embedding, (hidden).
     pub fn embed(&self, token: u32, row: &mut [f32]) {
-        match &self.embedding {
-            Embedding::Tied => self.head.row(token as usize, row),
-            Embedding::Table(table) => row.copy_from_slice(&table[token as usize * row.len()..][..row.len()]),
-        }
+        self.embedding.as_ref().unwrap_or(&self.head).row(token as usize, row);
     }
 }
 
 impl Layer {
-    fn load(weights: &Weights, config: &Config, layer: usize) -> Result<Self, ModelError> {
+    fn load(matrices: Matrices<'_>, config: &Config, layer: usize) -> Result<Self, ModelError> {
         let Config { hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
-        let vector = |suffix: &str, len: usize| read(weights, &name(suffix), &[len]);
+        let vector = |suffix: &str, len: usize| read(matrices.weights, &name(suffix), &[len]);
         let projection = |parts: &[(&str, usize)], inputs: usize| {
-            let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
-            let mut panels = Panels::zeroed(outputs, inputs);
-            let mut output = 0;
-            for (module, outputs) in parts {
-                panels.set(output, &read(weights, &name(&format!("{module}.weight")), &[*outputs, inputs])?);
-                output += outputs;
-            }
-            Ok::<_, ModelError>(panels)
+            let parts: Vec<(String, usize)> =
+                parts.iter().map(|(module, outputs)| (name(&format!("{module}.weight")), *outputs)).collect();
+            matrices.panels(&parts, inputs)
         };
         let qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
         let qkv_bias = if config.qkv_bias {
@@ -84,6 +85,35 @@ impl Layer {
             gate_up,
             down,
         })
+    }
+}
+
+impl Matrices<'_> {
+    /// Matrices of the same inputs, by name and outputs, as one weight in a format that holds them all.
+    fn panels(&self, parts: &[(String, usize)], inputs: usize) -> Result<Panels, ModelError> {
+        let formats: Result<Vec<Format>, ModelError> =
+            parts.iter().map(|(name, _)| self.weights.format(name)).collect();
+        let format = match self.widened {
+            true => Format::F32,
+            false => formats?.into_iter().reduce(cover).expect("a weight has parts"),
+        };
+        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+        let mut panels = Panels::zeroed(format, outputs, inputs);
+        let mut output = 0;
+        for (name, outputs) in parts {
+            panels.set(output, &self.weights.numbers(name, &[*outputs, inputs], format)?);
+            output += outputs;
+        }
+        Ok(panels)
+    }
+}
+
+/// The format that holds numbers of both without loss.
+fn cover(one: Format, other: Format) -> Format {
+    match (one, other) {
+        (one, other) if one == other => one,
+        (Format::Blocks(one), Format::Blocks(other)) => Format::Blocks(quantised::cover(one, other)),
+        _ => Format::F32,
     }
 }
 

@@ -10,7 +10,9 @@ use crate::forward::Row;
 use crate::kernels::attention::{LayerCache, Queries, attend, heads_together, tokens_together};
 use crate::kernels::buffer::Buffer;
 use crate::kernels::elementwise::{add_rms_norm, gated_silu, rotate};
-use crate::kernels::gemm::{Output, Panels, Rows, Start, multiply, pack_tile, tiles};
+use crate::kernels::gemm::{Output, Start, multiply};
+use crate::kernels::panels::Panels;
+use crate::kernels::rows::{Form, Rows};
 use crate::kernels::simd::{Isa, LANES};
 use crate::kernels::team::Team;
 use crate::rope::RopeTable;
@@ -31,7 +33,7 @@ pub(super) struct Workspace {
     delta: Buffer,
     /// (m, hidden)
     normed: Buffer,
-    /// Input of the next product, packed: (m, its inputs)
+    /// Input of the next product, packed: (m, at most its inputs)
     packed: Buffer,
     /// (m, queries + 2 × keys)
     qkv: Buffer,
@@ -127,34 +129,35 @@ impl Step<'_> {
 
     /// delta = output projection of the attention over the normalised residual.
     fn attention(&self, index: usize, layer: &Layer, cache: LayerCache, work: &mut Workspace) {
-        self.normalise(&layer.attention_norm, work);
+        self.normalise(&layer.attention_norm, &layer.qkv, work);
         let normed = &work.normed[..self.m * layer.qkv.inputs()];
         let qkv = Matrix::new(&mut work.qkv, layer.qkv.outputs()); // (m, queries + 2 × keys)
-        self.project(&self.packed(normed, &work.packed), &layer.qkv, qkv.output);
+        self.project(&self.packed(normed, &work.packed, &layer.qkv), &layer.qkv, qkv.output);
         self.finish_keys(index, layer, normed, qkv, cache);
 
         let attended = Matrix::new(&mut work.attended, layer.output.inputs()); // (m, queries)
         self.attend(&work.runs, qkv, attended, cache);
 
         let attended = &work.attended[..self.m * layer.output.inputs()];
-        self.pack(attended, &mut work.packed);
+        self.pack(attended, &layer.output, &mut work.packed);
         let delta = Matrix::new(&mut work.delta, layer.output.outputs()); // (m, hidden)
-        self.project(&self.packed(attended, &work.packed), &layer.output, delta.output);
+        self.project(&self.packed(attended, &work.packed, &layer.output), &layer.output, delta.output);
         self.adapt(index, Group::Output, attended, delta);
     }
 
     /// delta = down(silu(gate) · up) of the normalised residual.
     fn mlp(&self, index: usize, layer: &Layer, work: &mut Workspace) {
-        self.normalise(&layer.mlp_norm, work);
+        self.normalise(&layer.mlp_norm, &layer.gate_up, work);
         let normed = &work.normed[..self.m * layer.gate_up.inputs()];
         let gate_up = Matrix::new(&mut work.gate_up, layer.gate_up.outputs()); // (m, 2 × intermediate)
         let gated = Matrix::new(&mut work.gated, layer.down.inputs()); // (m, intermediate)
-        self.gate(index, layer, (normed, &self.packed(normed, &work.packed)), gate_up, gated);
+        let packed = self.packed(normed, &work.packed, &layer.gate_up);
+        self.gate(index, layer, (normed, &packed), gate_up, gated);
 
         let gated = &work.gated[..self.m * layer.down.inputs()];
-        self.pack(gated, &mut work.packed);
+        self.pack(gated, &layer.down, &mut work.packed);
         let delta = Matrix::new(&mut work.delta, layer.down.outputs()); // (m, hidden)
-        self.project(&self.packed(gated, &work.packed), &layer.down, delta.output);
+        self.project(&self.packed(gated, &work.packed, &layer.down), &layer.down, delta.output);
         self.adapt(index, Group::Down, gated, delta);
     }
 
@@ -176,7 +179,8 @@ impl Step<'_> {
                 add_rms_norm(self.isa, residual, Some(delta), (norm, config.rms_norm_epsilon), normed);
             }
         });
-        let normed = Rows::pack(self.isa, &work.normed, (wanted.len(), hidden), &mut work.packed);
+        let form = Form::of(head.format());
+        let normed = Rows::pack(self.isa, form, &work.normed, (wanted.len(), hidden), &mut work.packed);
         // Safety: `logits` has a row of the vocabulary for every wanted token.
         let logits = unsafe { Output::new(logits.as_mut_ptr(), config.vocabulary) };
         self.project(&normed, head, logits);
@@ -185,23 +189,25 @@ impl Step<'_> {
 
 // The parts of a block, each a region that the team shares.
 impl Step<'_> {
-    /// residual += delta; normed = its norm; packed = normed, tile by tile.
-    fn normalise(&self, weight: &[f32], work: &mut Workspace) {
+    /// residual += delta; normed = its norm; packed = normed for the product that is `next`, tile by tile.
+    fn normalise(&self, weight: &[f32], next: &Panels, work: &mut Workspace) {
         let hidden = weight.len();
         let weight = (weight, self.weights.config.rms_norm_epsilon);
         let residual = Matrix::new(&mut work.residual, hidden);
         let normed = Matrix::new(&mut work.normed, hidden);
-        let packed = Matrix::new(&mut work.packed, hidden);
+        let form = Form::of(next.format());
+        let packed = Matrix::new(&mut work.packed, form.words(hidden));
         let delta = &work.delta;
-        self.share_tiles(self.m, |first, count| {
-            // Safety: tiles are shared out; a packed tile takes as much room as its rows.
+        self.share_tiles(form, |first, count| {
+            // Safety: tiles are shared out.
             unsafe {
                 for token in first..first + count {
                     let delta = &delta[token * hidden..][..hidden];
                     add_rms_norm(self.isa, residual.row(token), Some(delta), weight, normed.row(token));
                 }
-                if self.m > 1 {
-                    pack_tile(normed.rows(first, count), count, packed.rows(first, count));
+                if !self.is_packed(form) {
+                    let source = normed.rows(first, count);
+                    form.pack_tile(self.isa, source, count, packed.rows(first, count));
                 }
             }
         });
@@ -327,24 +333,30 @@ impl Step<'_> {
         });
     }
 
-    /// Packs the rows of all tokens, (m, inputs).
-    fn pack(&self, source: &[f32], packed: &mut Buffer) {
-        if self.m == 1 {
+    /// Packs the rows of all tokens, (m, inputs), for the product that is `next`.
+    fn pack(&self, source: &[f32], next: &Panels, packed: &mut Buffer) {
+        let form = Form::of(next.format());
+        if self.is_packed(form) {
             return;
         }
-        let inputs = source.len() / self.m;
-        let packed = Matrix::new(packed, inputs);
-        self.share_tiles(self.m, |first, count| {
+        let inputs = next.inputs();
+        let packed = Matrix::new(packed, form.words(inputs));
+        self.share_tiles(form, |first, count| {
             // Safety: tiles are shared out.
             let tile = unsafe { packed.rows(first, count) };
-            pack_tile(&source[first * inputs..][..count * inputs], count, tile);
+            form.pack_tile(self.isa, &source[first * inputs..][..count * inputs], count, tile);
         });
     }
 
-    /// The packed form of `source`, which for a single row is the row itself.
-    fn packed<'b>(&self, source: &'b [f32], packed: &'b [f32]) -> Rows<'b> {
-        let inputs = source.len() / self.m;
-        Rows::packed(if self.m == 1 { source } else { packed }, (self.m, inputs))
+    /// The packed form of `source` for the product that is `next`.
+    fn packed<'b>(&self, source: &'b [f32], packed: &'b [f32], next: &Panels) -> Rows<'b> {
+        let form = Form::of(next.format());
+        Rows::packed(form, if self.is_packed(form) { source } else { packed }, (self.m, next.inputs()))
+    }
+
+    /// A single row of floats is its own packed form.
+    fn is_packed(&self, form: Form) -> bool {
+        self.m == 1 && form == Form::Floats
     }
 }
 
@@ -405,10 +417,10 @@ impl Step<'_> {
         self.team.share(tasks, |index| task(tokens * index / tasks..tokens * (index + 1) / tasks));
     }
 
-    /// Shares out the tiles of a packed matrix: (first row, rows).
-    fn share_tiles(&self, rows: usize, task: impl Fn(usize, usize) + Sync) {
-        self.team.share(tiles(self.isa, rows).count(), |index| {
-            let (first, rows) = tiles(self.isa, rows).nth(index).expect("one of the tiles");
+    /// Shares out the tiles of all tokens: (first token, tokens).
+    fn share_tiles(&self, form: Form, task: impl Fn(usize, usize) + Sync) {
+        self.team.share(form.tiles(self.isa, self.m).count(), |index| {
+            let (first, rows) = form.tiles(self.isa, self.m).nth(index).expect("one of the tiles");
             task(first, rows);
         });
     }

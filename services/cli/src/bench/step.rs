@@ -98,8 +98,7 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
     eprintln!("measuring the machine ({threads} thread(s) for each worker)");
     let machine = tokio::task::spawn_blocking(move || Machine::measure(threads)).await?;
     let weight_bytes = loaded.llama.weight_bytes() as f64;
-    // A multiply-add for each f32 weight.
-    let work = Work { weight_bytes, token_operations: weight_bytes / 2.0 };
+    let work = Work { weight_bytes, token_operations: loaded.llama.operations() };
 
     let folder = tempfile::tempdir()?;
     synthetic::write_adapter(&loaded.files.config, folder.path())?;
@@ -246,13 +245,14 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn print_table(model: &str, machine: &Machine, work: Work, cases: &[Case]) {
-    println!("{model}: {:.0} MB of f32 weights in a step", work.weight_bytes / 1e6);
+    println!("{model}: {:.0} MB of weights in a step", work.weight_bytes / 1e6);
     println!(
-        "machine: {} thread(s) for each worker; {:.1} GB/s alone, {:.1} GB/s for two workers; {:.0} GFLOP/s each",
+        "machine: {} thread(s) for each worker; {:.1} GB/s alone, {:.1} GB/s for two workers; {:.0} GFLOP/s, {:.0} Gop/s in integers each",
         machine.threads,
         machine.stream / 1e9,
         machine.stream_together / 1e9,
-        machine.arithmetic / 1e9
+        machine.float_arithmetic / 1e9,
+        machine.integer_arithmetic / 1e9
     );
     println!(
         "floor: the greater of weights / bandwidth and operations / peak; guided steps share the memory\n"
@@ -323,7 +323,8 @@ fn as_json(model: &str, machine: &Machine, work: Work, cases: &[Case]) -> serde_
             "threads_per_worker": machine.threads,
             "stream_bytes_per_second": machine.stream,
             "stream_bytes_per_second_together": machine.stream_together,
-            "operations_per_second": machine.arithmetic,
+            "float_operations_per_second": machine.float_arithmetic,
+            "integer_operations_per_second": machine.integer_arithmetic,
         },
         "cases": cases.iter().map(one).collect::<Vec<_>>(),
         "mixed_over_single": ratios.collect::<Vec<_>>(),
