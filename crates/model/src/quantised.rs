@@ -88,7 +88,7 @@ impl Blocks {
             (fifth, rest) = (u32::from_le_bytes(*bits), integers);
         }
         let signed = if kind == GgmlDType::Q5_0 { 16 } else { 0 };
-        let integer = |index: usize, nibble: u8| (nibble | (fifth >> index & 1) as u8 * 16) as i8 - signed;
+        let integer = |index: usize, nibble: u8| (nibble | ((fifth >> index & 1) as u8 * 16)) as i8 - signed;
         self.integers.extend(rest.iter().enumerate().map(|(index, byte)| integer(index, byte & 15)));
         self.integers.extend(rest.iter().enumerate().map(|(index, byte)| integer(index + 16, byte >> 4)));
     }

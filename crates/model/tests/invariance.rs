@@ -14,7 +14,7 @@ use uniarm_model::{
     Adapter, Conditioned, Forward, Llama, LlamaOptions, ModelError, ModelFiles, Row, reference,
 };
 
-/// f32 in two orders of summation, over 30 layers.
+/// f32 in two orders of summation, and activations of 16 bits beside quantised weights, over 30 layers.
 const REFERENCE_TOLERANCE: f32 = 2e-2;
 
 const PROMPT_TOKENS: usize = 75;
@@ -56,10 +56,9 @@ fn scenes() -> Vec<Scene> {
         let condition = |preference: &&[f32]| adapter.condition(preference).expect("on the simplex");
         preferences.iter().map(condition).collect::<Vec<_>>()
     };
-    let made_up = ["llama", "qwen2"].into_iter().map(|model_type| {
-        let (files, adapters, folder) = made_up::scene(model_type);
-        Scene { files, adapters, _folder: Some(folder) }
-    });
+    let made_up = [made_up::scene("llama"), made_up::scene("qwen2"), made_up::quantised_scene()];
+    let made_up =
+        made_up.into_iter().map(|(files, adapters, folder)| Scene { files, adapters, _folder: Some(folder) });
     let recorded = [tiny, demo].into_iter().flatten().map(|(files, folder, names)| {
         let adapters = names.iter().flat_map(|name| conditioned(folder.join(name), &files)).collect();
         Scene { files, adapters, _folder: None }

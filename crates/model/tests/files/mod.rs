@@ -97,6 +97,11 @@ impl Shape {
 
 /// A GGUF of the model, its matrices in `kind`, with a byte-level tokenizer of a few tokens.
 pub fn gguf(shape: Shape, tensors: &Tensors, kind: GgmlDType) -> GgufWriter {
+    mixed_gguf(shape, tensors, |_| kind)
+}
+
+/// The same with a format for each matrix, by its name.
+pub fn mixed_gguf(shape: Shape, tensors: &Tensors, kind: impl Fn(&str) -> GgmlDType) -> GgufWriter {
     let architecture = if shape.biases { "qwen2" } else { "llama" };
     let mut writer = GgufWriter::new(architecture, shape);
     for (name, (dimensions, values)) in tensors {
@@ -106,7 +111,7 @@ pub fn gguf(shape: Shape, tensors: &Tensors, kind: GgmlDType) -> GgufWriter {
         if rotary && !shape.biases {
             values = interleave(&values, dimensions[0], shape.head_dim());
         }
-        let kind = if dimensions.len() == 1 { GgmlDType::F32 } else { kind };
+        let kind = if dimensions.len() == 1 { GgmlDType::F32 } else { kind(name) };
         writer.tensor(&gguf_name(name), dimensions, &values, kind);
     }
     writer

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uniarm_model::{Adapter, Conditioned, ModelFiles};
 
+use super::files::{WIDE, mixed_gguf};
 use super::open;
 
 const LAYERS: usize = 2;
@@ -65,7 +67,7 @@ pub fn scene(model_type: &str) -> (ModelFiles, Vec<Conditioned>, TempDir) {
     model(folder.path(), model_type, qwen2);
     let files = open(folder.path().to_str().expect("UTF-8"));
     let (lora, moslora) = (folder.path().join("lora"), folder.path().join("moslora"));
-    lora_everywhere(&lora);
+    lora_everywhere(&lora, LAYERS, &LINEAR);
     moslora_with_mlp_heads(&moslora);
     let load = |folder: &Path| {
         Arc::new(Adapter::load(folder, &files.config, &files.fingerprint).expect("a sound adapter"))
@@ -73,6 +75,30 @@ pub fn scene(model_type: &str) -> (ModelFiles, Vec<Conditioned>, TempDir) {
     let (lora, moslora) = (load(&lora), load(&moslora));
     let adapters = [lora.condition(&[]), moslora.condition(&[0.3, 0.7]), moslora.condition(&[1.0, 0.0])];
     (files, adapters.map(|adapter| adapter.expect("a preference on the simplex")).into(), folder)
+}
+
+/// A Llama of one layer, every matrix of another quantised format and some side by side, with a LoRA.
+pub fn quantised_scene() -> (ModelFiles, Vec<Conditioned>, TempDir) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let kind = |name: &str| match name.rsplit('.').nth(1) {
+        Some("q_proj") => GgmlDType::Q4K,
+        Some("k_proj") => GgmlDType::Q5_0,
+        Some("v_proj" | "lm_head") => GgmlDType::Q6K,
+        Some("o_proj") => GgmlDType::Q4_0,
+        Some("down_proj") => GgmlDType::Q5K,
+        Some("embed_tokens") => GgmlDType::Q8_0,
+        _ => GgmlDType::Q4_1,
+    };
+    let path = folder.path().join("model.gguf");
+    let bytes = mixed_gguf(WIDE, &WIDE.tensors(), kind).bytes();
+    std::fs::write(&path, bytes).expect("a writable folder");
+    let files = open(path.to_str().expect("UTF-8"));
+    let (hidden, keys) = (WIDE.hidden, WIDE.kv_heads * WIDE.head_dim());
+    let linear = LINEAR.map(|(name, outputs, _)| (name, if outputs == KEYS { keys } else { hidden }, hidden));
+    lora_everywhere(&folder.path().join("lora"), 1, &linear);
+    let lora = Adapter::load(&folder.path().join("lora"), &files.config, &files.fingerprint);
+    let lora = Arc::new(lora.expect("a sound adapter")).condition(&[]).expect("no objectives");
+    (files, vec![lora], folder)
 }
 
 fn model(folder: &Path, model_type: &str, qwen2: bool) {
@@ -102,10 +128,10 @@ fn model(folder: &Path, model_type: &str, qwen2: bool) {
     tensors.save(folder, "model.safetensors", ("config.json", &config));
 }
 
-fn lora_everywhere(folder: &Path) {
+fn lora_everywhere(folder: &Path, layers: usize, linear: &[(&str, usize, usize)]) {
     let mut tensors = Tensors::default();
-    for layer in 0..LAYERS {
-        for (name, outputs, inputs) in LINEAR {
+    for layer in 0..layers {
+        for &(name, outputs, inputs) in linear {
             let stem = format!("base_model.model.model.layers.{layer}.{name}.lora_");
             tensors.put(&format!("{stem}A.weight"), &[3, inputs], (0.0, 0.2));
             tensors.put(&format!("{stem}B.weight"), &[outputs, 3], (0.0, 0.2));

@@ -1,6 +1,9 @@
 //! Where the tests of this crate find models, and how they run a sequence.
 #![allow(dead_code)]
 
+#[allow(clippy::unwrap_used)] // clippy knows tests, but not their helpers
+#[path = "../files/mod.rs"]
+mod files;
 pub mod made_up;
 
 use std::path::PathBuf;
