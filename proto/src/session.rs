@@ -10,6 +10,9 @@ use crate::{
     request::{Input, Priority, Sampling, check_count, preference_from_wire, preference_to_wire},
 };
 
+/// Microseconds, or sessions: far above every true one.
+const MEASURED_MAX: f32 = 1e9;
+
 /// One guidance term of one sequence; the number is the base worker's, unique on its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
@@ -451,11 +454,16 @@ impl From<pb::RewardLoad> for Load {
             waiting: wire.waiting,
             free_blocks: wire.free_blocks,
             total_blocks: wire.total_blocks,
-            step_fixed_us: wire.step_fixed_us,
-            step_row_us: wire.step_row_us,
-            step_sessions: wire.step_sessions,
+            step_fixed_us: measured(wire.step_fixed_us),
+            step_row_us: measured(wire.step_row_us),
+            step_sessions: measured(wire.step_sessions),
         }
     }
+}
+
+/// A measurement that somebody else made: whatever it says, arithmetic goes on.
+fn measured(value: f32) -> f32 {
+    if value.is_finite() { value.clamp(0.0, MEASURED_MAX) } else { 0.0 }
 }
 
 impl From<Load> for pb::RewardLoad {

@@ -13,7 +13,7 @@ use uniarm_model::Tokenizer;
 use uniarm_proto::{Draft, OnRewardLoss, pb};
 
 use crate::{
-    guide::Links,
+    guide::{LinkId, Links},
     metrics::BaseMetrics,
     term::{Term, TermRow},
 };
@@ -151,6 +151,18 @@ impl Choice {
         row.clear();
         row.extend_from_slice(logits);
         self.rows.push_back(BaseRow { logits: row, since: Instant::now() });
+    }
+
+    /// The stream of an answer that advances token by token and has its base row: such answers gain by going together.
+    /// `None` for those that draft, and for those whose reward still reads the prompt.
+    pub(crate) fn lock_step_link(&self) -> Option<LinkId> {
+        let begun = !self.rows.is_empty() && !self.answer.is_empty();
+        let term = self.terms.first().filter(|_| begun && self.gather <= 1)?;
+        Some(term.link)
+    }
+
+    pub(crate) fn has_reward_rows(&self) -> bool {
+        self.terms.iter().all(|term| term.row().is_some())
     }
 
     /// Tokens that the base model computes next: the last chosen one, and the drafts that have arrived for the

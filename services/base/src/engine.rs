@@ -23,6 +23,7 @@ use uniarm_proto::{Event, Priority, Refusal, ReplyBatch, Sampling, SessionId, pb
 
 use crate::{
     accept::{Accepted, SharedSettings},
+    alignment::{Alignment, Group},
     choice::{Choice, Chosen, Mode, RequestKey, Rules},
     guide::{Epoch, LinkId, Links},
     metrics::{BaseMetrics, OutcomeLabel, VerdictLabel},
@@ -70,6 +71,7 @@ pub(crate) struct Engine {
     choosers: HashMap<usize, Chooser>,
     links: Links,
     pacing: Pacing,
+    alignment: Alignment,
     runtime: tokio::runtime::Handle,
     requests: HashMap<RequestKey, Request>,
     choices: HashMap<SequenceId, Choice>,
@@ -96,6 +98,7 @@ impl Engine {
             choosers: HashMap::new(),
             links,
             pacing,
+            alignment: Alignment::default(),
             runtime,
             requests: HashMap::new(),
             choices: HashMap::new(),
@@ -231,10 +234,33 @@ impl Engine {
     }
 
     fn decide_all(&mut self) {
-        let sequences: Vec<SequenceId> = self.choices.keys().copied().collect();
+        let held = self.held_links();
+        let free = |choice: &&Choice| choice.lock_step_link().is_none_or(|link| !held.contains(&link));
+        let sequences: Vec<SequenceId> =
+            self.choices.values().filter(free).map(|choice| choice.sequence).collect();
         for sequence in sequences {
             self.decide(sequence);
         }
+    }
+
+    /// Streams whose sequences wait for each other.
+    fn held_links(&mut self) -> Vec<LinkId> {
+        let mut groups: HashMap<LinkId, Group> = HashMap::new();
+        for choice in self.choices.values() {
+            if let Some(link) = choice.lock_step_link() {
+                let group = groups.entry(link).or_default();
+                match choice.has_reward_rows() {
+                    true => group.ready += 1,
+                    false => group.waiting += 1,
+                }
+            }
+        }
+        let now = Instant::now();
+        let Self { alignment, pacing, .. } = self;
+        let holds = |(link, group): (LinkId, Group)| {
+            alignment.holds(link, group, now, pacing.patience(link)).then_some(link)
+        };
+        groups.into_iter().filter_map(holds).collect()
     }
 
     /// Walks along the answer's drafts, as far as rows are here and drafts are right.
@@ -421,6 +447,7 @@ impl Engine {
         if report.sequences.is_empty() {
             return false;
         }
+        self.alignment.stepped();
         let now = Instant::now();
         for sequence in &report.sequences {
             if let Some(choice) = self.choices.get(sequence)

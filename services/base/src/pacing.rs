@@ -1,7 +1,7 @@
 //! What this worker has learnt of the reward models: how often their drafts are right, what their steps cost, and how
 //! long lists must be. From that follows how far each session runs ahead; tokens never depend on it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use uniarm_decode::drafting::{Acceptance, DraftMode as Draws, Pace, Situation, StepCost, plan_pace};
 use uniarm_proto::{DraftMode, Load, SessionPace, limits::LIST_LENGTH_MAX};
@@ -19,6 +19,10 @@ const TWIN_BELIEF: f64 = 0.999;
 
 /// The same for another backbone, or beside other terms.
 const DUAL_BELIEF: f64 = 0.82;
+
+/// Steps of a reward worker that are worth waiting for.
+const PATIENCE_STEPS: f64 = 1.5;
+const PATIENCE_LONGEST: Duration = Duration::from_secs(1);
 
 /// While drafting is not worth it, workers of so few sessions draft for the record: one more look at a row tells whether
 /// it would be.
@@ -112,6 +116,14 @@ impl Pacing {
 
     pub(crate) fn forget(&mut self, link: LinkId) {
         self.loads.remove(&link);
+    }
+
+    /// How long to wait for rows that a worker is computing: a step of it is under way, and another may come first.
+    pub(crate) fn patience(&self, link: LinkId) -> Duration {
+        let step = self.loads.get(&link).map_or(0.0, |load| {
+            f64::from(load.step_fixed_us) + f64::from(load.step_row_us) * f64::from(load.step_sessions)
+        });
+        Duration::from_secs_f64(PATIENCE_STEPS * step * 1e-6).min(PATIENCE_LONGEST)
     }
 
     /// A worker has said on which backbone the reward model stands.

@@ -92,6 +92,7 @@ impl Engine {
         if lost.is_empty() {
             self.links.forget(link);
             self.pacing.forget(link);
+            self.alignment.forget(link);
         }
         for (sequence, index) in lost {
             self.lose_term(sequence, index, "its reward worker cannot be reached");
