@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
+use crate::bench::args::BenchArgs;
+
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.
 #[derive(Debug, Parser)]
@@ -410,52 +412,10 @@ pub struct DemoArgs {
     pub max_tokens: u32,
 }
 
-#[derive(Debug, Clone, Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    pub command: BenchCommand,
-}
-
-#[derive(Debug, Clone, Subcommand)]
-pub enum BenchCommand {
-    /// Decode steps by batch and guidance, base and reward worker in one process
-    Step(BenchStepArgs),
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct BenchStepArgs {
-    /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Rows of a step, comma-separated
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16], value_parser = batch_size)]
-    pub batch: Vec<usize>,
-    /// Tokens of each answer
-    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(4..=4096))]
-    pub tokens: u32,
-    /// Measurements of each case; the median is shown, with the range
-    #[arg(long, default_value_t = 5, value_parser = batch_size)]
-    pub repeats: usize,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub engine: EngineArgs,
-    #[command(flatten)]
-    pub exchange: ExchangeArgs,
-}
-
-fn draft_window(text: &str) -> Result<DraftWindow, String> {
+pub fn draft_window(text: &str) -> Result<DraftWindow, String> {
     match text.parse() {
         _ if text == "auto" => Ok(DraftWindow::Auto),
         Ok(number) if number <= DRAFT_WINDOW_MAX => Ok(DraftWindow::Fixed(number)),
         _ => Err(format!("wants auto or a number up to {DRAFT_WINDOW_MAX}")),
-    }
-}
-
-fn batch_size(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number @ 1..=256) => Ok(number),
-        _ => Err("wants a number between 1 and 256".to_owned()),
     }
 }

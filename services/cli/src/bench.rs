@@ -1,13 +1,27 @@
 //! `uniarm bench`: measured beside what the machine can do at most.
 
+pub mod args;
+mod arrivals;
+mod breakdown;
+mod choose;
+mod context;
+mod exchange;
 mod floor;
+mod load;
+mod prompts;
+mod rig;
+mod statistics;
 mod step;
 mod synthetic;
 
-use crate::args::{BenchArgs, BenchCommand};
+use args::{BenchArgs, BenchCommand};
 
 pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
     match args.command {
         BenchCommand::Step(args) => step::run(args).await,
+        BenchCommand::Context(args) => context::run(args).await,
+        BenchCommand::Exchange(args) => exchange::run(args).await,
+        BenchCommand::Choose(args) => choose::run(&args),
+        BenchCommand::Load(args) => load::run(args).await,
     }
 }

@@ -1,40 +1,24 @@
 //! `uniarm demo`: three real processes, one prompt, several preferences side by side.
 
-use std::{
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use futures_util::future::join_all;
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
-    time::timeout,
-};
 use uniarm_proto::{Event, GenerateRequest, GuidanceTerm, OnRewardLoss, Priority, Sampling, Transcript, pb};
 
-use crate::{args::DemoArgs, client, generate, worker};
-
-/// Loading a model of a few hundred megabytes on a slow disk.
-const READY_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// From SIGTERM to the end of a process that has nothing left to do.
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+use crate::{
+    args::DemoArgs,
+    client, generate,
+    part::{Part, READY_TIMEOUT},
+    worker,
+};
 
 /// Strength w of the demo: prompted reward models are mild, so that 2 shows what they do.
 const PROMPTED_STRENGTH: f32 = 2.0;
 
 /// Narrowest column that reads well.
 const COLUMN_MIN: usize = 24;
-
-/// A child process that says when it is ready.
-struct Part {
-    role: &'static str,
-    child: Child,
-    address: String,
-}
 
 /// One column of the result.
 struct Column {
@@ -162,31 +146,10 @@ fn push(parts: &mut Vec<Part>, part: Part) -> String {
     address
 }
 
-/// Starts a role as a process of its own and waits until it is ready.
 async fn start(role: &'static str, flags: &[String]) -> anyhow::Result<Part> {
-    let program = std::env::current_exe().context("this program's own path")?;
-    let mut child = Command::new(program)
-        .arg(role)
-        .args(flags)
-        .args(["--log-filter", "warn"])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("cannot start the {role} process"))?;
-    let stdout = child.stdout.take().context("no standard output")?;
-    let mut lines = BufReader::new(stdout).lines();
-    let ready = async {
-        while let Some(line) = lines.next_line().await? {
-            if let Some((_, address)) = line.split_once(" is ready at http://") {
-                return anyhow::Ok(address.trim().to_owned());
-            }
-        }
-        bail!("the {role} process ended before it was ready")
-    };
-    let ready = timeout(READY_TIMEOUT, ready).await;
-    let address = ready.with_context(|| format!("the {role} process was not ready in time"))??;
-    println!("          {role} is ready at {address} (process {})", child.id().unwrap_or(0));
-    Ok(Part { role, child, address })
+    let part = Part::start(role, flags).await?;
+    println!("          {role} is ready at {} (process {})", part.address, part.id());
+    Ok(part)
 }
 
 /// The router finds its peers within a second.
@@ -206,18 +169,10 @@ async fn wait_for_models(
     }
 }
 
-/// SIGTERM to each, the front door first, and a wait for their own ends.
+/// Each in its turn, the front door first.
 async fn stop(parts: Vec<Part>) -> anyhow::Result<()> {
-    for mut part in parts.into_iter().rev() {
-        if let Some(id) = part.child.id() {
-            // SAFETY: kill(2) takes plain numbers; the child has not been waited for, so its id is still its own.
-            unsafe { libc::kill(id as libc::pid_t, libc::SIGTERM) };
-        }
-        let ended = timeout(STOP_TIMEOUT, part.child.wait()).await;
-        let status = ended.with_context(|| format!("the {} process did not stop", part.role))??;
-        if !status.success() {
-            bail!("the {} process ended with {status}", part.role);
-        }
+    for part in parts.into_iter().rev() {
+        part.stop().await?;
     }
     Ok(())
 }

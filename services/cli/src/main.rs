@@ -7,6 +7,7 @@ mod demo;
 mod generate;
 mod local;
 mod models;
+mod part;
 mod roles;
 mod worker;
 

@@ -1,332 +1,172 @@
-//! `uniarm bench step`: tokens per second by batch and guidance, with the floor beside it.
+//! `uniarm bench step`: tokens per second by batch, guidance, exchange and draft window, with the floor beside it.
 
-use std::{sync::Arc, time::Instant};
+mod report;
 
 use anyhow::Context as _;
-use futures_util::future::try_join_all;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
-use uniarm_base::BaseHandle;
-use uniarm_proto::{
-    Event, Exchange, GenerateRequest, Generation, GuidanceTerm, Input, MemberId, OnRewardLoss, Placed,
-    Priority, RewardWorker, Sampling,
-};
-use uniarm_runtime::Metrics;
+use uniarm_base::DraftWindow;
+use uniarm_proto::{Exchange, Placed, Sampling};
 
+use self::report::{Outcome, Report};
 use super::{
-    floor::{Machine, Work},
-    synthetic,
+    args::{BenchStepArgs, Rows},
+    floor::Machine,
+    prompts,
+    rig::{Pair, Rig, Run, place},
 };
-use crate::{
-    args::{BenchStepArgs, ExchangeMode, RewardModelArgs},
-    local::LocalScorer,
-    worker,
-};
+use crate::args::{ExchangeArgs, ExchangeMode};
 
-/// Tokens of each prompt.
-const PROMPT_TOKENS: usize = 32;
-
-/// Characters of the longest bar.
-const BAR: usize = 24;
-
-/// Names of the served reward models.
-const ADAPTER: &str = "adapter";
-const PROMPTED: &str = "prompted";
-
-/// What the rows of a batch ask for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Guidance {
-    None,
-    Prompted,
-    OnePreference,
-    MixedPreferences,
-}
-
+/// One point of the cross product.
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Case {
-    guidance: Guidance,
     batch: usize,
-    /// Tokens per second of each repeat, in their order.
-    rates: Vec<f64>,
-    floor: f64,
-    certified: f64,
-    bytes_per_token: f64,
-}
-
-/// One answer's arrivals.
-struct Arrivals {
-    times: Vec<Instant>,
-    bytes: u64,
-    certified: u32,
-    guided: u32,
-}
-
-// === impl Guidance ===
-
-impl Guidance {
-    const ALL: [Self; 4] = [Self::None, Self::Prompted, Self::OnePreference, Self::MixedPreferences];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::None => "unguided",
-            Self::Prompted => "guided, prompted",
-            Self::OnePreference => "guided, one preference",
-            Self::MixedPreferences => "guided, mixed preferences",
-        }
-    }
-
-    fn term(self, row: usize, batch: usize) -> Option<GuidanceTerm> {
-        let preference = |weight: f32| {
-            vec![(synthetic::FIRST.to_owned(), weight), (synthetic::SECOND.to_owned(), 1.0 - weight)]
-        };
-        let (reward, preference) = match self {
-            Self::None => return None,
-            Self::Prompted => (PROMPTED, Vec::new()),
-            Self::OnePreference => (ADAPTER, preference(0.5)),
-            Self::MixedPreferences => (ADAPTER, preference((row as f32 + 0.5) / batch as f32)),
-        };
-        Some(GuidanceTerm { reward: reward.to_owned(), preference, strength: 1.0 })
-    }
+    rows: Rows,
+    /// `None`: unguided rows know neither exchange nor drafts.
+    guided: Option<(ExchangeMode, DraftWindow)>,
 }
 
 pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
-    let source = match &args.model {
-        Some(model) => model.clone(),
-        None => worker::demo_model().await?,
-    };
-    let loaded = worker::load(source.clone(), &args.engine, worker::Threads::Half).await?;
-    let threads = worker::threads(&args.engine, worker::Threads::Half);
-    eprintln!("measuring the machine ({threads} thread(s) for each worker)");
-    let machine = tokio::task::spawn_blocking(move || Machine::measure(threads)).await?;
-    let weight_bytes = loaded.llama.weight_bytes() as f64;
-    let work = Work { weight_bytes, token_operations: loaded.llama.operations() };
-
-    let folder = tempfile::tempdir()?;
-    synthetic::write_adapter(&loaded.files.config, folder.path())?;
-    let models = RewardModelArgs {
-        adapter: vec![format!("{ADAPTER}={}", folder.path().display())],
-        system: None,
-        prompted: vec![format!("{PROMPTED}={}", worker::DEMO_PROMPTED[2].1)],
-    };
-    let reward_files = worker::open(&source)?;
-    let reward_llama = worker::share(&loaded, &args.engine)?;
-    let metrics = Metrics::new();
-    let (reward, _) =
-        worker::start_reward(reward_files, Box::new(reward_llama), &models, &args.engine, &metrics)?;
-    let model = loaded.files.name.clone();
-    let scorer = Arc::new(LocalScorer::new(reward));
-    let flags = (&args.engine, &args.exchange);
-    let (base, _) = worker::start_base(loaded.files, Box::new(loaded.llama), None, flags, scorer, &metrics)?;
-
-    let mut cases = Vec::new();
-    let count = args.batch.len() * Guidance::ALL.len();
+    let rig = Rig::load(args.model.clone(), &args.engine).await?;
+    let machine = Machine::measure(rig.threads).await?;
+    let mut pairs = Vec::new();
+    for &window in &args.draft_window {
+        pairs.push((window, rig.pair(&exchange_args(&args, window))?));
+    }
+    let cases = cases(&args);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
-    let progress = ProgressBar::new((count * args.repeats) as u64).with_style(style);
-    for &batch in &args.batch {
-        let mut measured: Vec<Vec<(f64, Vec<Arrivals>)>> = Guidance::ALL.map(|_| Vec::new()).into();
+    let progress = ProgressBar::new((cases.len() * args.repeats) as u64).with_style(style);
+    let mut outcomes = Vec::new();
+    for same_batch in cases.chunk_by(|a, b| a.batch == b.batch) {
+        let mut runs: Vec<Vec<Run>> = same_batch.iter().map(|_| Vec::new()).collect();
         // Interleaved, so that what disturbs the machine disturbs all alike.
         for repeat in 0..args.repeats {
-            let mut turn: Vec<_> = Guidance::ALL.into_iter().zip(&mut measured).collect();
+            let mut turn: Vec<_> = same_batch.iter().zip(&mut runs).collect();
             if repeat % 2 == 1 {
                 turn.reverse();
             }
-            for (guidance, runs) in turn {
-                progress.set_message(format!("batch {batch}, {}", guidance.name()));
-                runs.push(measure(&base, guidance, batch, repeat, &args).await?);
+            for (case, runs) in turn {
+                progress.set_message(case.name());
+                runs.push(pair_of(case, &pairs).run(case.requests(&args)).await?);
                 progress.inc(1);
             }
         }
-        for (guidance, runs) in Guidance::ALL.into_iter().zip(measured) {
-            let floor = machine.tokens_per_second(work, batch, guidance != Guidance::None);
-            cases.push(case(guidance, batch, &runs, floor));
+        for (case, runs) in same_batch.iter().zip(runs) {
+            let floor = machine.tokens_per_second(rig.work, case.batch, case.guided.is_some());
+            outcomes.push(Outcome::of(*case, &runs, floor, args.answers));
         }
     }
     progress.finish_and_clear();
+    let report = Report::new(rig.model, machine, rig.work, args.temperature, outcomes);
     if args.json {
-        println!("{}", as_json(&model, &machine, work, &cases));
+        println!("{}", serde_json::to_string(&report)?);
     } else {
-        print_table(&model, &machine, work, &cases);
+        report.print();
     }
     Ok(())
 }
 
-/// One batch to its end: tokens per second while all of its rows ran.
-async fn measure(
-    base: &BaseHandle,
-    guidance: Guidance,
-    batch: usize,
-    repeat: usize,
-    args: &BenchStepArgs,
-) -> anyhow::Result<(f64, Vec<Arrivals>)> {
-    let rows = (0..batch).map(|row| answer(base, request(guidance, row, batch, repeat, args)));
-    let arrivals = try_join_all(rows).await?;
-    let begin = arrivals.iter().map(|a| a.times[0]).max().context("a batch has rows")?;
-    let end = arrivals.iter().map(|a| a.times[a.times.len() - 1]).min().context("a batch has rows")?;
-    let inside =
-        arrivals.iter().flat_map(|a| &a.times).filter(|time| **time > begin && **time <= end).count();
-    let seconds = end.saturating_duration_since(begin).as_secs_f64();
-    anyhow::ensure!(seconds > 0.0, "--tokens is too small: the rows of a batch never ran together");
-    Ok((inside as f64 / seconds, arrivals))
+fn exchange_args(args: &BenchStepArgs, draft_window: DraftWindow) -> ExchangeArgs {
+    ExchangeArgs {
+        exchange: ExchangeMode::Certified, // each request says what it wants
+        list_length: args.list_length,
+        draft_window,
+        draft_rows: args.draft_rows,
+    }
 }
 
-fn request(guidance: Guidance, row: usize, batch: usize, repeat: usize, args: &BenchStepArgs) -> Placed {
-    // Prompts of their own: no row profits from another one's cache.
-    let prompt = (0..PROMPT_TOKENS).map(|index| 100 + ((row * 131 + repeat * 17 + index * 7) % 5000) as u32);
-    let request = GenerateRequest {
-        request_id: format!("bench-{batch}-{row}"),
-        model: String::new(),
-        input: Input::Tokens(prompt.collect()),
-        sampling: Sampling {
-            temperature: 1.0,
-            seed: Some(row as u64),
-            max_tokens: args.tokens,
-            ignore_eos: true,
-            ..Sampling::default()
-        },
-        guidance: guidance.term(row, batch).into_iter().collect(),
-        on_reward_loss: OnRewardLoss::Wait,
-        priority: Priority::Normal,
-        exchange: Some(match args.exchange.exchange {
-            ExchangeMode::Certified => Exchange::Certified,
-            ExchangeMode::Dense => Exchange::Dense,
-        }),
-        skip: 0,
-    };
-    let worker =
-        RewardWorker { member: MemberId("reward".into()), generation: Generation(1), address: String::new() };
-    let placements = request.guidance.iter().map(|_| vec![worker.clone()]).collect();
-    Placed { request, placements, generation: Generation(1) }
-}
-
-async fn answer(base: &BaseHandle, placed: Placed) -> anyhow::Result<Arrivals> {
-    let mut events = base.run(placed, None).await?;
-    let mut arrivals = Arrivals { times: Vec::new(), bytes: 0, certified: 0, guided: 0 };
-    while let Some(event) = events.recv().await {
-        match event? {
-            Event::Tokens(tokens) => arrivals.times.extend(tokens.ids.iter().map(|_| Instant::now())),
-            Event::Summary(summary) => {
-                let used = summary.exchange.unwrap_or_default();
-                arrivals.bytes = used.bytes;
-                arrivals.certified = used.certified;
-                arrivals.guided = used.certified + used.queried + used.dense;
+/// The cross product in the order of its measurement: batch by batch.
+fn cases(args: &BenchStepArgs) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &batch in &args.batch {
+        for &rows in &args.rows {
+            if rows == Rows::Unguided {
+                cases.push(Case { batch, rows, guided: None });
+                continue;
             }
-            Event::Started(_) | Event::Finished(_) => {}
+            for &exchange in &args.exchange {
+                let guided = args.draft_window.iter().map(|window| Some((exchange, *window)));
+                cases.extend(guided.map(|guided| Case { batch, rows, guided }));
+            }
         }
     }
-    anyhow::ensure!(arrivals.times.len() > 1, "an answer of {} tokens", arrivals.times.len());
-    Ok(arrivals)
+    cases
 }
 
-fn case(guidance: Guidance, batch: usize, runs: &[(f64, Vec<Arrivals>)], floor: f64) -> Case {
-    let rates = runs.iter().map(|(rate, _)| *rate).collect();
-    let all: Vec<&Arrivals> = runs.iter().flat_map(|(_, arrivals)| arrivals).collect();
-    let guided = f64::from(all.iter().map(|a| a.guided).sum::<u32>());
-    let certified = f64::from(all.iter().map(|a| a.certified).sum::<u32>());
-    let bytes = all.iter().map(|a| a.bytes).sum::<u64>() as f64;
-    let share = |part: f64| if guided > 0.0 { part / guided } else { 0.0 };
-    Case { guidance, batch, rates, floor, certified: share(certified), bytes_per_token: share(bytes) }
+/// Unguided rows may run on any engine.
+fn pair_of<'a>(case: &Case, pairs: &'a [(DraftWindow, Pair)]) -> &'a Pair {
+    let wanted = case.guided.map(|(_, window)| window);
+    let found = pairs.iter().find(|(window, _)| wanted.is_none_or(|wanted| wanted == *window));
+    &found.expect("each window has its engines").1
 }
 
 // === impl Case ===
 
 impl Case {
-    fn median(&self) -> f64 {
-        median(self.rates.clone())
+    fn name(&self) -> String {
+        let guided = self.guided.map(|(exchange, window)| {
+            format!(", {}, draft window {}", exchange_name(exchange), window_name(window))
+        });
+        format!("batch {}, {}{}", self.batch, self.rows.name(), guided.unwrap_or_default())
     }
 
-    fn range(&self) -> (f64, f64) {
-        let least = self.rates.iter().copied().fold(f64::INFINITY, f64::min);
-        (least, self.rates.iter().copied().fold(0.0, f64::max))
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn print_table(model: &str, machine: &Machine, work: Work, cases: &[Case]) {
-    println!("{model}: {:.0} MB of weights in a step", work.weight_bytes / 1e6);
-    println!(
-        "machine: {} thread(s) for each worker; {:.1} GB/s alone, {:.1} GB/s for two workers; {:.0} GFLOP/s, {:.0} Gop/s in integers each",
-        machine.threads,
-        machine.stream / 1e9,
-        machine.stream_together / 1e9,
-        machine.float_arithmetic / 1e9,
-        machine.integer_arithmetic / 1e9
-    );
-    println!(
-        "floor: the greater of weights / bandwidth and operations / peak; guided steps share the memory\n"
-    );
-    println!(
-        "{:>5}  {:26} {:>9}  {:>15} {:>8} {:>8} {:>7}",
-        "batch", "rows", "tokens/s", "range", "ms/step", "floor", "of it"
-    );
-    let most = cases.iter().map(Case::median).fold(0.0, f64::max);
-    for case in cases {
-        let rate = case.median();
-        let (low, high) = case.range();
-        println!(
-            "{:>5}  {:26} {rate:>9.1}  {:>15} {:>8.1} {:>8.1} {:>5.0} %  {}",
-            case.batch,
-            case.guidance.name(),
-            format!("{low:.1} – {high:.1}"),
-            1e3 * case.batch as f64 / rate,
-            case.floor,
-            100.0 * rate / case.floor,
-            "█".repeat((BAR as f64 * rate / most).round() as usize)
-        );
-    }
-    println!();
-    for (batch, ratio) in mixed_over_single(cases) {
-        println!("batch {batch}: mixed preferences run at {ratio:.3} of a single preference");
-    }
-    for case in cases.iter().filter(|case| case.guidance == Guidance::Prompted) {
-        println!(
-            "batch {}: prompted reward, {:.0} bytes per token, {:.1} % certified from the lists",
-            case.batch,
-            case.bytes_per_token,
-            100.0 * case.certified
-        );
+    fn requests(&self, args: &BenchStepArgs) -> Vec<Placed> {
+        let request = |row: usize| {
+            let sampling = Sampling {
+                temperature: args.temperature,
+                seed: Some(row as u64),
+                max_tokens: args.tokens,
+                ignore_eos: true,
+                ..Sampling::default()
+            };
+            let guidance = prompts::term(self.rows, row, self.batch);
+            let mut placed = place(prompts::input(row), sampling, guidance.into_iter().collect());
+            placed.request.exchange = self.guided.map(|(exchange, _)| match exchange {
+                ExchangeMode::Certified => Exchange::Certified,
+                ExchangeMode::Dense => Exchange::Dense,
+            });
+            placed
+        };
+        (0..self.batch).map(request).collect()
     }
 }
 
-/// For each batch, the median of the ratios within each repeat: what disturbs the machine disturbs both.
-fn mixed_over_single(cases: &[Case]) -> Vec<(usize, f64)> {
-    let of = |guidance: Guidance| cases.iter().filter(move |case| case.guidance == guidance);
-    of(Guidance::MixedPreferences)
-        .zip(of(Guidance::OnePreference))
-        .map(|(mixed, single)| {
-            let ratios = mixed.rates.iter().zip(&single.rates).map(|(mixed, single)| mixed / single);
-            (mixed.batch, median(ratios.collect()))
-        })
-        .collect()
+fn exchange_name(exchange: ExchangeMode) -> &'static str {
+    match exchange {
+        ExchangeMode::Certified => "certified",
+        ExchangeMode::Dense => "dense",
+    }
 }
 
-fn as_json(model: &str, machine: &Machine, work: Work, cases: &[Case]) -> serde_json::Value {
-    let one = |case: &Case| {
-        json!({
-            "batch": case.batch,
-            "rows": case.guidance.name(),
-            "tokens_per_second": case.median(),
-            "range": case.range(),
-            "floor_tokens_per_second": case.floor,
-            "certified_share": case.certified,
-            "exchange_bytes_per_token": case.bytes_per_token,
-        })
+pub fn window_name(window: DraftWindow) -> String {
+    match window {
+        DraftWindow::Auto => "auto".to_owned(),
+        DraftWindow::Fixed(tokens) => tokens.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::{
+        args::{Cli, Command},
+        bench::args::{BenchArgs, BenchCommand},
     };
-    let ratios = mixed_over_single(cases);
-    let ratios = ratios.iter().map(|(batch, ratio)| json!({ "batch": batch, "ratio": ratio }));
-    json!({
-        "model": model,
-        "weight_bytes": work.weight_bytes,
-        "machine": {
-            "threads_per_worker": machine.threads,
-            "stream_bytes_per_second": machine.stream,
-            "stream_bytes_per_second_together": machine.stream_together,
-            "float_operations_per_second": machine.float_arithmetic,
-            "integer_operations_per_second": machine.integer_arithmetic,
-        },
-        "cases": cases.iter().map(one).collect::<Vec<_>>(),
-        "mixed_over_single": ratios.collect::<Vec<_>>(),
-    })
+
+    #[test]
+    fn unguided_rows_stand_outside_the_product_of_exchange_and_window() {
+        let line = "uniarm bench step --batch 1,16 --rows unguided,mixed --exchange certified,dense --draft-window auto,0";
+        let Command::Bench(BenchArgs { command: BenchCommand::Step(args) }) =
+            Cli::parse_from(line.split(' ')).command
+        else {
+            panic!("another command")
+        };
+        let cases = cases(&args);
+        assert_eq!(cases.len(), 2 * (1 + 2 * 2));
+        assert_eq!(cases[0], Case { batch: 1, rows: Rows::Unguided, guided: None });
+        let last = Some((ExchangeMode::Dense, DraftWindow::Fixed(0)));
+        assert_eq!(cases[9], Case { batch: 16, rows: Rows::Mixed, guided: last });
+        assert!(cases.chunk_by(|a, b| a.batch == b.batch).count() == 2);
+    }
 }

@@ -1,0 +1,231 @@
+//! The command line of `uniarm bench`.
+
+use std::ops::RangeInclusive;
+
+use clap::{Args, Subcommand, ValueEnum};
+use uniarm_base::DraftWindow;
+
+use crate::args::{DraftRowsArg, EngineArgs, ExchangeArgs, ExchangeMode, draft_window};
+
+/// Rows of a step, repeats, requests at once: beyond, a measurement is a mistake.
+const COUNT_MAX: usize = 256;
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: BenchCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum BenchCommand {
+    /// Decode steps by batch, guidance, exchange and draft window; base and reward worker in one process
+    Step(BenchStepArgs),
+    /// Prefill and decode of one unguided answer by length of its context
+    Context(BenchContextArgs),
+    /// Reward rows on their way: bytes and microseconds, over gRPC and in process, lists and whole rows
+    Exchange(BenchExchangeArgs),
+    /// Choosing a token and making lists: microseconds of a row by vocabulary
+    Choose(BenchChooseArgs),
+    /// A cluster under open-loop load: latencies, goodput, refusals
+    Load(BenchLoadArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchStepArgs {
+    /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Rows of a step, comma-separated
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32], value_parser = count)]
+    pub batch: Vec<usize>,
+    /// What the rows ask for, comma-separated
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Rows::ALL)]
+    pub rows: Vec<Rows>,
+    /// How reward logits travel, comma-separated
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [ExchangeMode::Certified])]
+    pub exchange: Vec<ExchangeMode>,
+    /// Tokens that drafts run ahead, comma-separated: `auto`, or numbers; 0 is without drafts
+    #[arg(long, value_delimiter = ',', default_values = ["auto", "0"], value_parser = draft_window, value_name = "auto|N")]
+    pub draft_window: Vec<DraftWindow>,
+    /// What drafts are made from
+    #[arg(long, value_enum, default_value = "auto")]
+    pub draft_rows: DraftRowsArg,
+    /// Length of the lists (K) to begin with
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub list_length: u32,
+    /// 0 is greedy
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(4..=4096))]
+    pub tokens: u32,
+    /// Measurements of each case; the median is shown, with the range
+    #[arg(long, default_value_t = 3, value_parser = count)]
+    pub repeats: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Put the answers' tokens into it, with what was asked
+    #[arg(long, requires = "json")]
+    pub answers: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// What the rows of a batch ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Rows {
+    Unguided,
+    /// Each by a system text and a strength of its own
+    Prompted,
+    /// An adapter under one preference
+    One,
+    /// The same adapter, another preference for each row
+    Mixed,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchContextArgs {
+    /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Tokens of the prompt, comma-separated
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 512, 1000, 2000])]
+    pub prompt_tokens: Vec<usize>,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(4..=4096))]
+    pub tokens: u32,
+    /// Measurements of each case; the median is shown
+    #[arg(long, default_value_t = 3, value_parser = count)]
+    pub repeats: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchExchangeArgs {
+    /// Tokens of the vocabulary, comma-separated
+    #[arg(long, value_delimiter = ',', default_values_t = [32_000, 49_152, 128_256, 151_936])]
+    pub vocabulary: Vec<usize>,
+    /// Rows of a message, comma-separated
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16], value_parser = count)]
+    pub batch: Vec<usize>,
+    /// Length of the lists (K)
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub list_length: u32,
+    /// Round trips of each case; the median is shown
+    #[arg(long, default_value_t = 100)]
+    pub rounds: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchChooseArgs {
+    /// Tokens of the vocabulary, comma-separated
+    #[arg(long, value_delimiter = ',', default_values_t = [32_000, 49_152, 128_256, 151_936])]
+    pub vocabulary: Vec<usize>,
+    /// Length of the lists (K)
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub list_length: u32,
+    /// Positions that are measured; minimum and median are shown
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchLoadArgs {
+    /// The router of a running cluster [default: `uniarm up` as a process of its own]
+    #[arg(long, env = "UNIARM_ENDPOINT")]
+    pub endpoint: Option<String>,
+    /// The model of that process [default: the demo model]
+    #[arg(long, conflicts_with = "endpoint")]
+    pub model: Option<String>,
+    /// Requests per second, comma-separated: one measurement for each
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0, 2.0, 4.0], value_parser = positive)]
+    pub rate: Vec<f64>,
+    /// Seconds of arrivals at each rate
+    #[arg(long, default_value_t = 20.0, value_parser = positive)]
+    pub seconds: f64,
+    /// The same seed gives the same arrivals and requests
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Tokens of a prompt, drawn evenly
+    #[arg(long, default_value = "32-128", value_parser = range, value_name = "LEAST-MOST")]
+    pub prompt_tokens: RangeInclusive<u32>,
+    /// Tokens of an answer, drawn evenly
+    #[arg(long, default_value = "16-64", value_parser = range, value_name = "LEAST-MOST")]
+    pub answer_tokens: RangeInclusive<u32>,
+    /// Share of requests that are guided
+    #[arg(long, default_value_t = 1.0, value_parser = share)]
+    pub guided: f64,
+    /// 0 is greedy
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f32,
+    /// A good request has its first token within so many milliseconds
+    #[arg(long, default_value_t = 1000.0, value_parser = positive)]
+    pub first_token_ms: f64,
+    /// … and needs at most so many for each further token, on average
+    #[arg(long, default_value_t = 100.0, value_parser = positive)]
+    pub next_token_ms: f64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
+}
+
+// === impl Rows ===
+
+impl Rows {
+    pub const ALL: [Self; 4] = [Self::Unguided, Self::Prompted, Self::One, Self::Mixed];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unguided => "unguided",
+            Self::Prompted => "prompted",
+            Self::One => "one preference",
+            Self::Mixed => "mixed preferences",
+        }
+    }
+}
+
+// === parsers ===
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=COUNT_MAX) => Ok(number),
+        _ => Err(format!("wants a number between 1 and {COUNT_MAX}")),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
+        _ => Err("wants a number above 0".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number @ 0.0..=1.0) => Ok(number),
+        _ => Err("wants a number from 0 to 1".to_owned()),
+    }
+}
+
+fn range(text: &str) -> Result<RangeInclusive<u32>, String> {
+    let (least, most) = text.split_once('-').unwrap_or((text, text));
+    match (least.parse(), most.parse()) {
+        (Ok(least), Ok(most)) if 1 <= least && least <= most => Ok(least..=most),
+        _ => Err("wants LEAST-MOST, such as 16-64".to_owned()),
+    }
+}

@@ -1,0 +1,197 @@
+//! `uniarm bench load`: a cluster under open-loop load, as its clients see it.
+
+mod report;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use futures_util::future::join_all;
+use indicatif::{ProgressBar, ProgressStyle};
+use tonic::{Code, Status, transport::Channel};
+use uniarm_proto::{
+    Event, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Priority, Sampling,
+    pb::{RewardModel, inference_client::InferenceClient},
+};
+
+use self::report::{Report, Served};
+use super::{
+    args::BenchLoadArgs,
+    arrivals::{Arrival, Traffic},
+    step::window_name,
+};
+use crate::{client, part::Part, worker};
+
+/// What a request may take at most: beyond, the cluster is not slow but broken.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How one request went.
+enum Outcome {
+    Served(Served),
+    /// The cluster said that it has no room.
+    Refused,
+    Failed(String),
+}
+
+/// What all requests of a load share.
+struct Client {
+    inference: InferenceClient<Channel>,
+    rewards: Vec<RewardModel>,
+    temperature: f32,
+    progress: ProgressBar,
+}
+
+pub async fn run(args: BenchLoadArgs) -> anyhow::Result<()> {
+    let (endpoint, part) = match &args.endpoint {
+        Some(endpoint) => (endpoint.clone(), None),
+        None => {
+            let part = Part::start("up", &up_flags(&args).await?).await?;
+            (format!("http://{}", part.address), Some(part))
+        }
+    };
+    let measured = measure(&args, &endpoint).await;
+    if let Some(part) = part {
+        part.stop().await?;
+    }
+    let report = measured?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        report.print();
+    }
+    Ok(())
+}
+
+/// The flags that shape a cluster, handed on to one of our own.
+async fn up_flags(args: &BenchLoadArgs) -> anyhow::Result<Vec<String>> {
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => worker::demo_model().await?,
+    };
+    let (engine, exchange) = (&args.engine, &args.exchange);
+    let mut flags = vec!["--grpc".to_owned(), "127.0.0.1:0".to_owned(), "--base".to_owned(), model];
+    let pairs = [
+        ("--exchange", value_name(exchange.exchange)),
+        ("--list-length", exchange.list_length.to_string()),
+        ("--draft-window", window_name(exchange.draft_window)),
+        ("--draft-rows", value_name(exchange.draft_rows)),
+        ("--threads", worker::threads(engine).to_string()),
+        ("--kv-tokens", engine.kv_tokens.to_string()),
+        ("--step-tokens", engine.step_tokens.to_string()),
+        ("--running-max", engine.running_max.to_string()),
+        ("--waiting-max", engine.waiting_max.to_string()),
+    ];
+    flags.extend(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+    if engine.no_prefix_cache {
+        flags.push("--no-prefix-cache".to_owned());
+    }
+    for (name, text) in worker::DEMO_PROMPTED {
+        flags.extend(["--prompted".to_owned(), format!("{name}={text}")]);
+    }
+    Ok(flags)
+}
+
+/// A value of a flag as it is written.
+fn value_name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |possible| possible.get_name().to_owned())
+}
+
+async fn measure(args: &BenchLoadArgs, endpoint: &str) -> anyhow::Result<Report> {
+    let mut inference = client::dial(endpoint).await?;
+    let served = client::list_models(&mut inference).await;
+    let served = served.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let rewards = served.reward_models;
+    anyhow::ensure!(args.guided == 0.0 || !rewards.is_empty(), "no reward model is served; try --guided 0");
+    let mut report = Report::new(args);
+    for &rate in &args.rate {
+        let traffic = Traffic {
+            rate,
+            duration: Duration::from_secs_f64(args.seconds),
+            prompt_tokens: args.prompt_tokens.clone(),
+            answer_tokens: args.answer_tokens.clone(),
+            guided: args.guided,
+        };
+        let arrivals = traffic.arrivals(args.seed);
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
+        let progress = ProgressBar::new(arrivals.len() as u64).with_style(style);
+        progress.set_message(format!("{rate} requests/s"));
+        let client = Client {
+            inference: inference.clone(),
+            rewards: rewards.clone(),
+            temperature: args.temperature,
+            progress,
+        };
+        let begin = Instant::now();
+        let outcomes = join_all(arrivals.iter().map(|arrival| client.ask(arrival, begin))).await;
+        client.progress.finish_and_clear();
+        report.add(rate, &outcomes, begin.elapsed().as_secs_f64());
+    }
+    Ok(report)
+}
+
+// === impl Client ===
+
+impl Client {
+    /// Asks when the time has come, and follows the answer to its end.
+    async fn ask(&self, arrival: &Arrival, begin: Instant) -> Outcome {
+        tokio::time::sleep_until((begin + arrival.at).into()).await;
+        // From the moment at which it should have been sent: what the client itself is late by counts too.
+        let due = begin + arrival.at;
+        let mut inference = self.inference.clone();
+        let mut times = Vec::new();
+        let seen = |event: &Event| {
+            if let Event::Tokens(tokens) = event {
+                times.extend(tokens.ids.iter().map(|_| due.elapsed().as_secs_f64()));
+            }
+        };
+        let asked = client::generate(&mut inference, self.request(arrival), Some(REQUEST_TIMEOUT), seen).await;
+        self.progress.inc(1);
+        match asked {
+            Ok(_) => Outcome::Served(Served { times }),
+            Err(status) => Outcome::of(&status),
+        }
+    }
+
+    fn request(&self, arrival: &Arrival) -> GenerateRequest {
+        GenerateRequest {
+            request_id: String::new(),
+            model: String::new(),
+            input: Input::Tokens(arrival.prompt.clone()),
+            sampling: Sampling {
+                temperature: self.temperature,
+                seed: Some(arrival.seed),
+                max_tokens: arrival.answer_tokens,
+                ignore_eos: true,
+                ..Sampling::default()
+            },
+            guidance: arrival.guidance.map(|draw| self.term(draw)).into_iter().collect(),
+            on_reward_loss: OnRewardLoss::Wait,
+            priority: Priority::Normal,
+            exchange: None,
+            skip: 0,
+        }
+    }
+
+    /// One of the reward models; where it has several objectives, a mixture of the first two.
+    fn term(&self, (which, weight): (u32, f32)) -> GuidanceTerm {
+        let reward = &self.rewards[which as usize % self.rewards.len()];
+        let preference = match reward.objectives.as_slice() {
+            [first, second, ..] => {
+                vec![(first.name.clone(), weight), (second.name.clone(), 1.0 - weight)]
+            }
+            _ => Vec::new(),
+        };
+        GuidanceTerm { reward: reward.name.clone(), preference, strength: 1.0 }
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    fn of(status: &Status) -> Self {
+        match status.code() {
+            Code::ResourceExhausted => Self::Refused,
+            code => Self::Failed(format!("{code:?}: {}", status.message())),
+        }
+    }
+}
