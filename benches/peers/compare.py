@@ -19,6 +19,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 GUIDED_BATCHES = [1, 4, 16]
+GUIDED_ROWS = ["prompted", "mixed preferences"]
+ROLES = ["separate", "fused"]
 UNGUIDED_BATCHES = [1, 4, 16, 32]
 THREADS = [1, 2]
 PREFILL_TOKENS = 512
@@ -56,7 +58,8 @@ class Round:
             rate = result["cases"][0]["prefill_tokens_per_second"]["median"]
             self.rates[Key("uniarm", "prefill", 1, threads)] = rate
             if threads == 1:  # base and reward worker have one each
-                self.steps([*step, "--rows", "prompted,mixed", "--batch", numbers(GUIDED_BATCHES), "--draft-window", "auto"], 1)
+                guided = ["--rows", "prompted,mixed", "--batch", numbers(GUIDED_BATCHES), "--roles", numbers(ROLES)]
+                self.steps([*step, *guided, "--draft-window", "auto"], 1)
 
     def bench(self, words, threads):
         model = ["--model", self.args.model, "--threads", str(threads), "--json"]
@@ -64,7 +67,8 @@ class Round:
 
     def steps(self, words, threads):
         for case in self.bench(words, threads)["cases"]:
-            key = Key("uniarm", case["rows"], case["batch"], threads)
+            rows = f"{case['rows']}, {case['roles']}" if case["roles"] else case["rows"]
+            key = Key("uniarm", rows, case["batch"], threads)
             self.rates[key] = case["tokens_per_second"]["median"]
             self.answers[key] = case["answers"]
 
@@ -116,7 +120,7 @@ def measure(args):
         if rows is None or number % 2 == 0:
             turn.uniarm()
             if rows is None:
-                guided = peer_rows(turn.answers[Key("uniarm", "prompted", max(GUIDED_BATCHES), 1)])
+                guided = peer_rows(turn.answers[Key("uniarm", "prompted, separate", max(GUIDED_BATCHES), 1)])
                 rest = peer_rows(turn.answers[Key("uniarm", "unguided", max(UNGUIDED_BATCHES), 1)])
                 rows = guided + rest[len(guided) :]
             turn.llama(rows)
@@ -145,41 +149,57 @@ def comparisons(rounds):
         yield f"prefill of {PREFILL_TOKENS}, {threads} thread(s)", ours, theirs, GOALS["prefill"]
     for batch in GUIDED_BATCHES:
         theirs = best(rounds, [Key("llama.cpp", f"guided, {how}", batch, 2) for how in ("together", "in turn")])
-        for rows in ("prompted", "mixed preferences"):
+        for rows in (f"{rows}, {roles}" for rows in GUIDED_ROWS for roles in ROLES):
             yield f"guided, batch {batch}, {rows}", Key("uniarm", rows, batch, 1), theirs, GOALS.get(("guided", batch))
     papers = best(rounds, [Key("papers", "guided", 1, threads) for threads in THREADS])
     if papers:
-        yield "the papers' loop, batch 1, prompted", Key("uniarm", "prompted", 1, 1), papers, None
-        yield "the papers' loop, batch 16, mixed preferences", Key("uniarm", "mixed preferences", 16, 1), papers, GOALS["papers"]
+        for batch, rows, goal in ((1, "prompted, separate", None), (16, "mixed preferences, separate", GOALS["papers"])):
+            yield f"the papers' loop, batch {batch}, {rows}", Key("uniarm", rows, batch, 1), papers, goal
 
 
-def agreements(rounds):
-    """How far the greedy tokens of each peer go along with ours: the sum of 8-bit activations may tip a near tie."""
+def agreements(rounds, args):
+    """How far the greedy tokens of each peer go along with ours: sums in 8 bits may tip a near tie."""
     turn = rounds[0]
-    pairs = [(Key("uniarm", "prompted", b, 1), Key("llama.cpp", "guided, together", b, 2)) for b in GUIDED_BATCHES]
+    pairs = [(Key("uniarm", "prompted, separate", b, 1), Key("llama.cpp", "guided, together", b, 2)) for b in GUIDED_BATCHES]
     pairs += [(Key("uniarm", "unguided", b, 1), Key("llama.cpp", "unguided", b, 1)) for b in UNGUIDED_BATCHES]
-    pairs.append((Key("uniarm", "prompted", 1, 1), Key("papers", "guided", 1, 1)))
+    pairs.append((Key("uniarm", "prompted, separate", 1, 1), Key("papers", "guided", 1, 1)))
     for ours, theirs in pairs:
         if theirs not in turn.answers:
             continue
-        prefixes, length = [], 0
-        for mine, other in zip(turn.answers[ours], turn.answers[theirs]):
-            tokens = list(zip(mine["tokens"], other["tokens"]))
-            length = len(tokens)
-            prefixes.append(next((i for i, (a, b) in enumerate(tokens) if a != b), length))
+        prefixes = [common(mine, other) for mine, other in zip(turn.answers[ours], turn.answers[theirs])]
+        length = len(turn.answers[ours][0]["tokens"])
+        apart = [(turn.answers[ours][i], turn.answers[theirs][i], prefix) for i, prefix in enumerate(prefixes) if prefix < length]
         yield {
             "rows": ours.rows,
             "batch": ours.batch,
             "peer": theirs.who,
-            "identical": sum(prefix == length for prefix in prefixes),
+            "identical": len(prefixes) - len(apart),
             "of": len(prefixes),
             "mean_prefix": statistics.mean(prefixes),
             "shortest_prefix": min(prefixes),
             "tokens": length,
+            "judged": judge(args, apart) if args.papers_python and apart else None,
         }
 
 
-def report(rounds):
+def common(mine, other):
+    pairs = list(zip(mine["tokens"], other["tokens"]))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def judge(args, apart):
+    """What the f32 models of the papers' loop choose where two answers part: (ours, theirs, neither)."""
+    cases = []
+    for mine, _, prefix in apart:
+        cases.append({**peer_rows([mine])[0], "prefix": mine["tokens"][:prefix]})
+    result = run([args.papers_python, f"{HERE}/torch_loop.py", args.model, json.dumps({"judge": cases})])
+    counts = [0, 0, 0]
+    for (mine, other, prefix), token in zip(apart, result["tokens"]):
+        counts[0 if token == mine["tokens"][prefix] else 1 if token == other["tokens"][prefix] else 2] += 1
+    return counts
+
+
+def report(rounds, args):
     compared = []
     for title, ours, theirs, goal in comparisons(rounds):
         ratios = [turn.rates[ours] / turn.rates[theirs] for turn in rounds]
@@ -196,25 +216,28 @@ def report(rounds):
             }
         )
     versions = {who: version for turn in rounds for who, version in turn.versions.items()}
-    return {"rounds": len(rounds), "versions": versions, "comparisons": compared, "agreement": list(agreements(rounds))}
+    return {"rounds": len(rounds), "versions": versions, "comparisons": compared, "agreement": list(agreements(rounds, args))}
 
 
 def show(result):
     print(", ".join(f"{who} {version}" for who, version in result["versions"].items()))
     print(f"tokens per second, greedy; medians of {result['rounds']} rounds; ratios are taken within each round\n")
-    print(f"{'':46} {'uniarm':>8} {'peer':>8} {'ratio':>7} {'range':>13} {'goal':>5}  peer")
+    print(f"{'':52} {'uniarm':>8} {'peer':>8} {'ratio':>7} {'range':>13} {'goal':>5}  peer")
     for c in result["comparisons"]:
         spread, goal = f"{c['range'][0]:.2f} – {c['range'][1]:.2f}", f"{c['goal']:g}" if c["goal"] else "–"
-        print(f"{c['comparison']:46} {c['uniarm']:8.1f} {c['peer']:8.1f} {c['ratio']:7.2f} {spread:>13} {goal:>5}  {c['peer_is']}")
+        print(f"{c['comparison']:52} {c['uniarm']:8.1f} {c['peer']:8.1f} {c['ratio']:7.2f} {spread:>13} {goal:>5}  {c['peer_is']}")
     print("\ngreedy tokens that agree with ours, from the first on:")
     for a in result["agreement"]:
         print(
-            f"{a['rows']:9} batch {a['batch']:>2}, {a['peer']:9}: {a['identical']} of {a['of']} answers identical, "
+            f"{a['rows']:18} batch {a['batch']:>2}, {a['peer']:9}: {a['identical']} of {a['of']} answers identical, "
             f"prefix {a['mean_prefix']:.1f} of {a['tokens']} tokens on average, {a['shortest_prefix']} at least"
         )
+        if a["judged"]:
+            ours, theirs, neither = a["judged"]
+            print(f"{'':10}where they part, the f32 models choose our token {ours} times, theirs {theirs}, another {neither}")
     print(
         "unguided: llama.cpp alone. guided: two llama.cpp contexts and a sum of logits by hand, the better of both at once "
-        "with a thread each and in turn with two;\nour base and reward worker have a thread each. Peers know no adapter "
+        "with a thread each and in turn with two;\nour base and reward worker have a thread each, or two between them where they are fused. Peers know no adapter "
         "whose preference differs by row: mixed preferences stand beside their prompted rows.\nthe papers' loop: two "
         "PyTorch models in f32, one request at a time; every further preference is a further process."
     )
@@ -230,7 +253,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (32)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    result = report(measure(args))
+    result = report(measure(args), args)
     print(json.dumps(result)) if args.json else show(result)
 
 

@@ -4,6 +4,8 @@ Base and reward model are loaded from the same GGUF file, dequantised to f32 by 
 cache each, and run one after the other on all threads: log π_base + w · log π_reward, argmax. Another preference is
 another process there (its adapter is merged or conditioned at start), so nothing is shared and nothing batched.
 
+It also judges: where two greedy answers part, which token the f32 models choose.
+
 Usage: torch_loop.py MODEL PLAN      PLAN: JSON as `compare.py` writes it. Prints one JSON object.
 """
 
@@ -48,11 +50,29 @@ def decode(base, reward, tokenizer, row, count):
     return (count - 1) / (time.perf_counter() - began), answer
 
 
+@torch.inference_mode()
+def next_token(model, tokenizer, case):
+    """The token after a prefix of the answer, from scratch; one model, because base and reward share their weights."""
+
+    def logits(text):
+        prompt = tokenizer(text, add_special_tokens=False).input_ids
+        output = model(torch.tensor([prompt + case["prefix"]]), use_cache=False, logits_to_keep=1)
+        return torch.log_softmax(output.logits[0, -1], dim=-1)
+
+    guided = logits(case["base"])
+    if case["strength"] != 0.0:
+        guided = guided + case["strength"] * logits(case["reward"])
+    return int(guided.argmax())
+
+
 def main():
     path, plan = sys.argv[1], json.loads(sys.argv[2])
     folder, file = os.path.split(path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
     base = load(path)
+    if "judge" in plan:
+        print(json.dumps({"tokens": [next_token(base, tokenizer, case) for case in plan["judge"]]}))
+        return
     reward = copy.deepcopy(base)  # weights of its own, as there; dequantising twice would only take longer
     results = []
     for case in plan["cases"]:

@@ -90,8 +90,8 @@ pub fn open(source: &str) -> anyhow::Result<ModelFiles> {
 }
 
 /// The same weights with a cache of their own.
-pub fn share(loaded: &Loaded, engine: &EngineArgs) -> anyhow::Result<Llama> {
-    Ok(loaded.llama.share(&llama_options(engine, Threads::Half))?)
+pub fn share(loaded: &Loaded, engine: &EngineArgs, share: Threads) -> anyhow::Result<Llama> {
+    Ok(loaded.llama.share(&llama_options(engine, share))?)
 }
 
 /// One forward: a model that cannot compute must not be announced.
@@ -120,7 +120,7 @@ pub async fn pair(
         (base, reward) = (Box::new(first), Box::new(second));
     } else if reward_source == base_source {
         reward_files = open(&reward_source)?;
-        reward = Box::new(share(&loaded, engine)?);
+        reward = Box::new(share(&loaded, engine, Threads::Half)?);
         base = Box::new(loaded.llama);
     } else {
         let other = load(reward_source, engine, Threads::Half).await?;

@@ -47,6 +47,9 @@ pub struct BenchStepArgs {
     /// Tokens that drafts run ahead, comma-separated: `auto`, or numbers; 0 is without drafts
     #[arg(long, value_delimiter = ',', default_values = ["auto", "0"], value_parser = draft_window, value_name = "auto|N")]
     pub draft_window: Vec<DraftWindow>,
+    /// Whether base and reward worker have engines of their own or share one pass, comma-separated
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Roles::Separate])]
+    pub roles: Vec<Roles>,
     /// What drafts are made from
     #[arg(long, value_enum, default_value = "auto")]
     pub draft_rows: DraftRowsArg,
@@ -82,6 +85,15 @@ pub enum Rows {
     One,
     /// The same adapter, another preference for each row
     Mixed,
+}
+
+/// How base and reward worker compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Roles {
+    /// Each on its own threads
+    Separate,
+    /// In one pass over one copy of the weights, on the threads of both
+    Fused,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -195,6 +207,17 @@ impl Rows {
             Self::Prompted => "prompted",
             Self::One => "one preference",
             Self::Mixed => "mixed preferences",
+        }
+    }
+}
+
+// === impl Roles ===
+
+impl Roles {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Separate => "separate",
+            Self::Fused => "fused",
         }
     }
 }

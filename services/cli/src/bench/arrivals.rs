@@ -93,7 +93,8 @@ mod tests {
         let guided = arrivals.iter().filter(|arrival| arrival.guidance.is_some()).count();
         assert!((1100..1400).contains(&guided), "{guided}");
         // The times between arrivals of a Poisson process vary as much as they are long.
-        let gaps: Vec<f64> = arrivals.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect();
+        let gaps: Vec<f64> =
+            arrivals.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let deviation = (gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64).sqrt();
         assert!((deviation / mean - 1.0).abs() < 0.1, "{deviation} {mean}");

@@ -4,8 +4,8 @@ use std::{hint::black_box, time::Instant};
 
 use serde::Serialize;
 use uniarm_decode::{
-    Choice, Chooser, History, Noise, Position, Sampling, Term, TermLogits, TopList, log_sum_exp, noisy_top_list,
-    top_list,
+    Choice, Chooser, History, Noise, Position, Sampling, Term, TermLogits, TopList, log_sum_exp,
+    noisy_top_list, top_list,
 };
 
 use super::{args::BenchChooseArgs, statistics::bar};

@@ -7,7 +7,7 @@ use uniarm_base::DraftWindow;
 use uniarm_proto::{Input, Sampling};
 
 use super::{
-    args::BenchContextArgs,
+    args::{BenchContextArgs, Roles},
     floor::{Machine, Work},
     rig::{Pair, Rig, place},
     statistics::{Spread, bar},
@@ -44,7 +44,7 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
         draft_window: DraftWindow::Fixed(0),
         draft_rows: DraftRowsArg::Auto,
     };
-    let pair = rig.pair(&exchange)?;
+    let pair = rig.pair(&exchange, Roles::Separate)?;
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
     let progress = ProgressBar::new((args.prompt_tokens.len() * args.repeats) as u64).with_style(style);
     let mut cases = Vec::new();
@@ -60,7 +60,7 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
         let prefill = Spread::of(prefill);
         cases.push(Case {
             prompt_tokens,
-            prefill_of_peak: prefill.median * rig.work.token_operations / machine.operations_per_second,
+            prefill_of_peak: prefill.median * machine.seconds(rig.work.prompt_token),
             prefill_tokens_per_second: prefill,
             decode_ms: Spread::of(decode),
         });
@@ -83,7 +83,8 @@ async fn measure(
     tokens: u32,
 ) -> anyhow::Result<(f64, f64)> {
     // Prompts of their own: no repeat profits from the cache of an earlier one.
-    let prompt = (0..prompt_tokens).map(|index| 100 + ((repeat * 131 + prompt_tokens * 17 + index * 7) % 5000) as u32);
+    let prompt =
+        (0..prompt_tokens).map(|index| 100 + ((repeat * 131 + prompt_tokens * 17 + index * 7) % 5000) as u32);
     let sampling = Sampling {
         temperature: 0.0,
         seed: Some(1),

@@ -15,8 +15,8 @@ use tonic::{Request, Response, Status, Streaming};
 use uniarm_base::{GrpcScorer, LinkStream, Scorer as _};
 use uniarm_decode::{Noise, noisy_top_list};
 use uniarm_proto::{
-    Advance, Generation, MemberId, OpBatch, ReplyBatch, RewardWorker, SessionGeneration, SessionId, SessionOp,
-    SessionReply, SessionRow,
+    Advance, Generation, MemberId, OpBatch, ReplyBatch, RewardWorker, SessionGeneration, SessionId,
+    SessionOp, SessionReply, SessionRow,
     limits::WORKER_MESSAGE_BYTES_MAX,
     pb::{
         self,

@@ -1,7 +1,7 @@
 //! The least time that a step can take: bytes of weights over bandwidth, operations over peak.
 
 use serde::Serialize;
-use uniarm_model::{Config, Llama, machine};
+use uniarm_model::{Llama, Operations, machine};
 
 /// What the machine does undisturbed, measured just before.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -11,8 +11,9 @@ pub struct Machine {
     pub stream_bytes_per_second: f64,
     /// The same for two workers together.
     pub stream_bytes_per_second_together: f64,
-    /// f32 operations per second of one worker's threads.
-    pub operations_per_second: f64,
+    /// Operations per second of one worker's threads, in f32 and with the integers of quantised weights.
+    pub float_operations_per_second: f64,
+    pub integer_operations_per_second: f64,
 }
 
 /// What a model asks of it.
@@ -20,8 +21,17 @@ pub struct Machine {
 pub struct Work {
     /// Bytes of weights that every step reads.
     pub weight_bytes: f64,
-    /// Operations of one token, attention left out.
-    pub token_operations: f64,
+    /// Operations of a token whose logits are wanted, attention left out.
+    pub token: Count,
+    /// The same of a token whose logits are not: a prompt's, but for its last.
+    pub prompt_token: Count,
+}
+
+/// Multiplications and additions, by the kind of arithmetic.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Count {
+    pub float: f64,
+    pub integer: f64,
 }
 
 // === impl Machine ===
@@ -34,7 +44,8 @@ impl Machine {
             threads_per_worker: threads,
             stream_bytes_per_second: machine::stream_bytes_per_second(threads),
             stream_bytes_per_second_together: machine::stream_bytes_per_second(2 * threads),
-            operations_per_second: machine::arithmetic_per_second(threads),
+            float_operations_per_second: machine::arithmetic_per_second(threads),
+            integer_operations_per_second: machine::integer_arithmetic_per_second(threads),
         });
         Ok(measuring.await?)
     }
@@ -45,17 +56,24 @@ impl Machine {
         let stream =
             if guided { self.stream_bytes_per_second_together } else { self.stream_bytes_per_second };
         let reading = work.weight_bytes / stream;
-        let computing = batch as f64 * work.token_operations / self.operations_per_second;
-        batch as f64 / reading.max(computing)
+        batch as f64 / reading.max(batch as f64 * self.seconds(work.token))
+    }
+
+    /// Of computing at the peak.
+    pub fn seconds(&self, operations: Count) -> f64 {
+        operations.float / self.float_operations_per_second
+            + operations.integer / self.integer_operations_per_second
     }
 
     pub fn line(&self) -> String {
         format!(
-            "machine: {} thread(s) for each worker; {:.1} GB/s alone, {:.1} GB/s for two workers; {:.0} GFLOP/s each",
+            "machine: {} thread(s) for each worker; {:.1} GB/s alone, {:.1} GB/s for two workers; {:.0} GFLOP/s in f32 and \
+             {:.0} Gop/s in integers each",
             self.threads_per_worker,
             self.stream_bytes_per_second / 1e9,
             self.stream_bytes_per_second_together / 1e9,
-            self.operations_per_second / 1e9
+            self.float_operations_per_second / 1e9,
+            self.integer_operations_per_second / 1e9
         )
     }
 }
@@ -64,25 +82,29 @@ impl Machine {
 
 impl Work {
     pub fn of(llama: &Llama) -> Self {
+        let (all, head) = (llama.operations(), llama.head_operations());
+        let body = Operations { float: all.float - head.float, integer: all.integer - head.integer };
         Self {
             weight_bytes: llama.weight_bytes() as f64,
-            // A multiply-add for each weight of a matrix.
-            token_operations: 2.0 * matrix_weights(llama.config()) as f64,
+            token: Count::of(all),
+            prompt_token: Count::of(body),
         }
     }
 
     pub fn line(&self, model: &str) -> String {
         format!(
-            "{model}: a step reads {:.0} MB of weights, a token takes {:.2} GFLOP",
+            "{model}: a step reads {:.0} MB of weights; a token takes {:.2} GFLOP in f32 and {:.2} Gop in integers",
             self.weight_bytes / 1e6,
-            self.token_operations / 1e9
+            self.token.float / 1e9,
+            self.token.integer / 1e9
         )
     }
 }
 
-/// Weights that a token is multiplied with; of the embedding it reads a row.
-fn matrix_weights(config: &Config) -> usize {
-    let Config { hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary, .. } = config;
-    let attention = hidden * (heads + 2 * kv_heads) * head_dim + heads * head_dim * hidden;
-    layers * (attention + 3 * hidden * intermediate) + vocabulary * hidden
+// === impl Count ===
+
+impl Count {
+    fn of(operations: Operations) -> Self {
+        Self { float: operations.float as f64, integer: operations.integer as f64 }
+    }
 }

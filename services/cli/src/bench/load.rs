@@ -20,7 +20,11 @@ use super::{
     arrivals::{Arrival, Traffic},
     step::window_name,
 };
-use crate::{client, part::Part, worker};
+use crate::{
+    client,
+    part::Part,
+    worker::{self, Threads},
+};
 
 /// What a request may take at most: beyond, the cluster is not slow but broken.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
@@ -75,7 +79,7 @@ async fn up_flags(args: &BenchLoadArgs) -> anyhow::Result<Vec<String>> {
         ("--list-length", exchange.list_length.to_string()),
         ("--draft-window", window_name(exchange.draft_window)),
         ("--draft-rows", value_name(exchange.draft_rows)),
-        ("--threads", worker::threads(engine).to_string()),
+        ("--threads", worker::threads(engine, Threads::Half).to_string()),
         ("--kv-tokens", engine.kv_tokens.to_string()),
         ("--step-tokens", engine.step_tokens.to_string()),
         ("--running-max", engine.running_max.to_string()),
@@ -144,7 +148,8 @@ impl Client {
                 times.extend(tokens.ids.iter().map(|_| due.elapsed().as_secs_f64()));
             }
         };
-        let asked = client::generate(&mut inference, self.request(arrival), Some(REQUEST_TIMEOUT), seen).await;
+        let asked =
+            client::generate(&mut inference, self.request(arrival), Some(REQUEST_TIMEOUT), seen).await;
         self.progress.inc(1);
         match asked {
             Ok(_) => Outcome::Served(Served { times }),

@@ -43,11 +43,8 @@ pub fn term(rows: Rows, row: usize, batch: usize) -> Option<GuidanceTerm> {
     let preference = |weight: f32| {
         vec![(synthetic::FIRST.to_owned(), weight), (synthetic::SECOND.to_owned(), 1.0 - weight)]
     };
-    let adapter = |weight| GuidanceTerm {
-        reward: ADAPTER.to_owned(),
-        preference: preference(weight),
-        strength: 1.0,
-    };
+    let adapter =
+        |weight| GuidanceTerm { reward: ADAPTER.to_owned(), preference: preference(weight), strength: 1.0 };
     match rows {
         Rows::Unguided => None,
         Rows::Prompted => {

@@ -10,6 +10,8 @@ use anyhow::Context as _;
 use futures_util::future::try_join_all;
 use tempfile::TempDir;
 use uniarm_base::BaseHandle;
+use uniarm_engine::fused::fuse;
+use uniarm_model::Forward;
 use uniarm_proto::{
     Event, GenerateRequest, Generation, GuidanceTerm, Input, MemberId, OnRewardLoss, Placed, Priority,
     RewardWorker, Sampling, pb,
@@ -17,6 +19,7 @@ use uniarm_proto::{
 use uniarm_runtime::Metrics;
 
 use super::{
+    args::Roles,
     breakdown::{Breakdown, Snapshot},
     floor::Work,
     prompts::ADAPTER,
@@ -25,7 +28,7 @@ use super::{
 use crate::{
     args::{EngineArgs, ExchangeArgs, RewardModelArgs},
     local::LocalScorer,
-    worker::{self, DEMO_PROMPTED, Loaded},
+    worker::{self, DEMO_PROMPTED, Loaded, Threads},
 };
 
 /// A loaded model.
@@ -80,13 +83,13 @@ impl Rig {
             Some(model) => model,
             None => worker::demo_model().await?,
         };
-        let loaded = worker::load(source.clone(), engine).await?;
+        let loaded = worker::load(source.clone(), engine, Threads::Half).await?;
         let adapter = tempfile::tempdir()?;
         synthetic::write_adapter(&loaded.files.config, adapter.path())?;
         Ok(Self {
             model: loaded.files.name.clone(),
             work: Work::of(&loaded.llama),
-            threads: worker::threads(engine),
+            threads: worker::threads(engine, Threads::Half),
             source,
             engine: engine.clone(),
             loaded,
@@ -95,7 +98,7 @@ impl Rig {
     }
 
     /// Engines with caches of their own: what one setting has learnt or cached is no help to another.
-    pub fn pair(&self, exchange: &ExchangeArgs) -> anyhow::Result<Pair> {
+    pub fn pair(&self, exchange: &ExchangeArgs, roles: Roles) -> anyhow::Result<Pair> {
         let prompted = DEMO_PROMPTED.iter().map(|(name, text)| format!("{name}={text}"));
         let models = RewardModelArgs {
             adapter: vec![format!("{ADAPTER}={}", self.adapter.path().display())],
@@ -103,15 +106,25 @@ impl Rig {
             prompted: prompted.collect(),
         };
         let metrics = Metrics::new();
+        let (base, reward) = self.forwards(roles)?;
         let files = worker::open(&self.source)?;
-        let llama = worker::share(&self.loaded, &self.engine)?;
-        let (reward, _) = worker::start_reward(files, llama, &models, &self.engine, &metrics)?;
+        let (reward, _) = worker::start_reward(files, reward, &models, &self.engine, &metrics)?;
         let scorer = Arc::new(LocalScorer::new(reward));
         let files = worker::open(&self.source)?;
-        let llama = worker::share(&self.loaded, &self.engine)?;
-        let (base, _) =
-            worker::start_base(files, llama, None, (&self.engine, exchange), scorer, &metrics)?;
+        let (base, _) = worker::start_base(files, base, None, (&self.engine, exchange), scorer, &metrics)?;
         Ok(Pair { base, metrics })
+    }
+
+    /// For the base and for the reward worker.
+    fn forwards(&self, roles: Roles) -> anyhow::Result<(Box<dyn Forward>, Box<dyn Forward>)> {
+        let share = |engine: &EngineArgs, threads| worker::share(&self.loaded, engine, threads);
+        if roles == Roles::Separate {
+            let [base, reward] = [(); 2].map(|()| share(&self.engine, Threads::Half));
+            return Ok((Box::new(base?), Box::new(reward?)));
+        }
+        let both = EngineArgs { threads: Some(2 * self.threads), ..self.engine.clone() };
+        let [base, reward] = fuse(Box::new(share(&both, Threads::All)?));
+        Ok((Box::new(base), Box::new(reward)))
     }
 }
 
@@ -120,11 +133,8 @@ impl Rig {
 impl Pair {
     /// Runs rows at the same time, each to its end.
     pub async fn run(&self, rows: Vec<Placed>) -> anyhow::Result<Run> {
-        let lookout = Lookout {
-            waiting: AtomicUsize::new(rows.len()),
-            begin: OnceLock::new(),
-            end: OnceLock::new(),
-        };
+        let lookout =
+            Lookout { waiting: AtomicUsize::new(rows.len()), begin: OnceLock::new(), end: OnceLock::new() };
         let asked = Instant::now();
         let answers = try_join_all(rows.into_iter().map(|row| self.answer(row, &lookout))).await?;
         let begin = answers.iter().map(|a| a.times[0]).max().context("a batch has rows")?;

@@ -9,7 +9,7 @@ use uniarm_proto::{Exchange, Placed, Sampling};
 
 use self::report::{Outcome, Report};
 use super::{
-    args::{BenchStepArgs, Rows},
+    args::{BenchStepArgs, Roles, Rows},
     floor::Machine,
     prompts,
     rig::{Pair, Rig, Run, place},
@@ -22,15 +22,33 @@ struct Case {
     batch: usize,
     rows: Rows,
     /// `None`: unguided rows know neither exchange nor drafts.
-    guided: Option<(ExchangeMode, DraftWindow)>,
+    guided: Option<Setting>,
+}
+
+/// How guided rows are computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Setting {
+    exchange: ExchangeMode,
+    window: DraftWindow,
+    roles: Roles,
+}
+
+/// Engines for one setting; the exchange is each request's.
+struct Engines {
+    window: DraftWindow,
+    roles: Roles,
+    pair: Pair,
 }
 
 pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
     let rig = Rig::load(args.model.clone(), &args.engine).await?;
     let machine = Machine::measure(rig.threads).await?;
     let mut pairs = Vec::new();
-    for &window in &args.draft_window {
-        pairs.push((window, rig.pair(&exchange_args(&args, window))?));
+    for &roles in &args.roles {
+        for &window in &args.draft_window {
+            let pair = rig.pair(&exchange_args(&args, window), roles)?;
+            pairs.push(Engines { window, roles, pair });
+        }
     }
     let cases = cases(&args);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
@@ -83,9 +101,12 @@ fn cases(args: &BenchStepArgs) -> Vec<Case> {
                 cases.push(Case { batch, rows, guided: None });
                 continue;
             }
-            for &exchange in &args.exchange {
-                let guided = args.draft_window.iter().map(|window| Some((exchange, *window)));
-                cases.extend(guided.map(|guided| Case { batch, rows, guided }));
+            for &roles in &args.roles {
+                for &exchange in &args.exchange {
+                    let settings =
+                        args.draft_window.iter().map(|&window| Setting { exchange, window, roles });
+                    cases.extend(settings.map(|setting| Case { batch, rows, guided: Some(setting) }));
+                }
             }
         }
     }
@@ -93,18 +114,20 @@ fn cases(args: &BenchStepArgs) -> Vec<Case> {
 }
 
 /// Unguided rows may run on any engine.
-fn pair_of<'a>(case: &Case, pairs: &'a [(DraftWindow, Pair)]) -> &'a Pair {
-    let wanted = case.guided.map(|(_, window)| window);
-    let found = pairs.iter().find(|(window, _)| wanted.is_none_or(|wanted| wanted == *window));
-    &found.expect("each window has its engines").1
+fn pair_of<'a>(case: &Case, engines: &'a [Engines]) -> &'a Pair {
+    let is_meant = |engines: &&Engines| {
+        case.guided.is_none_or(|wanted| (wanted.window, wanted.roles) == (engines.window, engines.roles))
+    };
+    &engines.iter().find(is_meant).expect("each setting has its engines").pair
 }
 
 // === impl Case ===
 
 impl Case {
     fn name(&self) -> String {
-        let guided = self.guided.map(|(exchange, window)| {
-            format!(", {}, draft window {}", exchange_name(exchange), window_name(window))
+        let guided = self.guided.map(|Setting { exchange, window, roles }| {
+            let (exchange, window, roles) = (exchange_name(exchange), window_name(window), roles.name());
+            format!(", {exchange}, draft window {window}, {roles}")
         });
         format!("batch {}, {}{}", self.batch, self.rows.name(), guided.unwrap_or_default())
     }
@@ -120,7 +143,7 @@ impl Case {
             };
             let guidance = prompts::term(self.rows, row, self.batch);
             let mut placed = place(prompts::input(row), sampling, guidance.into_iter().collect());
-            placed.request.exchange = self.guided.map(|(exchange, _)| match exchange {
+            placed.request.exchange = self.guided.map(|setting| match setting.exchange {
                 ExchangeMode::Certified => Exchange::Certified,
                 ExchangeMode::Dense => Exchange::Dense,
             });
@@ -156,17 +179,18 @@ mod tests {
 
     #[test]
     fn unguided_rows_stand_outside_the_product_of_exchange_and_window() {
-        let line = "uniarm bench step --batch 1,16 --rows unguided,mixed --exchange certified,dense --draft-window auto,0";
+        let line = "uniarm bench step --batch 1,16 --rows unguided,mixed --exchange certified,dense --draft-window auto,0 --roles separate,fused";
         let Command::Bench(BenchArgs { command: BenchCommand::Step(args) }) =
             Cli::parse_from(line.split(' ')).command
         else {
             panic!("another command")
         };
         let cases = cases(&args);
-        assert_eq!(cases.len(), 2 * (1 + 2 * 2));
+        assert_eq!(cases.len(), 2 * (1 + 2 * 2 * 2));
         assert_eq!(cases[0], Case { batch: 1, rows: Rows::Unguided, guided: None });
-        let last = Some((ExchangeMode::Dense, DraftWindow::Fixed(0)));
-        assert_eq!(cases[9], Case { batch: 16, rows: Rows::Mixed, guided: last });
+        let last =
+            Setting { exchange: ExchangeMode::Dense, window: DraftWindow::Fixed(0), roles: Roles::Fused };
+        assert_eq!(cases.last(), Some(&Case { batch: 16, rows: Rows::Mixed, guided: Some(last) }));
         assert!(cases.chunk_by(|a, b| a.batch == b.batch).count() == 2);
     }
 }

@@ -140,7 +140,8 @@ impl Report {
             "good req/s",
             "good tokens/s"
         );
-        let most = self.rates.iter().map(|rate| rate.good_tokens_per_second).fold(f64::MIN_POSITIVE, f64::max);
+        let most =
+            self.rates.iter().map(|rate| rate.good_tokens_per_second).fold(f64::MIN_POSITIVE, f64::max);
         for rate in &self.rates {
             println!(
                 "{:>10} {:>8} {:>7} {:>6} {:>9.1} {:>26} {:>26} {:>5.0} % {:>11.2} {:>13.1}  {}",

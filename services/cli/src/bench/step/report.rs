@@ -3,11 +3,11 @@
 use serde::Serialize;
 use uniarm_base::DraftWindow;
 
-use super::{Case, exchange_name, window_name};
+use super::{Case, Setting, exchange_name, window_name};
 use crate::{
     args::ExchangeMode,
     bench::{
-        args::Rows,
+        args::{Roles, Rows},
         breakdown::Breakdown,
         floor::{Machine, Work},
         prompts,
@@ -18,6 +18,9 @@ use crate::{
 
 /// Characters of the longest bar.
 const BAR: usize = 20;
+
+/// Titles of [`Outcome::cells`].
+const CASE_HEAD: &str = "batch  rows              exchange  drafts roles   ";
 
 #[derive(Serialize)]
 pub struct Report {
@@ -37,6 +40,7 @@ pub struct Outcome {
     rows: &'static str,
     exchange: Option<&'static str>,
     draft_window: Option<String>,
+    roles: Option<&'static str>,
     tokens_per_second: Spread,
     /// Of a step for each token: drafts may do better.
     floor_tokens_per_second: f64,
@@ -96,9 +100,11 @@ impl Report {
         );
         self.print_rates();
         self.print_breakdown();
-        for Comparison { batch, name, ratio } in &self.comparisons {
+        // Guided against unguided is in the first table.
+        let of_guided = self.comparisons.iter().filter(|comparison| !comparison.name.ends_with("unguided"));
+        for Comparison { batch, name, ratio } in of_guided {
             println!(
-                "batch {batch:>2}: {name:42} {:.3}  ({:.3} – {:.3})",
+                "batch {batch:>2}: {name:64} {:.3}  ({:.3} – {:.3})",
                 ratio.median, ratio.least, ratio.most
             );
         }
@@ -109,29 +115,15 @@ impl Report {
 
     fn print_rates(&self) {
         println!(
-            "{:>5}  {:17} {:9} {:>6} {:>9} {:>15} {:>8} {:>6} {:>7} {:>7} {:>9} {:>8}",
-            "batch",
-            "rows",
-            "exchange",
-            "drafts",
-            "tokens/s",
-            "range",
-            "floor",
-            "of it",
-            "passes",
-            "accept",
-            "certified",
-            "bytes"
+            "{CASE_HEAD} {:>9} {:>15} {:>8} {:>6} {:>7} {:>7} {:>9} {:>8}",
+            "tokens/s", "range", "floor", "of it", "passes", "accept", "certified", "bytes"
         );
         let most = self.cases.iter().map(|case| case.tokens_per_second.median).fold(0.0, f64::max);
         for case in &self.cases {
             let Spread { median, least, most: highest } = case.tokens_per_second;
             println!(
-                "{:>5}  {:17} {:9} {:>6} {median:>9.1} {:>15} {:>8.1} {:>4.0} % {:>7.3} {:>7} {:>9} {:>8}  {}",
-                case.batch,
-                case.rows,
-                case.exchange.unwrap_or("–"),
-                case.draft_window.as_deref().unwrap_or("–"),
+                "{} {median:>9.1} {:>15} {:>8.1} {:>4.0} % {:>7.3} {:>7} {:>9} {:>8}  {}",
+                case.cells(),
                 format!("{least:.1} – {highest:.1}"),
                 case.floor_tokens_per_second,
                 100.0 * median / case.floor_tokens_per_second,
@@ -149,13 +141,11 @@ impl Report {
     }
 
     fn print_breakdown(&self) {
-        println!("where a base step's time goes, in microseconds; of a reward step its forward and its lists");
         println!(
-            "{:>5}  {:17} {:9} {:>6} {:>8} {:>8} {:>8} {:>7} {:>7} {:>8} {:>7} {:>14} {:>12}",
-            "batch",
-            "rows",
-            "exchange",
-            "drafts",
+            "where a base step's time goes, in microseconds; of a reward step its forward and its lists"
+        );
+        println!(
+            "{CASE_HEAD} {:>8} {:>8} {:>8} {:>7} {:>7} {:>8} {:>7} {:>14} {:>12}",
             "step",
             "schedule",
             "forward",
@@ -169,11 +159,8 @@ impl Report {
         for case in &self.cases {
             let Some(parts) = &case.breakdown else { continue };
             println!(
-                "{:>5}  {:17} {:9} {:>6} {:>8.0} {:>8.0} {:>8.0} {:>7.0} {:>7.0} {:>8.0} {:>7.0} {:>14.0} {:>12.0}",
-                case.batch,
-                case.rows,
-                case.exchange.unwrap_or("–"),
-                case.draft_window.as_deref().unwrap_or("–"),
+                "{} {:>8.0} {:>8.0} {:>8.0} {:>7.0} {:>7.0} {:>8.0} {:>7.0} {:>14.0} {:>12.0}",
+                case.cells(),
                 parts.step_us,
                 parts.schedule_us,
                 parts.forward_us,
@@ -209,8 +196,9 @@ impl Outcome {
         Self {
             batch: case.batch,
             rows: case.rows.name(),
-            exchange: case.guided.map(|(exchange, _)| exchange_name(exchange)),
-            draft_window: case.guided.map(|(_, window)| window_name(window)),
+            exchange: case.guided.map(|setting| exchange_name(setting.exchange)),
+            draft_window: case.guided.map(|setting| window_name(setting.window)),
+            roles: case.guided.map(|setting| setting.roles.name()),
             tokens_per_second: spread,
             floor_tokens_per_second: floor,
             base_passes_per_token: total(|a| u64::from(a.speculation.base_passes)) / chosen,
@@ -223,6 +211,18 @@ impl Outcome {
             rates,
             tokens: runs.iter().map(|run| run.answers.iter().map(|a| a.tokens.clone()).collect()).collect(),
         }
+    }
+
+    /// Which case it is.
+    fn cells(&self) -> String {
+        format!(
+            "{:>5}  {:17} {:9} {:>6} {:8}",
+            self.batch,
+            self.rows,
+            self.exchange.unwrap_or("–"),
+            self.draft_window.as_deref().unwrap_or("–"),
+            self.roles.unwrap_or("–")
+        )
     }
 }
 
@@ -237,30 +237,34 @@ fn answers_of(rows: Rows, run: &Run) -> Vec<Answer> {
     run.answers.iter().enumerate().map(answer).collect()
 }
 
-/// Cases of one batch that differ in one thing.
+/// Cases of one batch that differ in one thing, and guided beside unguided.
 fn comparisons(cases: &[Outcome]) -> Vec<Comparison> {
     let mut comparisons = Vec::new();
-    for case in cases {
-        let Some((exchange, window)) = case.case.guided else { continue };
-        let without_drafts = Some((exchange, DraftWindow::Fixed(0)));
-        let certified = Some((ExchangeMode::Certified, window));
-        let unguided = Case { rows: Rows::Unguided, guided: None, ..case.case };
-        let mut compare = |wanted: bool, other: Case, name: String| {
-            let other = cases.iter().find(|candidate| candidate.case == other);
-            if let (true, Some(other)) = (wanted && other.is_some_and(|o| o.case != case.case), other) {
-                let ratios = case.rates.iter().zip(&other.rates).map(|(case, other)| case / other);
-                comparisons.push(Comparison { batch: case.batch, name, ratio: Spread::of(ratios.collect()) });
-            }
-        };
-        let rows = case.rows;
-        let window_name = window_name(window);
-        let one = Case { rows: Rows::One, ..case.case };
-        compare(case.case.rows == Rows::Mixed, one, format!("mixed / one preference, drafts {window_name}"));
-        let plain = Case { guided: without_drafts, ..case.case };
-        compare(true, plain, format!("{rows}: drafts {window_name} / 0"));
-        let listed = Case { guided: certified, ..case.case };
-        compare(true, listed, format!("{rows}: dense / certified, drafts {window_name}"));
-        compare(true, unguided, format!("{rows}, drafts {window_name} / unguided"));
+    for outcome in cases {
+        let case = outcome.case;
+        let Some(setting) = case.guided else { continue };
+        let (rows, window, roles) = (outcome.rows, window_name(setting.window), setting.roles.name());
+        let with = |setting: Setting| Case { guided: Some(setting), ..case };
+        let others = [
+            (Case { rows: Rows::Unguided, guided: None, ..case }, "unguided"),
+            (with(Setting { window: DraftWindow::Fixed(0), ..setting }), "without drafts"),
+            (with(Setting { exchange: ExchangeMode::Certified, ..setting }), "certified"),
+            (with(Setting { roles: Roles::Separate, ..setting }), "separate"),
+        ];
+        let one = (Case { rows: Rows::One, ..case }, "one preference");
+        let one = (case.rows == Rows::Mixed).then_some(one);
+        for (other, against) in others.into_iter().chain(one).filter(|(other, _)| *other != case) {
+            let Some(other) = cases.iter().find(|candidate| candidate.case == other) else { continue };
+            let ratios = outcome.rates.iter().zip(&other.rates).map(|(own, other)| own / other);
+            comparisons.push(Comparison {
+                batch: case.batch,
+                name: format!(
+                    "{rows}, {}, drafts {window}, {roles} / {against}",
+                    exchange_name(setting.exchange)
+                ),
+                ratio: Spread::of(ratios.collect()),
+            });
+        }
     }
     comparisons
 }
