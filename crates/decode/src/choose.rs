@@ -17,6 +17,9 @@
 //! lower id. Every token whose upper score does not rank above v* cannot win. If no such token remains, v*
 //! is the token; else exactly those that remain are asked for.
 //!
+//! Both need one pass over the rows and no other row ([`crate::one_pass`]). The row of upper bounds that filters need
+//! decides the same, by definition; it stands in where that pass declines, and tests compare the two.
+//!
 //! **With filters.** Order the tokens by l, ties to the lower id. Each filter keeps a beginning of this
 //! order: top-k the first k, min-p those down to a value, top-p those with less than P of the mass above
 //! them, which only grows downwards. Hence:
@@ -97,7 +100,7 @@ pub enum Choice {
 #[derive(Debug)]
 pub struct Chooser {
     vocabulary: usize,
-    /// l = c / T of every token, or an upper bound where it is not known.
+    /// Without one pass: l = c / T of every token, or an upper bound where it is not known.
     upper: Vec<f32>,
     /// Whether all tokens are known. Otherwise `known` holds those that are, in the order of l, and
     /// `is_known` marks them.
@@ -174,19 +177,15 @@ impl Chooser {
 
     /// Without filters: the same choice from one pass over the rows, where that suffices.
     fn in_one_pass(&mut self, position: &Position<'_>) -> Option<Choice> {
+        let position = &Position { base: &position.base[..self.vocabulary], ..*position };
         let Position { base, terms, sampling, .. } = *position;
-        let base = &base[..self.vocabulary];
-        let greedy = sampling.is_greedy();
-        if !greedy && sampling.has_filters() {
+        let filtered = !sampling.is_greedy() && sampling.has_filters();
+        if filtered || !sampling.penalties_never_raise() {
             return None;
         }
         if terms.iter().all(|term| term.list().is_none()) {
-            return (!sampling.has_penalties()).then(|| {
-                Choice::Token(match greedy {
-                    true => one_pass::greedy(base, terms),
-                    false => one_pass::sampled(base, terms, sampling.divisor(), position.draw()),
-                })
-            });
+            let choose = if sampling.is_greedy() { one_pass::greedy } else { one_pass::sampled };
+            return Some(Choice::Token(choose(position)));
         }
         let ceiling = Ceiling::new(terms, sampling)?;
         self.name(terms);

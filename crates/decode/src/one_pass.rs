@@ -1,6 +1,7 @@
 //! Choosing without filters in one pass over the rows, with no intermediate row.
 //!
-//! **Whole rows** are combined a piece at a time, and each piece is searched while it is in the first cache.
+//! **Whole rows** are combined a piece at a time, and each piece is searched while it is in the first cache. What might
+//! beat the best so far is judged by itself, penalties included: they must not raise a logit, so that nobody is missed.
 //!
 //! **Lists** leave a token that they do not name with an upper score of
 //!
@@ -22,13 +23,15 @@
 //! suffices that this holds near the threshold, where |z_base| ≤ M = 2|T(bar − constant)| + 8T·A. [`Ceiling::new`]
 //! declines numbers so large or so small that an intermediate result could overflow, or lose more than this to underflow.
 
-use crate::guidance::{CHUNK, Term, TermLogits, combine_chunk, combine_one};
+use crate::choose::Position;
+use crate::guidance::{CHUNK, Term, TermLogits, combine_chunk};
 use crate::noise::{NOISE_MAX, NOISE_MIN};
 use crate::sampling::Sampling;
 use crate::scan::{self, Draw, Rank};
 
 /// Each term adds six roundings; requests have fewer terms by far.
 const TERMS_MAX: usize = 16;
+/// Of a magnitude: 256 roundings to nearest.
 const ROUNDING: f64 = 1.0 / 65_536.0;
 /// Bounds |G| + 1.
 const NOISE_SPAN: f64 = 24.0;
@@ -46,31 +49,30 @@ pub(crate) struct Ceiling {
 }
 
 widest! {
-    /// The token of the largest guided logit, from whole rows.
-    pub(crate) fn greedy(base: &[f32], terms: &[Term<'_>]) -> u32 {
+    /// The token of the largest guided logit, from whole rows; penalties must not raise any.
+    pub(crate) fn greedy(position: &Position<'_>) -> u32 {
         let mut guided = [0.0; CHUNK];
         let mut best = Rank::NONE;
-        for (chunk, first) in base.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
+        for (chunk, first) in position.base.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
             let guided = &mut guided[..chunk.len()];
-            combine_chunk(base, terms, &[], 1.0, first, guided);
-            best = scan::raise(guided, first as u32, best);
+            combine_chunk(position.base, position.terms, &[], 1.0, first, guided);
+            best = scan::raise(guided, first as u32, best, |rank| position.upper_score(rank.id).0);
         }
         best.id
     }
 }
 
 widest! {
-    /// The token of the largest guided logit over temperature plus noise, from whole rows.
-    pub(crate) fn sampled(base: &[f32], terms: &[Term<'_>], temperature: f32, draw: Draw<'_>) -> u32 {
+    /// The token of the largest guided logit over temperature plus noise, from whole rows; penalties must not raise any.
+    pub(crate) fn sampled(position: &Position<'_>) -> u32 {
+        let Position { base, terms, sampling, .. } = *position;
         // What the base model thinks most probable sets a bar that most tokens cannot reach, whatever their noise.
-        let id = scan::raise(base, 0, Rank::NONE).id;
-        let (c, _) = combine_one(base, terms, id, 0.0);
-        let mut best = Rank { value: c / temperature + draw.of(id), id };
+        let (mut best, _) = position.upper_score(scan::raise(base, 0, Rank::NONE, |rank| rank).id);
         let mut guided = [0.0; CHUNK];
         for (chunk, first) in base.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
             let guided = &mut guided[..chunk.len()];
-            combine_chunk(base, terms, &[], temperature, first, guided);
-            best = scan::raise_noisy(guided, first as u32, draw, Rank::LAST, best);
+            combine_chunk(base, terms, &[], sampling.divisor(), first, guided);
+            best = scan::raise_noisy(guided, first as u32, position.draw(), best, |rank| position.upper_score(rank.id).0);
         }
         best.id
     }
@@ -79,8 +81,8 @@ widest! {
 // === impl Ceiling ===
 
 impl Ceiling {
-    /// `None` where the argument above does not hold: a whole row among the terms, penalties that may raise a logit,
-    /// bounds that are infinite or out of all proportion.
+    /// `None` where the argument above does not hold: a whole row among the terms, bounds that are infinite or out of all
+    /// proportion. Penalties must not raise a logit.
     pub(crate) fn new(terms: &[Term<'_>], sampling: &Sampling) -> Option<Self> {
         const MODERATE: f64 = (1_u64 << 20) as f64;
         const LARGE: f64 = (1_u128 << 64) as f64;
@@ -107,7 +109,7 @@ impl Ceiling {
             && bounds <= LARGE
             && ceiling.magnitude <= LARGE
             && terms.len() <= TERMS_MAX;
-        (moderate && sampling.penalties_never_raise()).then_some(ceiling)
+        moderate.then_some(ceiling)
     }
 
     fn add(&mut self, share: f64, bound: f64, span: f64) {
@@ -134,7 +136,7 @@ impl Ceiling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{History, Noise, NoisyRanking, Position, TopList};
+    use crate::{History, Noise, NoisyRanking, TopList};
 
     /// The bar is the token's own upper score: the hardest case for every rounding on the way to it.
     #[test]
@@ -192,7 +194,6 @@ mod tests {
         assert!(ceiling(f32::NAN, &list(3.0), plain).is_none());
         assert!(ceiling(1.0, &list(f32::MIN), plain).is_none());
         assert!(ceiling(1.0, &list(3.0), Sampling { temperature: 1e-30, ..plain }).is_none());
-        assert!(ceiling(1.0, &list(3.0), Sampling { repetition_penalty: 0.5, ..plain }).is_none());
         assert!(ceiling(0.0, &TopList::default(), plain).is_some(), "a term that is off bounds nothing");
     }
 }

@@ -94,18 +94,20 @@ widest! {
 widest! {
     /// The first of the largest; token 0 where none is larger than −∞.
     pub(crate) fn argmax(row: &[f32]) -> Rank {
-        raise(row, 0, Rank::NONE)
+        raise(row, 0, Rank::NONE, |rank| rank)
     }
 }
 
-/// The better one of `best` and the first of the largest among the tokens from `first` on, whose values `row` holds.
+/// The better one of `best` and the first of the largest among the tokens from `first` on, whose values `row` holds; as
+/// `judge` sees them, which may lower a value.
 #[inline(always)]
-pub(crate) fn raise(row: &[f32], first: u32, mut best: Rank) -> Rank {
+pub(crate) fn raise(row: &[f32], first: u32, mut best: Rank, judge: impl Fn(Rank) -> Rank) -> Rank {
     for (block, first) in row.chunks(BLOCK).zip((first..).step_by(BLOCK)) {
         if any(block, |value| value > best.value) {
             for (&value, id) in block.iter().zip(first..) {
                 if value > best.value {
-                    best = Rank { value, id };
+                    let judged = judge(Rank { value, id });
+                    best = if judged.value > best.value { judged } else { best };
                 }
             }
         }
@@ -240,24 +242,39 @@ widest! {
     pub(crate) fn best_noisy(row: &[f32], draw: Draw<'_>, cut: Rank) -> Option<Rank> {
         // The most probable token is likely to win or to come near: what cannot reach it is passed over from
         // the start.
-        let start = raise(row, 0, Rank::NONE);
+        let start = raise(row, 0, Rank::NONE, |rank| rank);
         if !start.above(cut) {
             return None;
         }
-        let best = Rank { value: start.value + draw.of(start.id), id: start.id };
-        Some(raise_noisy(row, 0, draw, cut, best))
+        let mut best = Rank { value: start.value + draw.of(start.id), id: start.id };
+        let pass = NoisyPass { draw, scale: 1.0, least: cut.value };
+        pass.visit(row, 0, best.value, |value, id, word| {
+            let score = Rank { value: value + gumbel(word), id };
+            if (Rank { value, id }).above(cut) && score.above(best) {
+                best = score;
+            }
+            best.value
+        });
+        Some(best)
     }
 }
 
-/// The better one of `best` and the best of value + noise among the tokens from `first` on that rank above `cut` by
-/// their values, which `row` holds.
+/// The better one of `best` and the best of value + noise among the tokens from `first` on, whose values `row` holds; as
+/// `judge` sees them, which may lower a score.
 #[inline(always)]
-pub(crate) fn raise_noisy(row: &[f32], first: u32, draw: Draw<'_>, cut: Rank, mut best: Rank) -> Rank {
-    let pass = NoisyPass { draw, scale: 1.0, least: cut.value };
+pub(crate) fn raise_noisy(
+    row: &[f32],
+    first: u32,
+    draw: Draw<'_>,
+    mut best: Rank,
+    judge: impl Fn(Rank) -> Rank,
+) -> Rank {
+    let pass = NoisyPass { draw, scale: 1.0, least: f32::NEG_INFINITY };
     pass.visit(row, first, best.value, |value, id, word| {
         let score = Rank { value: value + gumbel(word), id };
-        if (Rank { value, id }).above(cut) && score.above(best) {
-            best = score;
+        if score.above(best) {
+            let judged = judge(score);
+            best = if judged.above(best) { judged } else { best };
         }
         best.value
     });
