@@ -89,6 +89,8 @@ pub struct Open {
     /// Sum of the strengths of all terms.
     pub strength: f32,
     pub pace: SessionPace,
+    /// Rows come with their log normalizer.
+    pub wants_normalizer: bool,
 }
 
 /// reward → base.
@@ -113,6 +115,7 @@ pub struct SessionRow {
     pub position: u32,
     pub ids: Vec<u32>,
     pub values: Vec<f32>,
+    /// 0 where the session does not want it.
     pub log_normalizer: f32,
     /// `Some`: the list is ranked with the noise, and every unlisted scale · z + G is at most this.
     pub floor: Option<f32>,
@@ -250,6 +253,7 @@ impl TryFrom<pb::Open> for Open {
             sampling: wire.sampling.unwrap_or_default().try_into()?,
             strength: wire.strength,
             pace: wire.pace.unwrap_or_default().try_into()?,
+            wants_normalizer: wire.wants_normalizer,
         })
     }
 }
@@ -272,6 +276,7 @@ impl From<Open> for pb::Open {
             sampling: Some(open.sampling.into()),
             strength: open.strength,
             pace: Some(open.pace.into()),
+            wants_normalizer: open.wants_normalizer,
         }
     }
 }

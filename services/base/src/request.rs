@@ -192,6 +192,7 @@ impl Request {
             sampling,
             strength: self.strength,
             pace,
+            wants_normalizer: self.placed.request.sampling.logprobs.is_some(),
         }
     }
 }

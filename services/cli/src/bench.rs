@@ -5,6 +5,7 @@ mod arrivals;
 mod breakdown;
 mod choose;
 mod context;
+mod draft;
 mod exchange;
 mod floor;
 mod load;
@@ -19,6 +20,7 @@ use args::{BenchArgs, BenchCommand};
 pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
     match args.command {
         BenchCommand::Step(args) => step::run(args).await,
+        BenchCommand::Draft(args) => draft::run(args).await,
         BenchCommand::Context(args) => context::run(args).await,
         BenchCommand::Exchange(args) => exchange::run(args).await,
         BenchCommand::Choose(args) => choose::run(&args),

@@ -33,6 +33,7 @@ pub(crate) struct Prepared {
     /// Tokens that end an answer.
     pub(crate) ends: Vec<u32>,
     pub(crate) pace: SessionPace,
+    pub(crate) wants_normalizer: bool,
 }
 
 pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepared, Failure> {
@@ -111,6 +112,7 @@ pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepar
         strength: open.strength,
         ends: eos.iter().chain(&open.sampling.stop_token_ids).copied().collect(),
         pace: open.pace,
+        wants_normalizer: open.wants_normalizer,
     })
 }
 

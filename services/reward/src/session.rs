@@ -33,6 +33,7 @@ pub(crate) struct Session {
     /// The prompt as the backbone reads it alone.
     pub(crate) plain_prompt: Vec<u32>,
     pub(crate) pace: SessionPace,
+    wants_normalizer: bool,
     list_length: usize,
     /// Strength over temperature, where lists are ranked with the noise.
     noise_scale: Option<f32>,
@@ -97,6 +98,7 @@ impl Session {
             plain: None,
             plain_prompt: prepared.plain_prompt,
             pace: prepared.pace,
+            wants_normalizer: prepared.wants_normalizer,
             list_length: prepared.list_length,
             noise_scale: prepared.noise_scale,
             noise: prepared.noise,
@@ -258,7 +260,7 @@ impl Session {
     }
 
     fn list(&self, row: &[f32], position: u32) -> SessionRow {
-        let log_normalizer = log_sum_exp(row);
+        let log_normalizer = if self.wants_normalizer { log_sum_exp(row) } else { 0.0 };
         let list = match (self.list_length, self.noise_scale) {
             (0, _) => {
                 let (ids, values) = (Vec::new(), row.to_vec());

@@ -20,6 +20,8 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Decode steps by batch, guidance, exchange and draft window; base and reward worker in one process
     Step(BenchStepArgs),
+    /// A small reward model that runs ahead of a large base model, on random weights, beside the same base unguided
+    Draft(BenchDraftArgs),
     /// Prefill and decode of one unguided answer by length of its context
     Context(BenchContextArgs),
     /// Reward rows on their way: bytes and microseconds, over gRPC and in process, lists and whole rows
@@ -94,6 +96,27 @@ pub enum Roles {
     Separate,
     /// In one pass over one copy of the weights, on the threads of both
     Fused,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchDraftArgs {
+    /// Tokens that drafts run ahead, comma-separated: `auto`, or numbers; 0 is without drafts
+    #[arg(long, value_delimiter = ',', default_values = ["0", "auto", "8"], value_parser = draft_window, value_name = "auto|N")]
+    pub draft_window: Vec<DraftWindow>,
+    /// Share of positions at which base and reward model agree on the token
+    #[arg(long, default_value_t = 0.8, value_parser = share)]
+    pub agreement: f64,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(4..=1024))]
+    pub tokens: u32,
+    /// Measurements of each case; the median is shown, with the range
+    #[arg(long, default_value_t = 3, value_parser = count)]
+    pub repeats: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -131,6 +131,11 @@ impl Rig {
 // === impl Pair ===
 
 impl Pair {
+    /// `metrics`: those that both engines report to.
+    pub fn new(base: BaseHandle, metrics: Metrics) -> Self {
+        Self { base, metrics }
+    }
+
     /// Runs rows at the same time, each to its end.
     pub async fn run(&self, rows: Vec<Placed>) -> anyhow::Result<Run> {
         let lookout =

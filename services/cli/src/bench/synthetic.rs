@@ -1,4 +1,4 @@
-//! An adapter of the right shapes with pseudo-random numbers: timing needs no training.
+//! Adapters and models of the right shapes with pseudo-random numbers: timing needs no training.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -12,6 +12,17 @@ const OBJECTIVES: [&str; 2] = ["first", "second"];
 
 /// Small against the backbone's own weights, so that logits stay in their range.
 const SCALE: f32 = 0.02;
+
+/// Dimensions of a Llama whose heads have [`HEAD_DIM`] columns.
+pub struct Shape {
+    pub hidden: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub intermediate: usize,
+}
+
+const HEAD_DIM: usize = 64;
 
 /// Writes a MoSLoRA adapter for q, k and v of every layer into `folder`.
 pub fn write_adapter(config: &Config, folder: &Path) -> anyhow::Result<()> {
@@ -53,6 +64,54 @@ pub fn write_adapter(config: &Config, folder: &Path) -> anyhow::Result<()> {
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
     let file = serialize(views, None).context("the adapter cannot be written")?;
     std::fs::write(folder.join("adapter_model.safetensors"), file)?;
+    Ok(())
+}
+
+/// Writes a Llama of random bf16 weights as a Hugging Face folder, without a tokenizer.
+pub fn write_model(shape: &Shape, vocabulary: usize, folder: &Path) -> anyhow::Result<()> {
+    let Shape { hidden, layers, heads, kv_heads, intermediate } = *shape;
+    std::fs::create_dir_all(folder)?;
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "head_dim": HEAD_DIM, "intermediate_size": intermediate,
+        "vocab_size": vocabulary, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": true, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string())?;
+    let mut shapes = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    for layer in 0..layers {
+        let linear = [
+            ("self_attn.q_proj", heads * HEAD_DIM, hidden),
+            ("self_attn.k_proj", kv_heads * HEAD_DIM, hidden),
+            ("self_attn.v_proj", kv_heads * HEAD_DIM, hidden),
+            ("self_attn.o_proj", hidden, heads * HEAD_DIM),
+            ("mlp.gate_proj", intermediate, hidden),
+            ("mlp.up_proj", intermediate, hidden),
+            ("mlp.down_proj", hidden, intermediate),
+        ];
+        let name = |module: &str| format!("model.layers.{layer}.{module}.weight");
+        shapes.extend(linear.map(|(module, outputs, inputs)| (name(module), vec![outputs, inputs])));
+        shapes.extend(["input_layernorm", "post_attention_layernorm"].map(|norm| (name(norm), vec![hidden])));
+    }
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let count = shape.iter().product();
+            // The upper half of an f32 is a bf16.
+            let upper = |_| ((draw(&mut state).to_bits() >> 16) as u16).to_le_bytes();
+            let bytes = (0..count).flat_map(upper).collect();
+            (name, shape, bytes)
+        })
+        .collect();
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::BF16, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors"))?;
     Ok(())
 }
 
