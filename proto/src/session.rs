@@ -10,8 +10,11 @@ use crate::{
     request::{Input, Priority, Sampling, check_count, preference_from_wire, preference_to_wire},
 };
 
-/// Microseconds, or sessions: far above every true one.
+/// Microseconds, or rows: far above every true number.
 const MEASURED_MAX: f32 = 1e9;
+
+/// Points of a step's cost: a worker has one for each power of two.
+const STEP_POINTS_MAX: usize = 32;
 
 /// One guidance term of one sequence; the number is the base worker's, unique on its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -155,17 +158,14 @@ pub enum FailureCode {
 }
 
 /// How busy a reward worker is; travels on its streams.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Load {
     pub sessions: u32,
     pub waiting: u32,
     pub free_blocks: u32,
     pub total_blocks: u32,
-    /// A step takes step_fixed_us + step_row_us · rows.
-    pub step_fixed_us: f32,
-    pub step_row_us: f32,
-    /// Sessions that recent steps answered together.
-    pub step_sessions: f32,
+    /// What recent steps cost: (rows, microseconds), ascending.
+    pub step_points: Vec<(f32, f32)>,
 }
 
 /// What a base worker has to say to one reward worker since its last message.
@@ -459,9 +459,12 @@ impl From<pb::RewardLoad> for Load {
             waiting: wire.waiting,
             free_blocks: wire.free_blocks,
             total_blocks: wire.total_blocks,
-            step_fixed_us: measured(wire.step_fixed_us),
-            step_row_us: measured(wire.step_row_us),
-            step_sessions: measured(wire.step_sessions),
+            step_points: wire
+                .step_points
+                .into_iter()
+                .take(STEP_POINTS_MAX)
+                .map(|point| (measured(point.rows), measured(point.microseconds)))
+                .collect(),
         }
     }
 }
@@ -478,9 +481,11 @@ impl From<Load> for pb::RewardLoad {
             waiting: load.waiting,
             free_blocks: load.free_blocks,
             total_blocks: load.total_blocks,
-            step_fixed_us: load.step_fixed_us,
-            step_row_us: load.step_row_us,
-            step_sessions: load.step_sessions,
+            step_points: load
+                .step_points
+                .into_iter()
+                .map(|(rows, microseconds)| pb::StepPoint { rows, microseconds })
+                .collect(),
         }
     }
 }

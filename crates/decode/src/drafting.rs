@@ -43,21 +43,18 @@ pub struct Pace {
     pub gather: u32,
 }
 
-/// Seconds of a step as a line: `fixed + per_row · rows`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Seconds of a step by its rows: points, and straight lines between them. A step of few rows is bound by memory, one
+/// of many by arithmetic, and kernels have steps of their own: no formula says it better than what was seen.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepCost {
-    pub fixed: f64,
-    pub per_row: f64,
+    /// (rows, seconds), ascending in rows.
+    points: Vec<(f64, f64)>,
 }
 
-/// Learns a [`StepCost`] from steps as they happen: least squares in which older steps fade.
-#[derive(Clone, Debug)]
+/// Learns a [`StepCost`] from steps as they happen: a running mean for each range of rows, 1, 2, 3–4, 5–8 and so on.
+#[derive(Clone, Debug, Default)]
 pub struct CostMeter {
-    weight: f64,
-    rows: f64,
-    seconds: f64,
-    rows_rows: f64,
-    rows_seconds: f64,
+    ranges: [Option<(f64, f64)>; RANGES],
 }
 
 /// Learns how often drafts are right: counts that fade, around a belief to begin with.
@@ -68,7 +65,7 @@ pub struct Acceptance {
 }
 
 /// What a pace depends on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Situation {
     pub base: StepCost,
     pub reward: StepCost,
@@ -93,10 +90,17 @@ pub const WINDOW_MAX: u32 = 64;
 /// Rates this close to the best count as equal: then fewer base passes decide. Costs are not known any better.
 const NEARLY: f64 = 0.97;
 
-/// What a step's weight in a [`CostMeter`] loses with each later step.
-const FADING: f64 = 0.98;
+/// Drafting has to beat lock-step by this: to begin it costs a prefill where two rows draft, and rows that are missing
+/// elsewhere are not in the model.
+const WORTH_IT: f64 = 1.05;
 
-/// The same for a draft in an [`Acceptance`].
+/// Ranges of rows: powers of two up to the largest step that anybody plans.
+const RANGES: usize = 16;
+
+/// What one step weighs in the mean of its range.
+const STEP_WEIGHT: f64 = 0.1;
+
+/// What a draft's weight in an [`Acceptance`] loses with each later draft.
 const ACCEPTANCE_FADING: f64 = 0.995;
 
 /// Drafts that the first belief of an [`Acceptance`] counts for.
@@ -124,44 +128,59 @@ impl Pace {
 // === impl StepCost ===
 
 impl StepCost {
+    /// From points in any order; those that are no numbers, or no rows, are left out.
+    pub fn new(points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        let sound =
+            |&(rows, seconds): &(f64, f64)| rows > 0.0 && seconds >= 0.0 && (rows + seconds).is_finite();
+        let mut points: Vec<(f64, f64)> = points.into_iter().filter(sound).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        points.dedup_by_key(|point| point.0);
+        Self { points }
+    }
+
+    /// `fixed + per_row · rows`.
+    pub fn line(fixed: f64, per_row: f64) -> Self {
+        Self::new([1.0, 1024.0].map(|rows| (rows, fixed + per_row * rows)))
+    }
+
+    /// (rows, seconds), ascending in rows.
+    pub fn points(&self) -> &[(f64, f64)] {
+        &self.points
+    }
+
+    /// 0 where nothing is known. Beyond the largest step seen, rows cost what they cost there.
     pub fn seconds(&self, rows: f64) -> f64 {
-        self.fixed + self.per_row * rows
+        let Some(&(first, least)) = self.points.first() else { return 0.0 };
+        if rows <= first {
+            return least;
+        }
+        match self.points.windows(2).find(|pair| rows <= pair[1].0) {
+            Some(&[(low, from), (high, to)]) => from + (to - from) * (rows - low) / (high - low),
+            _ => {
+                let (most, seconds) = self.points[self.points.len() - 1];
+                seconds * rows / most
+            }
+        }
     }
 }
 
 // === impl CostMeter ===
 
 impl CostMeter {
-    /// Begins with two measured steps, so that there is a line from the start: (rows, seconds) each.
-    pub fn new(few: (usize, f64), many: (usize, f64)) -> Self {
-        let mut meter = Self { weight: 0.0, rows: 0.0, seconds: 0.0, rows_rows: 0.0, rows_seconds: 0.0 };
-        meter.observe(few.0, few.1);
-        meter.observe(many.0, many.1);
-        meter
-    }
-
     pub fn observe(&mut self, rows: usize, seconds: f64) {
+        let range = (rows.max(1).next_power_of_two().ilog2() as usize).min(RANGES - 1);
         let rows = rows as f64;
-        for (sum, value) in [
-            (&mut self.weight, 1.0),
-            (&mut self.rows, rows),
-            (&mut self.seconds, seconds),
-            (&mut self.rows_rows, rows * rows),
-            (&mut self.rows_seconds, rows * seconds),
-        ] {
-            *sum = *sum * FADING + value;
+        match &mut self.ranges[range] {
+            None => self.ranges[range] = Some((rows, seconds)),
+            Some((mean_rows, mean_seconds)) => {
+                *mean_rows += STEP_WEIGHT * (rows - *mean_rows);
+                *mean_seconds += STEP_WEIGHT * (seconds - *mean_seconds);
+            }
         }
     }
 
-    /// Where all remembered steps have the same number of rows, their time is taken as fixed for half of it.
     pub fn cost(&self) -> StepCost {
-        let (rows, seconds) = (self.rows / self.weight, self.seconds / self.weight);
-        let variance = self.rows_rows / self.weight - rows * rows;
-        let covariance = self.rows_seconds / self.weight - rows * seconds;
-        let steepest = seconds / rows;
-        let per_row = if variance > 1e-3 * rows * rows { covariance / variance } else { steepest / 2.0 };
-        let per_row = per_row.clamp(0.0, steepest);
-        StepCost { fixed: seconds - per_row * rows, per_row }
+        StepCost::new(self.ranges.iter().flatten().copied())
     }
 }
 
@@ -191,12 +210,13 @@ pub fn plan_pace(situation: &Situation) -> Pace {
         (1..=GATHER_MAX).map(move |gather| (Pace { mode, window: 2 * gather, gather }, share))
     });
     let lock_step = (Pace::OFF, lock_step_rate(situation), 1.0);
+    let least = WORTH_IT * lock_step.1;
     let drafted = paces.map(|(pace, share)| {
         (pace, drafted_rate(situation, &pace, share), 1.0 / tokens_of_a_pass(share, pace.gather))
     });
     let candidates: Vec<(Pace, f64, f64)> = std::iter::once(lock_step).chain(drafted).collect();
     let best = candidates.iter().map(|(_, rate, _)| *rate).fold(0.0, f64::max);
-    let near = candidates.iter().filter(|(_, rate, _)| *rate >= NEARLY * best);
+    let near = candidates.iter().filter(|(_, rate, _)| *rate >= (NEARLY * best).max(least));
     near.min_by(|a, b| a.2.total_cmp(&b.2)).map_or(Pace::OFF, |(pace, ..)| *pace)
 }
 
@@ -227,12 +247,14 @@ mod tests {
     use super::*;
 
     /// A step of few rows is bound by memory: rows are nearly free.
-    const MEMORY_BOUND: StepCost = StepCost { fixed: 10e-3, per_row: 0.1e-3 };
+    fn memory_bound() -> StepCost {
+        StepCost::line(10e-3, 0.1e-3)
+    }
 
     fn situation() -> Situation {
         Situation {
-            base: MEMORY_BOUND,
-            reward: MEMORY_BOUND,
+            base: memory_bound(),
+            reward: memory_bound(),
             base_sequences: 1.0,
             reward_sessions: 1.0,
             round_trip: 0.2e-3,
@@ -243,24 +265,26 @@ mod tests {
 
     #[test]
     fn a_small_reward_model_runs_ahead_of_a_large_base_model() {
-        let small = StepCost { fixed: 2.5e-3, per_row: 0.025e-3 };
+        let small = StepCost::line(2.5e-3, 0.025e-3);
         let pace = plan_pace(&Situation { reward: small, ..situation() });
         assert_eq!(pace.mode, DraftMode::Single);
         assert!(pace.gather >= 3 && pace.window == 2 * pace.gather, "{pace:?}");
     }
 
     #[test]
-    fn models_of_one_size_stay_in_lock_step_unless_drafts_are_always_right() {
+    fn models_of_one_size_stay_in_lock_step_unless_messages_are_slow_and_drafts_right() {
         assert_eq!(plan_pace(&situation()), Pace::OFF, "a wrong draft costs more than it saves");
-        let twin = plan_pace(&Situation { dual: Some(1.0), ..situation() });
-        assert_eq!((twin.mode, twin.gather), (DraftMode::Dual, GATHER_MAX), "the base rests for free");
+        let twin = Situation { dual: Some(1.0), ..situation() };
+        assert_eq!(plan_pace(&twin), Pace::OFF, "it saves nothing but base passes");
+        let far = plan_pace(&Situation { round_trip: 2e-3, ..twin });
+        assert_eq!((far.mode, far.gather), (DraftMode::Dual, GATHER_MAX), "nobody waits for messages");
     }
 
     #[test]
     fn drafting_stops_where_arithmetic_is_scarce() {
-        let compute_bound = StepCost { fixed: 0.0, per_row: 2e-3 };
+        let compute_bound = StepCost::line(0.0, 2e-3);
         let crowded = Situation {
-            base: compute_bound,
+            base: compute_bound.clone(),
             reward: compute_bound,
             base_sequences: 16.0,
             reward_sessions: 16.0,
@@ -272,24 +296,19 @@ mod tests {
     }
 
     #[test]
-    fn a_meter_finds_the_line_and_follows_it() {
-        let mut meter = CostMeter::new((1, 5.0), (8, 5.7));
-        let StepCost { fixed, per_row } = meter.cost();
-        assert!((fixed - 4.9).abs() < 1e-3 && (per_row - 0.1).abs() < 1e-3, "{:?}", meter.cost());
-        for step in 0..500 {
-            let rows = 1 + step % 4;
-            meter.observe(rows, 1.0 + 0.5 * rows as f64);
-        }
-        let StepCost { fixed, per_row } = meter.cost();
-        assert!((fixed - 1.0).abs() < 1e-2 && (per_row - 0.5).abs() < 1e-2, "{:?}", meter.cost());
-        for _ in 0..2000 {
-            meter.observe(4, 8.0);
+    fn a_meter_knows_what_it_saw_and_lines_between() {
+        let mut meter = CostMeter::default();
+        assert_eq!(meter.cost().seconds(4.0), 0.0);
+        for (rows, seconds) in [(1, 4.0), (8, 14.0), (16, 30.0), (64, 54.0)] {
+            meter.observe(rows, seconds);
         }
         let cost = meter.cost();
-        assert!(
-            (cost.seconds(4.0) - 8.0).abs() < 1e-6 && cost.fixed >= 0.0 && cost.per_row >= 0.0,
-            "{cost:?}"
-        );
+        assert_eq!([1.0, 8.0, 16.0].map(|rows| cost.seconds(rows)), [4.0, 14.0, 30.0]);
+        assert_eq!(cost.seconds(12.0), 22.0);
+        assert_eq!((cost.seconds(0.5), cost.seconds(128.0)), (4.0, 108.0));
+        (0..200).for_each(|_| meter.observe(1, 5.0));
+        assert!((meter.cost().seconds(1.0) - 5.0).abs() < 1e-6, "it follows");
+        assert_eq!(StepCost::new([(f64::NAN, 1.0), (-1.0, 1.0), (2.0, f64::INFINITY)]), StepCost::default());
     }
 
     #[test]

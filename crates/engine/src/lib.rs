@@ -29,13 +29,13 @@ pub struct Executor {
     started: Instant,
 }
 
-/// Rows of the larger of the two steps that are timed before work begins.
-const TRIAL_ROWS: usize = 8;
+/// Rows of the steps that are timed before work begins.
+const TRIAL_ROWS: [usize; 5] = [1, 2, 4, 8, 16];
 
 /// Each is timed so often, and the fastest counts: other users of the machine only ever slow it down.
 const TRIAL_REPEATS: usize = 3;
 
-/// A step that takes longer than this is timed once: a large model must not delay its own start.
+/// After a step that takes longer than this no other is timed: a large model must not delay its own start.
 const TRIAL_LONGEST: Duration = Duration::from_millis(250);
 
 /// Limits of an executor beyond those of the model itself.
@@ -81,7 +81,7 @@ impl Default for ExecutorOptions {
 // === impl Executor ===
 
 impl Executor {
-    /// Takes a model in, and times two small steps of it.
+    /// Takes a model in, and times a few small steps of it.
     ///
     /// # Errors
     /// When the model cannot compute these steps.
@@ -233,27 +233,30 @@ impl Executor {
     }
 }
 
-/// Seconds of a step of one row and of a step of several, before any sequence lives in the cache.
+/// Times steps of few rows, before any sequence lives in the cache.
 fn time_trials(forward: &mut dyn Forward) -> Result<CostMeter, ModelError> {
-    let many = TRIAL_ROWS.min(forward.blocks());
-    let tables: Vec<[u32; 1]> = (0..many as u32).map(|block| [block]).collect();
-    let rows: Vec<Row<'_>> = tables
-        .iter()
-        .map(|blocks| Row { tokens: &[0], start: 0, blocks, logits_from: 0, adapter: None })
-        .collect();
+    let tables: Vec<[u32; 1]> = (0..forward.blocks() as u32).map(|block| [block]).collect();
     let mut logits = Vec::new();
-    let mut time = |rows: &[Row<'_>]| {
+    let mut costs = CostMeter::default();
+    for count in TRIAL_ROWS.into_iter().filter(|count| *count <= tables.len()) {
+        let rows: Vec<Row<'_>> = tables[..count]
+            .iter()
+            .map(|blocks| Row { tokens: &[0], start: 0, blocks, logits_from: 0, adapter: None })
+            .collect();
+        forward.forward(&rows, &mut logits)?; // memory is touched for the first time
         let mut fastest = Duration::MAX;
-        forward.forward(rows, &mut logits)?; // memory is touched for the first time
         for _ in 0..TRIAL_REPEATS {
             let began = Instant::now();
-            forward.forward(rows, &mut logits)?;
+            forward.forward(&rows, &mut logits)?;
             fastest = fastest.min(began.elapsed());
             if fastest > TRIAL_LONGEST {
                 break;
             }
         }
-        Ok::<_, ModelError>(fastest.as_secs_f64())
-    };
-    Ok(CostMeter::new((1, time(&rows[..1])?), (many, time(&rows)?)))
+        costs.observe(count, fastest.as_secs_f64());
+        if fastest > TRIAL_LONGEST {
+            break;
+        }
+    }
+    Ok(costs)
 }

@@ -141,7 +141,7 @@ impl Engine {
         match command {
             Command::Start(accepted) => self.start(*accepted),
             Command::Replies { link, batch } => {
-                if let Some(load) = batch.load {
+                if let Some(load) = &batch.load {
                     self.pacing.on_load(link, load);
                 }
                 for (session, generation, reply) in batch.replies {

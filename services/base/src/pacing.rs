@@ -22,7 +22,7 @@ const DUAL_BELIEF: f64 = 0.82;
 
 /// Steps of a reward worker that are worth waiting for.
 const PATIENCE_STEPS: f64 = 1.5;
-const PATIENCE_LONGEST: Duration = Duration::from_secs(1);
+const PATIENCE_LONGEST: f64 = 1.0; // seconds
 
 /// While drafting is not worth it, workers of so few sessions draft for the record: one more look at a row tells whether
 /// it would be.
@@ -68,7 +68,15 @@ pub struct PaceOptions {
 pub(crate) struct Pacing {
     options: PaceOptions,
     rewards: HashMap<Guide, Learnt>,
-    loads: HashMap<LinkId, Load>,
+    pools: HashMap<LinkId, Pool>,
+}
+
+/// What is known of a reward worker.
+#[derive(Debug, Clone)]
+struct Pool {
+    cost: StepCost,
+    /// Sessions that are open, of all base workers.
+    sessions: f64,
 }
 
 /// A reward model in a role: what it drafts is right less often where other terms have a say.
@@ -94,7 +102,7 @@ struct ListLength {
 }
 
 /// What a pace depends on besides the term.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Bench {
     pub(crate) cost: StepCost,
     /// Sequences that step together.
@@ -107,23 +115,24 @@ pub(crate) struct Bench {
 
 impl Pacing {
     pub(crate) fn new(options: PaceOptions) -> Self {
-        Self { options, rewards: HashMap::new(), loads: HashMap::new() }
+        Self { options, rewards: HashMap::new(), pools: HashMap::new() }
     }
 
-    pub(crate) fn on_load(&mut self, link: LinkId, load: Load) {
-        self.loads.insert(link, load);
+    pub(crate) fn on_load(&mut self, link: LinkId, load: &Load) {
+        let points = load.step_points.iter();
+        let points = points.map(|(rows, microseconds)| (f64::from(*rows), f64::from(*microseconds) * 1e-6));
+        let pool = Pool { cost: StepCost::new(points), sessions: f64::from(load.sessions).max(1.0) };
+        self.pools.insert(link, pool);
     }
 
     pub(crate) fn forget(&mut self, link: LinkId) {
-        self.loads.remove(&link);
+        self.pools.remove(&link);
     }
 
     /// How long to wait for rows that a worker is computing: a step of it is under way, and another may come first.
     pub(crate) fn patience(&self, link: LinkId) -> Duration {
-        let step = self.loads.get(&link).map_or(0.0, |load| {
-            f64::from(load.step_fixed_us) + f64::from(load.step_row_us) * f64::from(load.step_sessions)
-        });
-        Duration::from_secs_f64(PATIENCE_STEPS * step * 1e-6).min(PATIENCE_LONGEST)
+        let step = self.pools.get(&link).map_or(0.0, |pool| pool.cost.seconds(pool.sessions));
+        Duration::from_secs_f64((PATIENCE_STEPS * step).min(PATIENCE_LONGEST))
     }
 
     /// A worker has said on which backbone the reward model stands.
@@ -152,6 +161,7 @@ impl Pacing {
 
     /// The pace of a term that drafts, with the number of positions to gather.
     pub(crate) fn drafting(&mut self, term: &Term, bench: Bench) -> (SessionPace, usize) {
+        let list_length = self.list_length(term, &bench);
         let pace = self.plan(term, bench);
         let session = SessionPace {
             draft: match pace.mode {
@@ -160,19 +170,19 @@ impl Pacing {
                 Draws::Dual => DraftMode::Dual,
             },
             window: pace.window,
-            list_length: self.list_length(term, bench),
+            list_length,
         };
         (session, pace.gather as usize)
     }
 
     /// The pace of a term that follows another one's drafts.
     pub(crate) fn following(&mut self, term: &Term, bench: Bench) -> SessionPace {
-        SessionPace { list_length: self.list_length(term, bench), ..SessionPace::default() }
+        SessionPace { list_length: self.list_length(term, &bench), ..SessionPace::default() }
     }
 
     fn plan(&mut self, term: &Term, bench: Bench) -> Pace {
         let PaceOptions { window, rows } = self.options;
-        let load = self.loads.get(&term.link).copied();
+        let pool = self.pools.get(&term.link).cloned();
         let learnt = self.learnt(&term.guide);
         let is_twin = learnt.is_twin;
         if let DraftWindow::Fixed(window) = window {
@@ -184,17 +194,12 @@ impl Pacing {
             return Pace::fixed(mode, window);
         }
         // Until the worker has said what its steps cost, it waits for every token.
-        let Some(load) = load.filter(|load| load.step_fixed_us + load.step_row_us > 0.0) else {
-            return Pace::OFF;
-        };
+        let Some(pool) = pool.filter(|pool| !pool.cost.points().is_empty()) else { return Pace::OFF };
         let situation = Situation {
             base: bench.cost,
-            reward: StepCost {
-                fixed: f64::from(load.step_fixed_us) * 1e-6,
-                per_row: f64::from(load.step_row_us) * 1e-6,
-            },
+            reward: pool.cost,
             base_sequences: bench.sequences.max(1) as f64,
-            reward_sessions: f64::from(load.step_sessions).max(1.0),
+            reward_sessions: pool.sessions,
             round_trip: ROUND_TRIP_SECONDS,
             single: if rows == DraftRows::Dual { 0.0 } else { learnt.single.share() },
             dual: (rows != DraftRows::Single).then(|| learnt.dual.share()),
@@ -205,7 +210,7 @@ impl Pacing {
         }
     }
 
-    fn list_length(&mut self, term: &Term, bench: Bench) -> u32 {
+    fn list_length(&mut self, term: &Term, bench: &Bench) -> u32 {
         if bench.list_length == 0 {
             return bench.list_length;
         }

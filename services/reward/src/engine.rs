@@ -33,9 +33,6 @@ const IDLE_WAIT: Duration = Duration::from_millis(500);
 /// Drafts of two rows take twice the cache: they start only while one block in so many is free.
 const PLAIN_FREE_SHARE: usize = 3;
 
-/// What the number of sessions that a step answered weighs in its average.
-const STEP_SESSIONS_WEIGHT: f32 = 0.1;
-
 type SessionKey = (ConnectionId, SessionId);
 
 pub(crate) struct Engine {
@@ -47,8 +44,6 @@ pub(crate) struct Engine {
     connections: HashMap<ConnectionId, Peer>,
     backbone: Bytes,
     next_sequence: u64,
-    /// Sessions that a step answers, on average.
-    step_sessions: f32,
     metrics: RewardMetrics,
 }
 
@@ -78,7 +73,6 @@ impl Engine {
             connections: HashMap::new(),
             backbone: Bytes::copy_from_slice(&backbone),
             next_sequence: 0,
-            step_sessions: 1.0,
             metrics,
         }
     }
@@ -323,9 +317,6 @@ impl Engine {
         });
         let began = Instant::now();
         answered.iter().for_each(|key| self.answer(*key));
-        if !answered.is_empty() {
-            self.step_sessions += STEP_SESSIONS_WEIGHT * (answered.len() as f32 - self.step_sessions);
-        }
         let metrics = &self.metrics;
         match result {
             Ok(report) if report.sequences.is_empty() => false,
@@ -387,7 +378,7 @@ impl Engine {
             }
             let mut batch = std::mem::take(&mut peer.batch);
             if busy {
-                batch.load = Some(load);
+                batch.load = Some(load.clone());
             }
             // The receiver is gone just before its Disconnect arrives.
             let _ = peer.replies.send(batch);
@@ -397,10 +388,9 @@ impl Engine {
     fn load(&self) -> Load {
         let stats = self.executor.stats();
         let cost = self.executor.step_cost();
+        let points = cost.points().iter().map(|(rows, seconds)| (*rows as f32, (seconds * 1e6) as f32));
         Load {
-            step_fixed_us: (cost.fixed * 1e6) as f32,
-            step_row_us: (cost.per_row * 1e6) as f32,
-            step_sessions: self.step_sessions,
+            step_points: points.collect(),
             sessions: self.sessions.len() as u32,
             waiting: stats.waiting as u32,
             free_blocks: stats.free_blocks as u32,

@@ -142,7 +142,7 @@ impl Engine {
         let sequences = self.executor.stats().running;
         let mut paces = Vec::with_capacity(choice.terms.len());
         for (index, term) in choice.terms.iter().enumerate() {
-            let bench = Bench { cost, sequences, list_length: request.list_length(term) };
+            let bench = Bench { cost: cost.clone(), sequences, list_length: request.list_length(term) };
             if choice.drafter == Some(index) {
                 let (pace, gather) = self.pacing.drafting(term, bench);
                 choice.gather = gather;

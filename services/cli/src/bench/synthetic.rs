@@ -67,7 +67,7 @@ pub fn write_adapter(config: &Config, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes a Llama of random bf16 weights as a Hugging Face folder, without a tokenizer.
+/// Writes a Llama of random f32 weights as a Hugging Face folder, without a tokenizer.
 pub fn write_model(shape: &Shape, vocabulary: usize, folder: &Path) -> anyhow::Result<()> {
     let Shape { hidden, layers, heads, kv_heads, intermediate } = *shape;
     std::fs::create_dir_all(folder)?;
@@ -101,15 +101,13 @@ pub fn write_model(shape: &Shape, vocabulary: usize, folder: &Path) -> anyhow::R
         .into_iter()
         .map(|(name, shape)| {
             let count = shape.iter().product();
-            // The upper half of an f32 is a bf16.
-            let upper = |_| ((draw(&mut state).to_bits() >> 16) as u16).to_le_bytes();
-            let bytes = (0..count).flat_map(upper).collect();
+            let bytes = (0..count).flat_map(|_| draw(&mut state).to_le_bytes()).collect();
             (name, shape, bytes)
         })
         .collect();
     let views = tensors
         .iter()
-        .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::BF16, shape.clone(), bytes)?)))
+        .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
     safetensors::serialize_to_file(views, None, &folder.join("model.safetensors"))?;
     Ok(())
