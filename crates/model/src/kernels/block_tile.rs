@@ -1,4 +1,4 @@
-//! The inner loop of every product with quantised weights: R rows × one panel, block after block.
+//! The inner loop of every product with quantised weights: R rows × panel after panel, block after block.
 //!
 //! Within a block, products are summed as integers, exactly and therefore in any order; their sums, times the
 //! scales of weight and activations, are then added in f32 in the order of the blocks. One panel at a time is
@@ -33,14 +33,16 @@ pub enum Word {
     ZeroOfFirstHalf,
 }
 
-/// One tile's work: output (height, 16) = rows · panel.
+/// One tile's work: output (height, 16 × panels) = rows · panels.
 pub struct BlockTile {
     /// Per block: ([`ROW_WORDS`], height)
     pub rows: *const i32,
     pub height: usize,
+    /// The first panel; others follow.
     pub panel: *const u8,
-    /// What to bring into the cache meanwhile, as large as the panel.
-    pub fetch: *const u8,
+    pub panels: usize,
+    /// Bring in the panel that comes after each, meanwhile.
+    pub fetch: bool,
     pub layout: PanelLayout,
 }
 
@@ -49,6 +51,17 @@ struct Placed<'a> {
     tile: &'a BlockTile,
     output: *mut f32,
     stride: usize,
+}
+
+/// A block of a panel on its way through the registers.
+#[derive(Clone, Copy)]
+struct Block {
+    integers: *const u8,
+    /// Scales, then minima.
+    scales: *const u8,
+    /// Distance of what to bring into the cache.
+    ahead: usize,
+    layout: PanelLayout,
 }
 
 /// Height of the (first of the) tiles that `rows` rows are cut into.
@@ -100,41 +113,74 @@ type Weights<V> = [<<V as F32x16>::Integers as I32x16>::Weights; QUADS];
 impl Placed<'_> {
     #[inline(always)]
     unsafe fn accumulate<V: F32x16, const R: usize>(&self) {
-        let BlockTile { rows, layout, .. } = *self.tile;
-        let mut sums = [V::splat(0.0); R];
-        unsafe {
-            for block in 0..layout.blocks {
-                let rows = rows.add(block * ROW_WORDS * R);
-                let weights = self.weights::<V>(block);
-                if layout.format.halves {
-                    let first = products::<V, R, 0, { QUADS / 2 }>(&weights, rows, layout);
-                    self.scale::<V, R>(&mut sums, first, (block, 0), rows);
-                    let second = products::<V, R, { QUADS / 2 }, QUADS>(&weights, rows, layout);
-                    self.scale::<V, R>(&mut sums, second, (block, 1), rows);
-                } else {
-                    let whole = products::<V, R, 0, QUADS>(&weights, rows, layout);
-                    self.scale::<V, R>(&mut sums, whole, (block, 0), rows);
+        let BlockTile { rows, panel, panels, fetch, layout, .. } = *self.tile;
+        let panel_bytes = layout.panel_bytes();
+        for index in 0..panels {
+            let integers = panel.wrapping_add(index * panel_bytes);
+            let scales = integers.wrapping_add(layout.scales(0));
+            let first = Block { integers, scales, ahead: if fetch { panel_bytes } else { 0 }, layout };
+            unsafe {
+                let sums = first.accumulate::<V, R>(rows);
+                for r in 0..R {
+                    sums[r].store(self.output.add(r * self.stride + index * LANES));
                 }
-                self.add_minima::<V, R>(&mut sums, block, rows);
-            }
-            for r in 0..R {
-                sums[r].store(self.output.add(r * self.stride));
             }
         }
     }
+}
 
-    /// The integers of a block, one input a byte.
+impl Block {
+    /// Sums over this block and those that follow it in the panel.
     #[inline(always)]
-    unsafe fn weights<V: F32x16>(&self, block: usize) -> Weights<V> {
-        let BlockTile { panel, fetch, layout, .. } = *self.tile;
-        let (from, fetch) =
-            (block * layout.integer_bytes(), fetch.wrapping_add(block * layout.integer_bytes()));
+    unsafe fn accumulate<V: F32x16, const R: usize>(mut self, mut rows: *const i32) -> [V; R] {
+        let layout = self.layout;
+        let (integer_bytes, vector_bytes) = (layout.integer_bytes(), layout.vector_bytes());
+        let scale_bytes = layout.vectors() * vector_bytes;
+        let mut sums = [V::splat(0.0); R];
+        for _ in 0..layout.blocks {
+            unsafe {
+                let weights = self.weights::<V>();
+                if layout.format.halves {
+                    let first = products::<V, R, 0, { QUADS / 2 }>(&weights, rows, layout);
+                    scale::<V, R>(&mut sums, first, self.vector(0), rows);
+                    let second = products::<V, R, { QUADS / 2 }, QUADS>(&weights, rows, layout);
+                    scale::<V, R>(&mut sums, second, self.vector(vector_bytes), rows);
+                } else {
+                    let whole = products::<V, R, 0, QUADS>(&weights, rows, layout);
+                    scale::<V, R>(&mut sums, whole, self.vector(0), rows);
+                }
+                match layout.format.minimum {
+                    Minimum::Zero => {}
+                    Minimum::MinusEightScales => {
+                        add_minima::<V, R>(&mut sums, self.vector::<V>(0).mul(V::splat(-8.0)), rows);
+                    }
+                    Minimum::Stored => {
+                        add_minima::<V, R>(
+                            &mut sums,
+                            self.vector(scale_bytes.wrapping_sub(vector_bytes)),
+                            rows,
+                        );
+                    }
+                }
+            }
+            self.integers = self.integers.wrapping_add(integer_bytes);
+            self.scales = self.scales.wrapping_add(scale_bytes);
+            rows = rows.wrapping_add(ROW_WORDS * R);
+        }
+        sums
+    }
+
+    /// The integers, one input a byte.
+    #[inline(always)]
+    unsafe fn weights<V: F32x16>(&self) -> Weights<V> {
+        let Self { integers, ahead, layout, .. } = *self;
         unsafe {
             let vector = |index: usize| {
-                V::prefetch(fetch.wrapping_add(index * 4 * LANES).cast());
-                V::Integers::load_weights(panel.add(from + index * 4 * LANES))
+                let from = integers.add(index * 4 * LANES);
+                V::prefetch(from.wrapping_add(ahead).cast());
+                V::Integers::load_weights(from)
             };
-            let mut weights = [V::Integers::load_weights(panel.add(from)); QUADS];
+            let mut weights = [V::Integers::load_weights(integers); QUADS];
             match layout.format.integers {
                 Integers::Bytes => {
                     for quad in 0..QUADS {
@@ -153,57 +199,39 @@ impl Placed<'_> {
         }
     }
 
-    /// sums += products · scale of the weights · scale of the row
+    /// Sixteen scales or minima, so many bytes after the first.
     #[inline(always)]
-    unsafe fn scale<V: F32x16, const R: usize>(
-        &self,
-        sums: &mut [V; R],
-        products: [V::Integers; R],
-        (block, half): (usize, usize),
-        rows: *const i32,
-    ) {
+    unsafe fn vector<V: F32x16>(&self, offset: usize) -> V {
+        let from = self.scales.wrapping_add(offset);
+        V::prefetch(from.wrapping_add(self.ahead).cast());
         unsafe {
-            let scale = self.vector::<V>(block, half);
-            for r in 0..R {
-                let scale = scale.mul(word::<V, R>(rows, Word::Scale, r));
-                sums[r] = V::of_integers(products[r]).mul_add(scale, sums[r]);
+            match self.layout.format.scales {
+                Scales::F16 => V::load_f16(from.cast()),
+                Scales::F32 => V::load(from.cast()),
             }
         }
     }
+}
 
-    /// sums += minimum · sum of the row's block
-    #[inline(always)]
-    unsafe fn add_minima<V: F32x16, const R: usize>(
-        &self,
-        sums: &mut [V; R],
-        block: usize,
-        rows: *const i32,
-    ) {
-        let layout = self.tile.layout;
-        unsafe {
-            let minima = match layout.format.minimum {
-                Minimum::Zero => return,
-                Minimum::MinusEightScales => self.vector::<V>(block, 0).mul(V::splat(-8.0)),
-                Minimum::Stored => self.vector::<V>(block, layout.format.scales_per_block()),
-            };
-            for r in 0..R {
-                sums[r] = minima.mul_add(word::<V, R>(rows, Word::Sum, r), sums[r]);
-            }
-        }
+/// sums += products · scales of the weights · scale of the row
+#[inline(always)]
+unsafe fn scale<V: F32x16, const R: usize>(
+    sums: &mut [V; R],
+    products: [V::Integers; R],
+    scales: V,
+    rows: *const i32,
+) {
+    for r in 0..R {
+        let scale = scales.mul(unsafe { word::<V, R>(rows, Word::Scale, r) });
+        sums[r] = V::of_integers(products[r]).mul_add(scale, sums[r]);
     }
+}
 
-    /// Scales or minima of a block.
-    #[inline(always)]
-    unsafe fn vector<V: F32x16>(&self, block: usize, index: usize) -> V {
-        let BlockTile { panel, fetch, layout, .. } = *self.tile;
-        let at = layout.scales(block) + index * layout.vector_bytes();
-        V::prefetch(fetch.wrapping_add(at).cast());
-        unsafe {
-            match layout.format.scales {
-                Scales::F16 => V::load_f16(panel.add(at).cast()),
-                Scales::F32 => V::load(panel.add(at).cast()),
-            }
-        }
+/// sums += minima · sum of the row's block
+#[inline(always)]
+unsafe fn add_minima<V: F32x16, const R: usize>(sums: &mut [V; R], minima: V, rows: *const i32) {
+    for r in 0..R {
+        sums[r] = minima.mul_add(unsafe { word::<V, R>(rows, Word::Sum, r) }, sums[r]);
     }
 }
 

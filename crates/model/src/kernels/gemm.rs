@@ -169,37 +169,41 @@ unsafe fn multiply_floats<W: Element>(
 
 unsafe fn multiply_blocks(isa: Isa, rows: &Rows<'_>, panels: &Panels, range: Range<usize>, output: Output) {
     let layout = panels.format().layout(rows.inputs);
-    let whole = panels.outputs() / LANES;
-    let mut done = 0;
-    while done < rows.rows {
-        let tiles = || {
-            let rest = Form::Blocks.tiles(isa, rows.rows).skip_while(move |(first, _)| *first < done);
-            rest.take_while(move |(first, height)| first + height <= done + ROWS_IN_TURN)
-        };
-        for panel in range.clone() {
-            for (turn, (first, height)) in tiles().enumerate() {
-                // The first tile brings in the panel that comes after this one.
-                let fetch = if turn == 0 { panel + 1 } else { panel };
-                let tile = BlockTile {
-                    rows: rows.tile(first, height).cast(),
-                    height,
-                    panel: panels.panel(panel),
-                    fetch: panels.panel(fetch),
-                    layout,
-                };
-                let output = output.row(first).column(panel * LANES);
-                let run = |output, stride| unsafe { tile.run(isa, output, stride) };
-                // Safety: the tile lies within rows and panels; the caller vouches for the output.
-                unsafe {
-                    if panel < whole {
-                        run(output.start, output.stride);
-                    } else {
-                        ragged(run, height, output, panels.outputs() - panel * LANES);
-                    }
-                }
+    let whole = range.end.min(panels.outputs() / LANES).max(range.start);
+    // The tile that meets a panel first brings in the next one.
+    let tile = |(first, height), panel, count, fetch| BlockTile {
+        rows: rows.tile(first, height).cast(),
+        height,
+        panel: panels.panel(panel),
+        panels: count,
+        fetch,
+        layout,
+    };
+    let tiles = || Form::Blocks.tiles(isa, rows.rows);
+    // Safety: tiles lie within rows and panels; the caller vouches for the output.
+    let run = |place: (usize, usize), panel: usize, count, fetch| unsafe {
+        let output = output.row(place.0).column(panel * LANES);
+        tile(place, panel, count, fetch).run(isa, output.start, output.stride);
+    };
+    let tile_count = tiles().count();
+    if tile_count == 1 {
+        tiles().for_each(|place| run(place, range.start, whole - range.start, true));
+    } else {
+        let in_turn = ROWS_IN_TURN / block_tile::rows_together(isa, rows.rows);
+        for first in (0..tile_count).step_by(in_turn) {
+            for panel in range.start..whole {
+                let tiles = tiles().skip(first).take(in_turn).enumerate();
+                tiles.for_each(|(turn, place)| run(place, panel, 1, turn == 0));
             }
         }
-        done = tiles().last().map_or(rows.rows, |(first, height)| first + height);
+    }
+    for panel in whole..range.end {
+        for (first, height) in tiles() {
+            let valid = panels.outputs() - panel * LANES;
+            let run =
+                |output, stride| unsafe { tile((first, height), panel, 1, false).run(isa, output, stride) };
+            unsafe { ragged(run, height, output.row(first).column(panel * LANES), valid) };
+        }
     }
 }
 

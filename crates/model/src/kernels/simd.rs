@@ -106,7 +106,7 @@ pub trait F32x16: Copy {
         lanes[0]
     }
 
-    /// The greatest lane.
+    /// The greatest lane; any if one is NaN, and a zero of either sign.
     #[inline(always)]
     fn greatest(self) -> f32 {
         let mut lanes = self.lanes();

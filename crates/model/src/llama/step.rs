@@ -219,7 +219,9 @@ impl Step<'_> {
         let head_dim = config.head_dim;
         let (queries, keys) = (config.heads * head_dim, config.kv_heads * head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
-        self.share_tokens(self.m, qkv.width, |tokens| {
+        // With an adapter, a token is worth a share.
+        let work = if self.adapts(index, Group::Qkv) { SHARE_FLOATS } else { qkv.width };
+        self.share_tokens(self.m, work, |tokens| {
             self.adapt_tokens((index, Group::Qkv), normed, qkv, tokens.clone());
             for token in tokens {
                 // Safety: tokens are shared out, and `Plan` gave each its own slot.
@@ -370,7 +372,7 @@ impl Step<'_> {
     /// Adds the adapters of all tokens to a projection's output; `input` is (m, inputs).
     fn adapt(&self, layer: usize, group: Group, input: &[f32], output: Matrix) {
         if self.adapts(layer, group) {
-            self.share_tokens(self.m, output.width, |tokens| {
+            self.share_tokens(self.m, SHARE_FLOATS, |tokens| {
                 self.adapt_tokens((layer, group), input, output, tokens)
             });
         }

@@ -99,6 +99,11 @@ impl<const VNNI: bool> F32x16 for Zmm<VNNI> {
     }
 
     #[inline(always)]
+    fn greatest(self) -> f32 {
+        unsafe { x86::_mm512_reduce_max_ps(self.0) }
+    }
+
+    #[inline(always)]
     fn round(self) -> Self::Integers {
         ZmmIntegers(unsafe { x86::_mm512_cvtps_epi32(self.0) })
     }
