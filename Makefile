@@ -6,7 +6,7 @@ UNIARM := $(or $(CARGO_TARGET_DIR),target)/release/uniarm
 WITH_MODEL := model=$$(scripts/fetch-demo-model.sh) && UNIARM_DEMO_MODEL="$$model"
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build demo up test bench clean
+.PHONY: help prerequisites build demo up test bench peers performance clean
 
 help: ## List what can be made
 	@echo 'UniARM: a base model steered, token by token, toward the preference of each request.'
@@ -30,6 +30,12 @@ test: prerequisites ## Format, lints, tests, clients, chart and deployment files
 
 bench: build ## Print tokens per second beside the machine's own limits
 	$(WITH_MODEL) $(UNIARM) bench step
+
+peers: build ## Compare with llama.cpp and the papers' loop on this machine: sets both up, gigabytes once
+	benches/peers/run.sh
+
+performance: build ## Measure everything and write docs/performance.md: ten minutes, in which nothing else should run
+	benches/performance.sh
 
 clean: ## Remove what was built; models and tools stay in the cache folder
 	cargo clean

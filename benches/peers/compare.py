@@ -157,9 +157,9 @@ def comparisons(rounds):
             yield f"the papers' loop, batch {batch}, {rows}", Key("uniarm", rows, batch, 1), papers, goal
 
 
-def agreements(rounds, args):
+def agreements(turn, args):
     """How far the greedy tokens of each peer go along with ours: sums in 8 bits may tip a near tie."""
-    turn = rounds[0]
+    results, apart = [], []
     pairs = [(Key("uniarm", "prompted, separate", b, 1), Key("llama.cpp", "guided, together", b, 2)) for b in GUIDED_BATCHES]
     pairs += [(Key("uniarm", "unguided", b, 1), Key("llama.cpp", "unguided", b, 1)) for b in UNGUIDED_BATCHES]
     pairs.append((Key("uniarm", "prompted, separate", 1, 1), Key("papers", "guided", 1, 1)))
@@ -168,18 +168,22 @@ def agreements(rounds, args):
             continue
         prefixes = [common(mine, other) for mine, other in zip(turn.answers[ours], turn.answers[theirs])]
         length = len(turn.answers[ours][0]["tokens"])
-        apart = [(turn.answers[ours][i], turn.answers[theirs][i], prefix) for i, prefix in enumerate(prefixes) if prefix < length]
-        yield {
-            "rows": ours.rows,
-            "batch": ours.batch,
-            "peer": theirs.who,
-            "identical": len(prefixes) - len(apart),
-            "of": len(prefixes),
-            "mean_prefix": statistics.mean(prefixes),
-            "shortest_prefix": min(prefixes),
-            "tokens": length,
-            "judged": judge(args, apart) if args.papers_python and apart else None,
-        }
+        results.append(
+            {
+                "rows": ours.rows,
+                "batch": ours.batch,
+                "peer": theirs.who,
+                "identical": prefixes.count(length),
+                "of": len(prefixes),
+                "mean_prefix": statistics.mean(prefixes),
+                "shortest_prefix": min(prefixes),
+                "tokens": length,
+            }
+        )
+        answers = zip(turn.answers[ours], turn.answers[theirs], prefixes)
+        apart += [(mine, other, prefix) for mine, other, prefix in answers if prefix < length]
+    judged = judge(args, apart) if args.papers_python and apart else None
+    return {"agreement": results, "judged": judged}
 
 
 def common(mine, other):
@@ -188,14 +192,15 @@ def common(mine, other):
 
 
 def judge(args, apart):
-    """What the f32 models of the papers' loop choose where two answers part: (ours, theirs, neither)."""
+    """What the f32 models of the papers' loop choose where two answers part."""
     cases = []
     for mine, _, prefix in apart:
         cases.append({**peer_rows([mine])[0], "prefix": mine["tokens"][:prefix]})
     result = run([args.papers_python, f"{HERE}/torch_loop.py", args.model, json.dumps({"judge": cases})])
-    counts = [0, 0, 0]
+    counts = {"ours": 0, "theirs": 0, "another": 0}
     for (mine, other, prefix), token in zip(apart, result["tokens"]):
-        counts[0 if token == mine["tokens"][prefix] else 1 if token == other["tokens"][prefix] else 2] += 1
+        ours, theirs = token == mine["tokens"][prefix], token == other["tokens"][prefix]
+        counts["ours" if ours else "theirs" if theirs else "another"] += 1
     return counts
 
 
@@ -216,7 +221,7 @@ def report(rounds, args):
             }
         )
     versions = {who: version for turn in rounds for who, version in turn.versions.items()}
-    return {"rounds": len(rounds), "versions": versions, "comparisons": compared, "agreement": list(agreements(rounds, args))}
+    return {"rounds": len(rounds), "versions": versions, "comparisons": compared, **agreements(rounds[0], args)}
 
 
 def show(result):
@@ -232,11 +237,11 @@ def show(result):
             f"{a['rows']:18} batch {a['batch']:>2}, {a['peer']:9}: {a['identical']} of {a['of']} answers identical, "
             f"prefix {a['mean_prefix']:.1f} of {a['tokens']} tokens on average, {a['shortest_prefix']} at least"
         )
-        if a["judged"]:
-            ours, theirs, neither = a["judged"]
-            print(f"{'':10}where they part, the f32 models choose our token {ours} times, theirs {theirs}, another {neither}")
+    if result["judged"]:
+        ours, theirs, another = (result["judged"][whose] for whose in ("ours", "theirs", "another"))
+        print(f"where they part, PyTorch's f32 models choose our token {ours} times, theirs {theirs} times, another {another} times")
     print(
-        "unguided: llama.cpp alone. guided: two llama.cpp contexts and a sum of logits by hand, the better of both at once "
+        "\nunguided: llama.cpp alone. guided: two llama.cpp contexts and a sum of logits by hand, the better of both at once "
         "with a thread each and in turn with two;\nour base and reward worker have a thread each, or two between them where they are fused. Peers know no adapter "
         "whose preference differs by row: mixed preferences stand beside their prompted rows.\nthe papers' loop: two "
         "PyTorch models in f32, one request at a time; every further preference is a further process."

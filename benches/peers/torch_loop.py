@@ -24,9 +24,21 @@ import transformers
 
 
 def load(path):
-    folder, file = os.path.split(path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    return model.eval()
+    """Model and tokenizer of a GGUF file; kept dequantised in this environment, because that takes half a minute."""
+    kept = os.path.join(sys.prefix, "dequantised", os.path.basename(path))
+    if not os.path.isdir(kept):
+        folder, file = os.path.split(path)
+        making = f"{kept}.{os.getpid()}"
+        transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(making)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        # It is plain f32 by now, whatever the loader noted of its origin.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(making)
+        os.rename(making, kept)
+    model = transformers.AutoModelForCausalLM.from_pretrained(kept, dtype=torch.float32)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(kept)
 
 
 @torch.inference_mode()
@@ -67,13 +79,11 @@ def next_token(model, tokenizer, case):
 
 def main():
     path, plan = sys.argv[1], json.loads(sys.argv[2])
-    folder, file = os.path.split(path)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    base = load(path)
+    base, tokenizer = load(path)
     if "judge" in plan:
         print(json.dumps({"tokens": [next_token(base, tokenizer, case) for case in plan["judge"]]}))
         return
-    reward = copy.deepcopy(base)  # weights of its own, as there; dequantising twice would only take longer
+    reward = copy.deepcopy(base)  # weights of its own, as there
     results = []
     for case in plan["cases"]:
         torch.set_num_threads(case["threads"])
