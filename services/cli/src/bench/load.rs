@@ -75,10 +75,10 @@ async fn up_flags(args: &BenchLoadArgs) -> anyhow::Result<Vec<String>> {
     let (engine, exchange) = (&args.engine, &args.exchange);
     let mut flags = vec!["--grpc".to_owned(), "127.0.0.1:0".to_owned(), "--base".to_owned(), model];
     let pairs = [
-        ("--exchange", value_name(exchange.exchange)),
+        ("--exchange", value_name(&exchange.exchange)),
         ("--list-length", exchange.list_length.to_string()),
         ("--draft-window", window_name(exchange.draft_window)),
-        ("--draft-rows", value_name(exchange.draft_rows)),
+        ("--draft-rows", value_name(&exchange.draft_rows)),
         ("--threads", worker::threads(engine, Threads::Half).to_string()),
         ("--kv-tokens", engine.kv_tokens.to_string()),
         ("--step-tokens", engine.step_tokens.to_string()),
@@ -96,7 +96,7 @@ async fn up_flags(args: &BenchLoadArgs) -> anyhow::Result<Vec<String>> {
 }
 
 /// A value of a flag as it is written.
-fn value_name(value: impl ValueEnum) -> String {
+fn value_name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |possible| possible.get_name().to_owned())
 }
 

@@ -80,6 +80,10 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
     } else {
         report.print();
     }
+    anyhow::ensure!(
+        report.same_tokens,
+        "tokens differ between exchange modes, draft windows, roles or repeats: that is a bug"
+    );
     Ok(())
 }
 
