@@ -1,0 +1,45 @@
+//! The benchmarks as a stranger runs them, small.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::{demo_model, machine};
+
+/// What `uniarm bench` prints with `--json`.
+fn bench(words: &str) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_uniarm"))
+        .arg("bench")
+        .args(words.split(' '))
+        .args(["--model", demo_model(), "--json"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The command itself fails where a draft or fused roles change a token.
+#[test]
+fn steps_are_measured_with_and_without_drafts_in_separate_and_fused_roles() {
+    let _machine = machine();
+    let report = bench("step --batch 2 --rows unguided,mixed --roles separate,fused --tokens 16 --repeats 1");
+    let cases = report["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 1 + 2 * 2);
+    assert_eq!(report["same_tokens"], true);
+    for case in cases {
+        assert!(case["tokens_per_second"]["median"].as_f64().unwrap() > 0.0, "{case}");
+        let passes = case["base_passes_per_token"].as_f64().unwrap();
+        assert!(passes > 0.0 && passes <= 1.0, "{case}");
+        assert!(case["draft_window"] != "0" || passes == 1.0, "{case}");
+    }
+}
+
+#[test]
+fn a_load_starts_its_own_cluster_and_counts_every_request() {
+    let _machine = machine();
+    let report = bench("load --rate 8 --seconds 1 --prompt-tokens 8-16 --answer-tokens 4-8 --guided 0.5");
+    let rate = &report["rates"][0];
+    assert_eq!((&rate["refused"], &rate["failed"]), (&0.into(), &0.into()), "{rate}");
+    assert!(rate["requests"].as_u64().unwrap() > 0, "{rate}");
+    assert!(rate["first_token_ms"]["p50"].as_f64().unwrap() > 0.0, "{rate}");
+}
