@@ -92,11 +92,10 @@ impl Work {
     }
 
     pub fn line(&self, model: &str) -> String {
+        let megabytes = self.weight_bytes / 1e6;
+        let (float, integer) = (self.token.float / 1e9, self.token.integer / 1e9);
         format!(
-            "{model}: a step reads {:.0} MB of weights; a token takes {:.2} GFLOP in f32 and {:.2} Gop in integers",
-            self.weight_bytes / 1e6,
-            self.token.float / 1e9,
-            self.token.integer / 1e9
+            "{model}: a step reads {megabytes:.0} MB of weights; a token takes {integer:.3} Gop in integers, {float:.3} GFLOP in f32"
         )
     }
 }
