@@ -10,8 +10,9 @@ uniarm=${CARGO_TARGET_DIR:-target}/release/uniarm
 UNIARM_DEMO_MODEL=$(scripts/fetch-demo-model.sh)
 export UNIARM_DEMO_MODEL
 
-page=$(mktemp)
-trap 'rm -f "$page"' EXIT
+work=$(mktemp -d)
+page=$work/page
+trap 'rm -rf "$work"' EXIT
 trap 'exit 130' HUP INT TERM
 
 say() { printf '%s\n' "$@" >>"$page"; }
@@ -28,8 +29,9 @@ section() {
         set -- "$uniarm" "$@"
         ;;
     esac
-    # Bars and columns of spaces at a line's end are no part of a table.
-    "$@" | sed 's/ *$//' >>"$page"
+    # Not through a pipe: its status would be that of the last command.
+    "$@" >"$work/table"
+    sed 's/ *$//' "$work/table" >>"$page"
     say '```'
 }
 
@@ -77,8 +79,5 @@ section 'Peers' \
 contexts and a sum of logits written by hand, and the loop of the papers in PyTorch.' \
     benches/peers/run.sh "$@"
 
-mkdir -p docs
-mv "$page" docs/performance.md
-chmod 644 docs/performance.md
-trap - EXIT
+cp "$page" docs/performance.md
 echo 'docs/performance.md is written' >&2

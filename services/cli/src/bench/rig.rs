@@ -52,6 +52,8 @@ pub struct Pair {
 pub struct Run {
     /// Tokens per second while all of its rows ran.
     pub rate: f64,
+    /// Of all tokens, those that came in that time: where it is small, the rate is of little.
+    pub window_share: f64,
     /// Seconds from the request to the first token of the row that had it last.
     pub first_token: f64,
     /// Of the time while all rows ran.
@@ -149,8 +151,10 @@ impl Pair {
         let seconds = end.saturating_duration_since(begin).as_secs_f64();
         anyhow::ensure!(seconds > 0.0, "--tokens is too small: the rows of a batch never ran together");
         let snapshots = lookout.begin.get().zip(lookout.end.get());
+        let tokens: usize = answers.iter().map(|a| a.times.len()).sum();
         Ok(Run {
             rate: inside as f64 / seconds,
+            window_share: inside as f64 / tokens as f64,
             first_token: (begin - asked).as_secs_f64(),
             breakdown: snapshots.and_then(|(begin, end)| Breakdown::between(begin, end, seconds)),
             answers,

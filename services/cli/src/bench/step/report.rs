@@ -42,6 +42,8 @@ pub struct Outcome {
     draft_window: Option<String>,
     roles: Option<&'static str>,
     tokens_per_second: Spread,
+    /// Tokens that came while all rows of their batch ran, of all; the least of the repeats.
+    window_share: f64,
     /// Of a step for each token: drafts may do better.
     floor_tokens_per_second: f64,
     base_passes_per_token: f64,
@@ -112,16 +114,17 @@ impl Report {
 
     fn print_rates(&self) {
         println!(
-            "{CASE_HEAD} {:>9} {:>15} {:>8} {:>6} {:>7} {:>7} {:>9} {:>8}",
-            "tokens/s", "range", "floor", "of it", "passes", "accept", "certified", "bytes"
+            "{CASE_HEAD} {:>9} {:>15} {:>6} {:>8} {:>6} {:>7} {:>7} {:>9} {:>8}",
+            "tokens/s", "range", "window", "floor", "of it", "passes", "accept", "certified", "bytes"
         );
         let most = self.cases.iter().map(|case| case.tokens_per_second.median).fold(0.0, f64::max);
         for case in &self.cases {
             let Spread { median, least, most: highest } = case.tokens_per_second;
             println!(
-                "{} {median:>9.1} {:>15} {:>8.1} {:>4.0} % {:>7.3} {:>7} {:>9} {:>8}  {}",
+                "{} {median:>9.1} {:>15} {:>4.0} % {:>8.1} {:>4.0} % {:>7.3} {:>7} {:>9} {:>8}  {}",
                 case.cells(),
                 format!("{least:.1} – {highest:.1}"),
+                100.0 * case.window_share,
                 case.floor_tokens_per_second,
                 100.0 * median / case.floor_tokens_per_second,
                 case.base_passes_per_token,
@@ -132,7 +135,7 @@ impl Report {
             );
         }
         println!(
-            "passes: of the base model for each token; accept: drafts that were right; bytes: of reward logits \
+            "window: tokens that came while all rows of a batch ran, which the rate is of\npasses: of the base model for each token; accept: drafts that were right; bytes: of reward logits \
              for each token\n"
         );
     }
@@ -197,6 +200,7 @@ impl Outcome {
             draft_window: case.guided.map(|setting| window_name(setting.window)),
             roles: case.guided.map(|setting| setting.roles.name()),
             tokens_per_second: spread,
+            window_share: runs.iter().map(|run| run.window_share).fold(1.0, f64::min),
             floor_tokens_per_second: floor,
             base_passes_per_token: total(|a| u64::from(a.speculation.base_passes)) / chosen,
             acceptance: share(total(|a| u64::from(a.speculation.accepted)), drafted),
@@ -289,7 +293,7 @@ mod tests {
             exchange: pb::ExchangeUse { bytes: 512, certified: 1, queried: 1, dense: 0 },
             speculation: pb::Speculation { base_passes: 1, drafted: 4, accepted: 3 },
         };
-        Run { rate, first_token: 0.1, breakdown: None, answers: vec![answer] }
+        Run { rate, window_share: 0.5, first_token: 0.1, breakdown: None, answers: vec![answer] }
     }
 
     fn outcome(window: DraftWindow, rates: [f64; 3], token: u32) -> Outcome {
