@@ -65,6 +65,12 @@ fn dependencies_stay_behind_their_walls() {
         assert!(found.is_none(), "decode is pure, but depends on {found:?}");
     }
     assert!(!own_closure(&all, "uniarm-model").contains("uniarm-decode"));
+    for impure in
+        ["tokio", "candle", "tonic", "rayon", "rand", "uniarm-model", "uniarm-engine", "uniarm-base"]
+    {
+        let found = all["uniarm-simulate"].iter().find(|name| name.starts_with(impure));
+        assert!(found.is_none(), "a simulation is arithmetic, but depends on {found:?}");
+    }
     let router = own_closure(&all, "uniarm-router");
     for knowing in ["uniarm-decode", "uniarm-model", "uniarm-engine"] {
         assert!(!router.contains(knowing), "a router cannot choose a token, but depends on {knowing}");

@@ -14,6 +14,7 @@ use std::{
 
 use uniarm_decode::{
     Chooser,
+    alignment::{Alignment, Group},
     blocks::CacheRoot,
     scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
@@ -23,7 +24,6 @@ use uniarm_proto::{Event, Priority, Refusal, ReplyBatch, Sampling, SessionId, pb
 
 use crate::{
     accept::{Accepted, SharedSettings},
-    alignment::{Alignment, Group},
     choice::{Choice, Chosen, Mode, RequestKey, Rules},
     guide::{Epoch, LinkId, Links},
     metrics::{BaseMetrics, OutcomeLabel, VerdictLabel},
@@ -71,7 +71,7 @@ pub(crate) struct Engine {
     choosers: HashMap<usize, Chooser>,
     links: Links,
     pacing: Pacing,
-    alignment: Alignment,
+    alignment: Alignment<LinkId>,
     runtime: tokio::runtime::Handle,
     requests: HashMap<RequestKey, Request>,
     choices: HashMap<SequenceId, Choice>,
@@ -255,7 +255,7 @@ impl Engine {
                 }
             }
         }
-        let now = Instant::now();
+        let now = self.executor.now();
         let Self { alignment, pacing, .. } = self;
         let holds = |(link, group): (LinkId, Group)| {
             alignment.holds(link, group, now, pacing.patience(link)).then_some(link)

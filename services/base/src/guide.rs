@@ -50,7 +50,7 @@ pub enum LinkError {
 pub struct GrpcScorer;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct LinkId(pub(crate) u64);
+pub(crate) struct LinkId(u64);
 
 /// One life of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

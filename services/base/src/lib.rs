@@ -1,12 +1,11 @@
 //! The base worker: the only place where a token is chosen.
 //!
 //! `handle` (starts an engine) → `accept` (a placed request becomes tokens and settings) → `engine` (one OS thread owns the model) → `guide` (standing
-//! streams to the reward workers) → `pacing` (how far they run ahead) → `alignment` (who waits for whom) → `choice` (one answer: its rows, its terms, its
+//! streams to the reward workers) → `pacing` (how far they run ahead) → `choice` (one answer: its rows, its terms, its
 //! next token) → `outlet` (bounded
 //! events to the client) → `server` (the gRPC edge).
 
 mod accept;
-mod alignment;
 mod choice;
 mod engine;
 pub mod guide;

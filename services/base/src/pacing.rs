@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use uniarm_decode::alignment::patience;
 use uniarm_decode::drafting::{Acceptance, DraftMode as Draws, Pace, Situation, StepCost, plan_pace};
 use uniarm_proto::{DraftMode, Load, SessionPace, limits::LIST_LENGTH_MAX};
 
@@ -19,10 +20,6 @@ const TWIN_BELIEF: f64 = 0.999;
 
 /// The same for another backbone, or beside other terms.
 const DUAL_BELIEF: f64 = 0.82;
-
-/// Steps of a reward worker that are worth waiting for.
-const PATIENCE_STEPS: f64 = 1.5;
-const PATIENCE_LONGEST: f64 = 1.0; // seconds
 
 /// While drafting is not worth it, workers of so few sessions draft for the record: one more look at a row tells whether
 /// it would be.
@@ -129,10 +126,9 @@ impl Pacing {
         self.pools.remove(&link);
     }
 
-    /// How long to wait for rows that a worker is computing: a step of it is under way, and another may come first.
+    /// How long to wait for rows that a worker is computing.
     pub(crate) fn patience(&self, link: LinkId) -> Duration {
-        let step = self.pools.get(&link).map_or(0.0, |pool| pool.cost.seconds(pool.sessions));
-        Duration::from_secs_f64((PATIENCE_STEPS * step).min(PATIENCE_LONGEST))
+        self.pools.get(&link).map_or(Duration::ZERO, |pool| patience(&pool.cost, pool.sessions))
     }
 
     /// A worker has said on which backbone the reward model stands.

@@ -9,6 +9,7 @@ mod local;
 mod models;
 mod part;
 mod roles;
+mod simulate;
 mod worker;
 
 use clap::Parser as _;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
             Command::Generate(args) => generate::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Simulate(args) => simulate::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
         }
     });

@@ -18,7 +18,7 @@ use uniarm_runtime::Metrics;
 use crate::args::{EngineArgs, ExchangeArgs, ExchangeMode, RewardModelArgs};
 
 /// Tokens of one cache block: the unit of the attention kernel's sums.
-const BLOCK_TOKENS: usize = 16;
+pub const BLOCK_TOKENS: usize = 16;
 
 /// Name of a reward model that no flag names.
 const DEFAULT_REWARD: &str = "reward";
@@ -246,7 +246,8 @@ fn adapter_name(flag: &str) -> anyhow::Result<(String, PathBuf)> {
     Ok((name, folder.to_owned()))
 }
 
-fn executor_options(engine: &EngineArgs) -> ExecutorOptions {
+/// What these flags make an engine with.
+pub fn executor_options(engine: &EngineArgs) -> ExecutorOptions {
     ExecutorOptions {
         step_tokens: engine.step_tokens,
         running_max: engine.running_max,

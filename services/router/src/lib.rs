@@ -10,4 +10,6 @@ pub mod place;
 mod relay;
 pub mod server;
 
+pub use load::{LoadGuard, LoadTable};
+pub use relay::{ATTEMPTS_MAX, members_of};
 pub use server::{RouterOptions, RouterService};

@@ -7,13 +7,14 @@ use uniarm_proto::MemberId;
 
 use crate::place::Loads;
 
+/// Requests under way by member.
 #[derive(Clone, Default)]
-pub(crate) struct LoadTable {
+pub struct LoadTable {
     under_way: Arc<Mutex<HashMap<MemberId, usize>>>,
 }
 
 /// Counts one request on its members until it is dropped.
-pub(crate) struct LoadGuard {
+pub struct LoadGuard {
     table: LoadTable,
     members: Vec<MemberId>,
 }
@@ -21,7 +22,8 @@ pub(crate) struct LoadGuard {
 // === impl LoadTable ===
 
 impl LoadTable {
-    pub(crate) fn count(&self, members: Vec<MemberId>) -> LoadGuard {
+    /// Counts one more request on each of these members.
+    pub fn count(&self, members: Vec<MemberId>) -> LoadGuard {
         let mut under_way = self.under_way.lock();
         for member in &members {
             *under_way.entry(member.clone()).or_default() += 1;

@@ -8,6 +8,10 @@ use uniarm_proto::{GenerateRequest, GuidanceTerm, Member, MemberId, Placed, Refu
 /// Names of served things that a refusal lists; more would hide the sentence.
 const NAMES_LISTED_MAX: usize = 12;
 
+/// Reward workers that a placement names for a term. A request that has lost so many meets a cluster without reward
+/// workers; the names of a thousand would be 60 KB in every request.
+const REWARD_WORKERS_MAX: usize = 16;
+
 /// What this router has under way on a member.
 pub trait Loads {
     fn under_way(&self, member: &MemberId) -> usize;
@@ -43,8 +47,13 @@ pub fn place(
                 .with_role(Role::Reward)
                 .filter(|member| serving(member, &term.reward).is_some())
                 .collect();
-            workers.sort_by_key(|member| loads.under_way(&member.id));
-            workers.into_iter().map(|member| member.as_reward_worker()).collect()
+            // Equals stand in an order of their own for each request: several routers, each of which knows only its own
+            // load, would else all begin with the same workers.
+            let first = dice[1] as usize % workers.len().max(1);
+            workers.rotate_left(first);
+            // Cached: looking a load up takes a lock.
+            workers.sort_by_cached_key(|member| loads.under_way(&member.id));
+            workers.into_iter().take(REWARD_WORKERS_MAX).map(|member| member.as_reward_worker()).collect()
         })
         .collect();
     Ok(Placement { placed: Placed { request, placements, generation: base.generation }, base })

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Base workers that one request may try before its first event.
-const ATTEMPTS_MAX: usize = 3;
+pub const ATTEMPTS_MAX: usize = 3;
 
 /// Connections to base workers, one for each life of a member.
 #[derive(Clone, Default)]
@@ -147,7 +147,8 @@ impl Attempts {
     }
 }
 
-fn members_of(placement: &Placement) -> Vec<MemberId> {
+/// Where a placement counts as load: its base worker, and the best reward worker for each term.
+pub fn members_of(placement: &Placement) -> Vec<MemberId> {
     let rewards = placement.placed.placements.iter().map(|workers| workers[0].member.clone());
     std::iter::once(placement.base.id.clone()).chain(rewards).collect()
 }

@@ -1,6 +1,6 @@
 //! The command line of `uniarm bench`.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use uniarm_base::DraftWindow;
@@ -210,6 +210,9 @@ pub struct BenchLoadArgs {
     /// … and needs at most so many for each further token, on average
     #[arg(long, default_value_t = 100.0, value_parser = positive)]
     pub next_token_ms: f64,
+    /// Write the arrivals of the last rate to this file, as a trace for `uniarm simulate`
+    #[arg(long, value_name = "FILE")]
+    pub write_trace: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

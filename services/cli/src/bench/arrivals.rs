@@ -34,6 +34,26 @@ pub struct Arrival {
     pub guidance: Option<(u32, f32)>,
 }
 
+// === impl Arrival ===
+
+impl Arrival {
+    /// The same for `uniarm simulate`, where one of so many reward models is served for each preference.
+    pub fn as_trace(&self, rewards: usize) -> uniarm_simulate::Arrival {
+        let reward = self.guidance.map(|(which, _)| which as usize % rewards.max(1));
+        uniarm_simulate::Arrival {
+            at: self.at.as_secs_f64(),
+            prompt_tokens: self.prompt.len(),
+            answer_tokens: self.answer_tokens as usize,
+            guided: self.guidance.is_some(),
+            preference: reward.map_or_else(String::new, |reward| format!("reward-{reward}")),
+            priority: uniarm_simulate::trace::ArrivalPriority::Normal,
+            prefix: String::new(),
+            prefix_tokens: 0,
+            timeout: None,
+        }
+    }
+}
+
 // === impl Traffic ===
 
 impl Traffic {

@@ -116,6 +116,11 @@ async fn measure(args: &BenchLoadArgs, endpoint: &str) -> anyhow::Result<Report>
             guided: args.guided,
         };
         let arrivals = traffic.arrivals(args.seed);
+        if let Some(file) = &args.write_trace {
+            let trace: Vec<_> = arrivals.iter().map(|arrival| arrival.as_trace(rewards.len())).collect();
+            let written = std::fs::write(file, uniarm_simulate::trace::write(&trace));
+            written.with_context(|| format!("cannot write {}", file.display()))?;
+        }
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
         let progress = ProgressBar::new(arrivals.len() as u64).with_style(style);
         progress.set_message(format!("{rate} requests/s"));

@@ -6,42 +6,55 @@
 //! waits once for the other, and from then on both are one. Measured at 8 + 8 rows, which are nearly bound by
 //! arithmetic: 421 split, 457 together (tokens/s); fewer rows gain more.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, hash::Hash, time::Duration};
 
-use crate::guide::LinkId;
+use crate::drafting::StepCost;
 
 /// Steps between two waits: a wait in vain costs less than a step and a half, that is one in forty.
 const REST_STEPS: u32 = 64;
 
+/// Steps of a reward worker that are worth waiting for: one is under way, and another may come first.
+const PATIENCE_STEPS: f64 = 1.5;
+const PATIENCE_LONGEST_SECONDS: f64 = 1.0;
+
 /// Sequences of one reward worker whose base rows are here.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Group {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Group {
     /// Their reward rows are here too.
-    pub(crate) ready: usize,
+    pub ready: usize,
     /// Their reward rows are not.
-    pub(crate) waiting: usize,
+    pub waiting: usize,
 }
 
-#[derive(Default)]
-pub(crate) struct Alignment {
-    links: HashMap<LinkId, Wait>,
+/// Who waits for whom, by reward worker.
+#[derive(Debug)]
+pub struct Alignment<K> {
+    waits: HashMap<K, Wait>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Wait {
-    until: Option<Instant>,
+    until: Option<Duration>,
     rest: u32,
+}
+
+/// How long to wait for rows that a reward worker with so many sessions is computing.
+pub fn patience(cost: &StepCost, sessions: f64) -> Duration {
+    Duration::from_secs_f64((PATIENCE_STEPS * cost.seconds(sessions)).min(PATIENCE_LONGEST_SECONDS))
 }
 
 // === impl Alignment ===
 
-impl Alignment {
+impl<K> Default for Alignment<K> {
+    fn default() -> Self {
+        Self { waits: HashMap::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Alignment<K> {
     /// Whether those of the group that are ready should wait for the others; `patience`: for so long at most.
-    pub(crate) fn holds(&mut self, link: LinkId, group: Group, now: Instant, patience: Duration) -> bool {
-        let wait = self.links.entry(link).or_default();
+    pub fn holds(&mut self, worker: K, group: Group, now: Duration, patience: Duration) -> bool {
+        let wait = self.waits.entry(worker).or_default();
         if group.ready == 0 || group.waiting == 0 {
             wait.until = None;
             return false;
@@ -57,12 +70,13 @@ impl Alignment {
         holds
     }
 
-    pub(crate) fn stepped(&mut self) {
-        self.links.values_mut().for_each(|wait| wait.rest = wait.rest.saturating_sub(1));
+    /// A step has been made.
+    pub fn stepped(&mut self) {
+        self.waits.values_mut().for_each(|wait| wait.rest = wait.rest.saturating_sub(1));
     }
 
-    pub(crate) fn forget(&mut self, link: LinkId) {
-        self.links.remove(&link);
+    pub fn forget(&mut self, worker: K) {
+        self.waits.remove(&worker);
     }
 }
 
@@ -72,18 +86,16 @@ mod tests {
 
     #[test]
     fn a_split_waits_once_and_then_rests() {
-        let (mut alignment, link, patience) = (Alignment::default(), LinkId(1), Duration::from_millis(30));
-        let began = Instant::now();
+        let (mut alignment, link, patience) = (Alignment::default(), 1, Duration::from_millis(30));
         let split = Group { ready: 1, waiting: 1 };
-        let mut holds =
-            |after, group| alignment.holds(link, group, began + Duration::from_millis(after), patience);
+        let mut holds = |after, group| alignment.holds(link, group, Duration::from_millis(after), patience);
         assert!(!holds(0, Group { ready: 2, waiting: 0 }), "nobody to wait for");
         assert!(holds(1, split) && holds(30, split));
         assert!(!holds(32, split), "the others did not come");
         assert!(!holds(33, split), "it rests");
         (0..REST_STEPS).for_each(|_| alignment.stepped());
-        assert!(alignment.holds(link, split, began + Duration::from_millis(40), patience));
+        assert!(alignment.holds(link, split, Duration::from_millis(40), patience));
         let whole = Group { ready: 2, waiting: 0 };
-        assert!(!alignment.holds(link, whole, began + Duration::from_millis(41), patience), "they came");
+        assert!(!alignment.holds(link, whole, Duration::from_millis(41), patience), "they came");
     }
 }
