@@ -58,6 +58,10 @@ section 'Roles in one pass' \
     'Base and reward worker over one copy of the weights, beside workers of their own; without and with drafts.' \
     uniarm bench step --batch 1,16 --rows mixed --roles separate,fused --tokens 96
 
+section 'Drafts ahead of a large model' \
+    'A reward model of a tenth of the base, random weights of these shapes; a script decides how often drafts are right.' \
+    uniarm bench draft
+
 section 'Length of the context' \
     'One unguided answer on one thread: prefill, and what each further token costs.' \
     uniarm bench context
