@@ -172,8 +172,8 @@ impl Pacing {
     }
 
     /// The pace of a term that follows another one's drafts.
-    pub(crate) fn following(&mut self, term: &Term, bench: Bench) -> SessionPace {
-        SessionPace { list_length: self.list_length(term, &bench), ..SessionPace::default() }
+    pub(crate) fn following(&mut self, term: &Term, bench: &Bench) -> SessionPace {
+        SessionPace { list_length: self.list_length(term, bench), ..SessionPace::default() }
     }
 
     fn plan(&mut self, term: &Term, bench: Bench) -> Pace {

@@ -148,7 +148,7 @@ impl Engine {
                 choice.gather = gather;
                 paces.push(pace);
             } else {
-                paces.push(self.pacing.following(term, bench));
+                paces.push(self.pacing.following(term, &bench));
             }
         }
         paces

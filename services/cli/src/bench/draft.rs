@@ -110,8 +110,8 @@ pub async fn run(args: BenchDraftArgs) -> anyhow::Result<()> {
     let unguided: Vec<f64> = runs[0].iter().map(|run| run.rate).collect();
     let report = Report {
         agreement: args.agreement,
-        base_step_ms: step_ms(base, &args.engine)?,
-        reward_step_ms: step_ms(reward, &args.engine)?,
+        base_step_ms: step_ms(&base, &args.engine)?,
+        reward_step_ms: step_ms(&reward, &args.engine)?,
         cases: settings.iter().zip(&runs).map(|(setting, runs)| Case::of(setting, runs, &unguided)).collect(),
     };
     if args.json {
@@ -166,8 +166,8 @@ async fn setting(
 }
 
 /// Milliseconds of a step of one row.
-fn step_ms(loaded: Loaded, engine: &EngineArgs) -> anyhow::Result<f64> {
-    let model = Box::new(worker::share(&loaded, engine, Threads::Half)?);
+fn step_ms(loaded: &Loaded, engine: &EngineArgs) -> anyhow::Result<f64> {
+    let model = Box::new(worker::share(loaded, engine, Threads::Half)?);
     let executor = uniarm_engine::Executor::new(model, &uniarm_engine::ExecutorOptions::default())?;
     Ok(1e3 * executor.step_cost().seconds(1.0))
 }
