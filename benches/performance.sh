@@ -52,11 +52,11 @@ say '# Performance' '' \
 section 'A step' \
     'Decode steps at T = 1, base and reward worker in one process with a thread each (fused: one pass on both threads). The
 floor is what the machine could do at most. Drafts change the number of base passes, never a token: the bench compares them.' \
-    uniarm bench step --batch 1,4,16,32 --rows unguided,prompted,mixed --roles separate --tokens 96
+    uniarm bench step --batch 1,4,16,32 --rows unguided,prompted,mixed --roles separate --tokens 64
 
 section 'Roles in one pass' \
     'Base and reward worker over one copy of the weights, beside workers of their own; without and with drafts.' \
-    uniarm bench step --batch 1,16 --rows mixed --roles separate,fused --tokens 96
+    uniarm bench step --batch 1,16 --rows mixed --roles separate,fused --tokens 64
 
 section 'Drafts ahead of a large model' \
     'A reward model of a tenth of the base, random weights of these shapes; a script decides how often drafts are right.' \

@@ -255,7 +255,7 @@ def main():
     parser.add_argument("--llama-python", required=True)
     parser.add_argument("--papers-python", default="")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (3)")
-    parser.add_argument("--tokens", type=int, default=48, help="tokens of each answer (48)")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (32)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     result = report(measure(args), args)

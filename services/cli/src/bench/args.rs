@@ -62,7 +62,7 @@ pub struct BenchStepArgs {
     #[arg(long, default_value_t = 1.0)]
     pub temperature: f32,
     /// Tokens of each answer
-    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(4..=4096))]
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(4..=4096))]
     pub tokens: u32,
     /// Measurements of each case; the median is shown, with the range
     #[arg(long, default_value_t = 3, value_parser = count)]
