@@ -26,12 +26,12 @@ use crate::{
     worker::{self, Loaded, Threads},
 };
 
-/// 0.15 billion f32 weights: a step of few rows that memory decides, as that of a large model on an accelerator.
+/// 0.3 billion f32 weights: a step of few rows that memory decides, as that of a large model on an accelerator.
 /// (Weights of 16 or 4 bits would make several rows of a pass cost arithmetic on a CPU, and drafts worth less.)
-const BASE: Shape = Shape { hidden: 768, layers: 16, heads: 12, kv_heads: 4, intermediate: 2048 };
+const BASE: Shape = Shape { hidden: 1024, layers: 20, heads: 16, kv_heads: 4, intermediate: 2816 };
 
-/// A tenth of it.
-const REWARD: Shape = Shape { hidden: 192, layers: 6, heads: 3, kv_heads: 1, intermediate: 512 };
+/// Less than a tenth of it.
+const REWARD: Shape = Shape { hidden: 256, layers: 6, heads: 4, kv_heads: 2, intermediate: 704 };
 
 /// Name of the reward model.
 const SMALL: &str = "small";
