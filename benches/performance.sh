@@ -58,6 +58,14 @@ section 'Roles in one pass' \
     'Base and reward worker over one copy of the weights, beside workers of their own; without and with drafts.' \
     uniarm bench step --batch 1,16 --rows mixed --roles separate,fused --tokens 64
 
+section 'Base passes, drafts from the reward row' \
+    'With a fixed window the base model rests as much as it can, whether that is faster or not.' \
+    uniarm bench step --batch 1 --rows prompted,mixed --draft-window 8 --draft-rows single
+
+section 'Base passes, drafts from two rows' \
+    'The second row is the reward worker’s own backbone; here it is the base model itself, and all drafts are right.' \
+    uniarm bench step --batch 1 --rows prompted,mixed --draft-window 8 --draft-rows dual
+
 section 'Drafts ahead of a large model' \
     'A reward model of a tenth of the base, random weights of these shapes; a script decides how often drafts are right.' \
     uniarm bench draft
