@@ -64,7 +64,7 @@ section 'Base passes, drafts from the reward row' \
 
 section 'Base passes, drafts from two rows' \
     'The second row is the reward worker’s own backbone; here it is the base model itself, and all drafts are right.' \
-    uniarm bench step --batch 1 --rows prompted,mixed --draft-window 8 --draft-rows dual
+    uniarm bench step --batch 1 --rows prompted,mixed --draft-window 16 --draft-rows dual
 
 section 'Drafts ahead of a large model' \
     'A reward model of a tenth of the base, random weights of these shapes; a script decides how often drafts are right.' \
