@@ -103,6 +103,10 @@ impl Forward for FusedForward {
         self.dimensions.blocks
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
         let batch = Batch { rows: self.own(rows)?, logits: std::mem::take(logits) };
         let mut state = self.shared.lock();

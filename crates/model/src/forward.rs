@@ -38,6 +38,11 @@ pub trait Forward: Send {
     /// Blocks in the cache.
     fn blocks(&self) -> usize;
 
+    /// Whether another role computes with it too: the two then take turns where they do not go together.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Appends the rows' keys and values to the cache and writes the wanted logits to `logits`: (wanted
     /// positions, vocabulary), row-major, in the order of `rows` and of the tokens within. `logits` is
     /// resized; its memory is reused.

@@ -80,9 +80,10 @@ impl BaseEngine {
         let (inbox, commands) = mpsc::channel();
         let settings = Arc::new(settings);
         let runtime = tokio::runtime::Handle::current();
+        let pace = if forward.is_shared() { options.pace.fused() } else { options.pace };
         let executor = Executor::new(forward, &options.executor)?;
         let links = Links::new(scorer, runtime.clone(), inbox.clone());
-        let guide = (links, Pacing::new(options.pace));
+        let guide = (links, Pacing::new(pace));
         let engine = Engine::new(Arc::clone(&settings), executor, guide, runtime, BaseMetrics::new(metrics));
         thread::Builder::new().name("base-engine".into()).spawn(move || engine.run(&commands))?;
         let _stop = Arc::new(StopOnDrop(inbox.clone()));

@@ -108,6 +108,19 @@ pub(crate) struct Bench {
     pub(crate) list_length: u32,
 }
 
+// === impl PaceOptions ===
+
+impl PaceOptions {
+    /// Of a model that a reward worker computes with too: drafts and their verification would take turns, while in
+    /// lock-step both are one pass. Measured at batch 1: drafts at 0.8 of lock-step.
+    pub(crate) fn fused(self) -> Self {
+        match self.window {
+            DraftWindow::Auto => Self { window: DraftWindow::Fixed(0), ..self },
+            DraftWindow::Fixed(_) => self,
+        }
+    }
+}
+
 // === impl Pacing ===
 
 impl Pacing {
