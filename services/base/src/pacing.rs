@@ -32,8 +32,9 @@ const QUERIED_LEAST: f64 = 0.002;
 /// Tokens after which the length of lists is looked at.
 const LIST_TOKENS: u32 = 64;
 
-/// Lists double at most so often, from the configured length on: beyond, a query is cheaper.
-const DOUBLINGS_MAX: u32 = 4;
+/// Lists double at most so often, from the configured length on: the next doubling costs more bytes for every token than
+/// the queries that it saves.
+const DOUBLINGS_MAX: u32 = 1;
 
 /// How drafting is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -271,9 +272,9 @@ mod tests {
     fn lists_grow_while_tokens_need_queries_and_shrink_when_none_does() {
         let mut list = ListLength { doublings: 0, tokens: 0, queried: 0 };
         (0..2 * LIST_TOKENS).for_each(|token| list.observe(token % 10 == 0));
-        assert_eq!(list.of(32), 128);
+        assert_eq!(list.of(32), 64);
         (0..100 * LIST_TOKENS).for_each(|_| list.observe(true));
-        assert_eq!(list.of(32), 512);
+        assert_eq!(list.of(32), 64);
         assert_eq!(list.of(LIST_LENGTH_MAX), LIST_LENGTH_MAX);
         (0..100 * LIST_TOKENS).for_each(|_| list.observe(false));
         assert_eq!(list.of(32), 32);
