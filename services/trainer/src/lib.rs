@@ -1,0 +1,6 @@
+//! Preference pairs to adapters to Pareto fronts: training, oracles, labelling, evaluation.
+//!
+//! Modules stand in the order in which data flows: pairs, the loss that they define, the network that it trains.
+
+pub mod loss;
+pub mod network;
