@@ -1,6 +1,19 @@
 //! What training asks of a network: log-probabilities of pairs of answers, and the gradient of a loss over them.
 
+mod adapter;
+mod batch;
+mod llama;
+mod modulation;
+mod ops;
+
+use std::ops::Range;
+
 use crate::loss::{Labels, Loss, LossValue};
+
+pub use adapter::{AdapterConfig, Conditioning, Head, Method, Objective};
+pub use batch::Packed;
+pub use llama::{LlamaNetwork, NetworkOptions};
+pub use ops::Form;
 
 /// A pair as the network sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,4 +87,13 @@ pub trait Network: Send {
     /// # Errors
     /// Where the file system does; the folder's files are replaced whole or not at all.
     fn save(&self, folder: &std::path::Path) -> anyhow::Result<()>;
+}
+
+// === impl Parameter ===
+
+impl Parameter {
+    /// Its place in the flat vector.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.shape.iter().product::<usize>()
+    }
 }
