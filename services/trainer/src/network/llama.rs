@@ -25,6 +25,8 @@ pub struct NetworkOptions {
     pub checkpoint_activations: bool,
     /// Of the adapter's initial values.
     pub seed: u64,
+    /// o_i, (objectives, width), where the model's own token embeddings are not to make them.
+    pub objective_embeddings: Option<Vec<f32>>,
 }
 
 /// A frozen backbone in f32 and the adapter that is trained over it.
@@ -73,7 +75,13 @@ struct Pass<'a> {
 
 impl Default for NetworkOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, form: Form::Fast, checkpoint_activations: false, seed: 0 }
+        Self {
+            device: Device::Cpu,
+            form: Form::Fast,
+            checkpoint_activations: false,
+            seed: 0,
+            objective_embeddings: None,
+        }
     }
 }
 
@@ -107,7 +115,10 @@ impl LlamaNetwork {
             layers: layers.collect::<anyhow::Result<_>>()?,
             frequencies: config.rope.frequencies(config.head_dim),
             fingerprint: files.fingerprint,
-            embeddings: objective_embeddings(files, adapter, &embedding)?,
+            embeddings: match &options.objective_embeddings {
+                Some(embeddings) => embeddings.clone(),
+                None => objective_embeddings(files, adapter, &embedding)?,
+            },
             adapter: adapter.clone(),
             config,
             options,
@@ -120,16 +131,6 @@ impl LlamaNetwork {
         };
         network.set_parameters(&parameters)?;
         Ok(network)
-    }
-
-    /// Replaces the embeddings of the objectives, (objectives, hidden): for descriptions embedded elsewhere.
-    ///
-    /// # Errors
-    /// For another number of them.
-    pub fn set_objective_embeddings(&mut self, embeddings: Vec<f32>) -> anyhow::Result<()> {
-        ensure!(embeddings.len() == self.embeddings.len(), "{} numbers of embeddings", embeddings.len());
-        self.embeddings = embeddings;
-        Ok(())
     }
 
     fn pass<'a>(
