@@ -16,6 +16,11 @@ use super::Parameter;
 const MLP_UNITS_PER_RANK: usize = 4;
 /// Largest rank that a reward worker loads.
 const RANK_MAX: usize = 1024;
+/// Bounds of the linear heads of γ and β at the start [ours]. v(p) has length one or less however wide it is, so that
+/// PyTorch's 1/√width would begin text conditioning with γ(p) within 2 % of one: all preferences alike, and the signals
+/// of objectives in conflict would cancel in B for many steps. These begin about as wide as one-hot heads do.
+const GAMMA_BOUND: f32 = 0.5;
+const BETA_BOUND: f32 = 0.1;
 /// Streams of initial values do not meet those of order, preference and dropout.
 const INITIAL_STREAM: u32 = 0x494e_4954;
 
@@ -98,9 +103,9 @@ pub struct Projection {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Start {
     Zero,
-    /// Uniform between −1/√n and 1/√n: PyTorch's own for linear layers, and Kaiming's at a = √5.
+    /// Uniform between −bound and bound.
     Uniform {
-        fan_in: usize,
+        bound: f32,
     },
 }
 
@@ -202,7 +207,8 @@ impl AdapterConfig {
     fn tensors(&self, projection: Projection, width: usize) -> Vec<(&'static str, Vec<usize>, Start)> {
         let Projection { outputs, inputs, .. } = projection;
         let (rank, mixed) = (self.rank, self.mixed_rank);
-        let uniform = |fan_in| Start::Uniform { fan_in };
+        // PyTorch's own for linear layers, and Kaiming's at a = √5.
+        let uniform = |fan_in: usize| Start::Uniform { bound: 1.0 / (fan_in as f32).sqrt() };
         match self.method {
             Method::Lora => vec![
                 ("lora_A.weight", vec![rank, inputs], uniform(inputs)),
@@ -222,8 +228,16 @@ impl AdapterConfig {
                 let units = self.units();
                 match self.head {
                     Head::Linear => {
-                        tensors.push(("moslora_gamma.weight", vec![rank, width], uniform(width)));
-                        tensors.push(("moslora_beta.weight", vec![rank, width], uniform(width)));
+                        tensors.push((
+                            "moslora_gamma.weight",
+                            vec![rank, width],
+                            Start::Uniform { bound: GAMMA_BOUND },
+                        ));
+                        tensors.push((
+                            "moslora_beta.weight",
+                            vec![rank, width],
+                            Start::Uniform { bound: BETA_BOUND },
+                        ));
                     }
                     Head::Mlp => {
                         tensors.push(("moslora_gamma.0.weight", vec![units, width], uniform(width)));
@@ -326,8 +340,7 @@ impl Projection {
 impl Start {
     /// A function of seed and place, so that every worker of a run begins alike.
     fn values(self, seed: u64, tensor: u32, count: usize) -> Vec<f32> {
-        let Self::Uniform { fan_in } = self else { return vec![0.0; count] };
-        let bound = 1.0 / (fan_in as f32).sqrt();
+        let Self::Uniform { bound } = self else { return vec![0.0; count] };
         let key = [seed as u32, (seed >> 32) as u32];
         let words = (0..count.div_ceil(4) as u32)
             .flat_map(|block| philox4x32_10([block, tensor, 0, INITIAL_STREAM], key));
@@ -376,7 +389,7 @@ mod tests {
 
     #[test]
     fn initial_values_fill_their_range_and_depend_on_seed_and_tensor() {
-        let start = Start::Uniform { fan_in: 100 };
+        let start = Start::Uniform { bound: 0.1 };
         let values = start.values(7, 3, 10_001);
         assert_eq!(values.len(), 10_001);
         let mean = values.iter().sum::<f32>() / 10_001.0;
