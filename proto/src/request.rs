@@ -21,6 +21,8 @@ pub struct GenerateRequest {
     pub model: String,
     pub input: Input,
     pub sampling: Sampling,
+    /// Weight of the base model's own logits; 0: the guidance terms alone choose.
+    pub base_strength: f32,
     pub guidance: Vec<GuidanceTerm>,
     pub on_reward_loss: OnRewardLoss,
     pub priority: Priority,
@@ -70,7 +72,7 @@ pub struct Sampling {
     pub ignore_eos: bool,
 }
 
-/// One reward model that steers: z_base + Σ strength · z_reward.
+/// One reward model that steers: base_strength · z_base + Σ strength · z_reward.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GuidanceTerm {
     /// Empty until the router has resolved it.
@@ -127,7 +129,7 @@ impl TryFrom<pb::GenerateRequest> for GenerateRequest {
             .enumerate()
             .map(|(index, term)| GuidanceTerm::from_wire(&format!("guidance[{index}]"), term))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
+        let request = Self {
             on_reward_loss: OnRewardLoss::from_wire(wire.on_reward_loss)?,
             priority: Priority::from_wire(wire.priority)?,
             exchange: Exchange::from_wire(wire.exchange)?,
@@ -135,9 +137,33 @@ impl TryFrom<pb::GenerateRequest> for GenerateRequest {
             sampling: wire.sampling.unwrap_or_default().try_into()?,
             request_id: wire.request_id,
             model: wire.model,
+            base_strength: wire.base_strength.unwrap_or(1.0),
             guidance,
             skip: wire.skip,
-        })
+        };
+        request.check_base_strength()?;
+        Ok(request)
+    }
+}
+
+impl GenerateRequest {
+    /// Something has to choose: the base model, or a term that cannot be missed.
+    fn check_base_strength(&self) -> Result<(), ProtocolError> {
+        const FIELD: &str = "base_strength";
+        check_range(FIELD, self.base_strength, &(0.0..=STRENGTH_MAX), "")?;
+        if self.base_strength > 0.0 {
+            return Ok(());
+        }
+        if self.guidance.iter().all(|term| term.strength == 0.0) {
+            let reason = "is 0, which wants a guidance term with a strength: nothing else chooses a token";
+            return Err(ProtocolError::invalid(FIELD, reason));
+        }
+        if self.on_reward_loss == OnRewardLoss::Unguided {
+            let reason =
+                "is 0, which wants on_reward_loss WAIT or FAIL: nothing chooses a token without its reward";
+            return Err(ProtocolError::invalid(FIELD, reason));
+        }
+        Ok(())
     }
 }
 
@@ -153,6 +179,7 @@ impl From<GenerateRequest> for pb::GenerateRequest {
             priority: request.priority.to_wire() as i32,
             exchange: request.exchange.map_or(pb::Exchange::Unspecified, Exchange::to_wire) as i32,
             skip: request.skip,
+            base_strength: Some(request.base_strength),
         }
     }
 }
@@ -564,10 +591,31 @@ mod tests {
     }
 
     #[test]
+    fn something_has_to_choose_a_token() {
+        let without_base = |change: fn(&mut pb::GenerateRequest)| {
+            let mut wire = pb::GenerateRequest { base_strength: Some(0.0), ..valid() };
+            change(&mut wire);
+            GenerateRequest::try_from(wire)
+        };
+        assert_eq!(without_base(|_| ()).unwrap().base_strength, 0.0);
+        let refused = [
+            without_base(|r| r.guidance.clear()),
+            without_base(|r| r.guidance[0].strength = Some(0.0)),
+            without_base(|r| r.on_reward_loss = pb::OnRewardLoss::Unguided as i32),
+        ];
+        for refused in refused {
+            assert_eq!(refused.expect_err("must be refused").field(), "base_strength");
+        }
+        assert_eq!(GenerateRequest::try_from(valid()).unwrap().base_strength, 1.0);
+    }
+
+    #[test]
     fn each_bad_value_names_its_field() {
         assert_eq!(refused_field(|r| r.input = None), "input");
         assert_eq!(refused_field(|r| r.priority = 77), "priority");
         assert_eq!(refused_field(|r| r.guidance[0].strength = Some(f32::NAN)), "guidance[0].strength");
+        assert_eq!(refused_field(|r| r.base_strength = Some(-0.5)), "base_strength");
+        assert_eq!(refused_field(|r| r.base_strength = Some(f32::INFINITY)), "base_strength");
         assert_eq!(refused_sampling(|s| s.max_tokens = Some(0)), "sampling.max_tokens");
         assert_eq!(refused_sampling(|s| s.temperature = Some(-1.0)), "sampling.temperature");
         assert_eq!(refused_sampling(|s| s.temperature = Some(1e9)), "sampling.temperature");

@@ -91,6 +91,8 @@ pub struct Open {
     pub sampling: Sampling,
     /// Sum of the strengths of all terms.
     pub strength: f32,
+    /// Weight of the base model's logits.
+    pub base_strength: f32,
     pub pace: SessionPace,
     /// Rows come with their log normalizer.
     pub wants_normalizer: bool,
@@ -252,6 +254,7 @@ impl TryFrom<pb::Open> for Open {
             noise_scale: wire.noise_scale,
             sampling: wire.sampling.unwrap_or_default().try_into()?,
             strength: wire.strength,
+            base_strength: wire.base_strength.unwrap_or(1.0),
             pace: wire.pace.unwrap_or_default().try_into()?,
             wants_normalizer: wire.wants_normalizer,
         })
@@ -275,6 +278,7 @@ impl From<Open> for pb::Open {
             noise_scale: open.noise_scale,
             sampling: Some(open.sampling.into()),
             strength: open.strength,
+            base_strength: Some(open.base_strength),
             pace: Some(open.pace.into()),
             wants_normalizer: open.wants_normalizer,
         }

@@ -60,6 +60,11 @@ async fn every_bad_field_is_named_and_the_service_goes_on() {
             guided(|r| r.guidance[0].strength = Some(f32::INFINITY)),
             "guidance[0].strength",
         ),
+        (
+            "no base model and no guidance",
+            guided(|r| (r.base_strength, r.guidance) = (Some(0.0), Vec::new())),
+            "base_strength",
+        ),
         ("no input", guided(|r| r.input = None), "input"),
         ("an empty prompt", with_input(Input::Prompt(String::new())), "input.prompt"),
         ("a prompt over the context", with_input(Input::Prompt("word ".repeat(20_000))), "input"),

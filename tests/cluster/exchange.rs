@@ -1,6 +1,6 @@
 //! The certified exchange: a few hundred bytes a token, almost always without a second question, and exact.
 
-use uniarm_proto::{Exchange, GenerateRequest, Transcript, pb::ExchangeUse};
+use uniarm_proto::{ChatMessage, Exchange, GenerateRequest, Input, Transcript, pb::ExchangeUse};
 
 use crate::harness::{Cluster, PROMPTED, ask_all, machine, request, shared};
 
@@ -74,6 +74,40 @@ async fn a_prompted_reward_costs_few_bytes_and_is_certified_from_its_list() {
     assert!(total(&from_rows).0.bytes >= DENSE_BYTES, "whole rows were asked for");
     for (lists, rows) in from_lists.iter().zip(&from_rows) {
         assert_eq!(lists.choices, rows.choices);
+    }
+}
+
+/// A prompted reward with the base model's weights is the base model under that system text, so that both write the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_base_strength_0_the_reward_model_writes_alone() {
+    let _machine = machine();
+    let system = PROMPTED[1].split_once('=').unwrap().1;
+    let cluster = Cluster::up(&["--reward-system", system]);
+    let inference = cluster.client().await;
+    let mut by_reward = questions(6, &[("reward", 1.0)], 1.0, 24);
+    by_reward.iter_mut().for_each(|request| request.base_strength = 0.0);
+    by_reward.iter_mut().step_by(2).for_each(|request| request.sampling.logprobs = Some(2));
+    let by_base = by_reward.iter().cloned().map(|mut request| {
+        let Input::Chat(messages) = &mut request.input else { panic!("questions are chats") };
+        messages.insert(0, ChatMessage { role: "system".into(), content: system.into() });
+        request.guidance.clear();
+        request.base_strength = 1.0;
+        request
+    });
+    let by_base = ask_all(&inference, &by_base.collect::<Vec<_>>(), 6).await;
+    for (reward, base) in ask_all(&inference, &by_reward, 6).await.iter().zip(&by_base) {
+        let (reward, base) = (&reward.choices[0], &base.choices[0]);
+        assert_eq!((&reward.tokens, &reward.text), (&base.tokens, &base.text));
+        assert_eq!(reward.details.len(), base.details.len());
+        for (steered, alone) in reward.details.iter().zip(&base.details) {
+            assert!((steered.reward_contribution - alone.base_logprob).abs() < 1e-4);
+            assert_ne!(
+                steered.base_logprob, alone.base_logprob,
+                "that of the base model without the system text"
+            );
+            let guided = |detail: &uniarm_proto::pb::TokenDetail| detail.alternatives[0].guided_logprob;
+            assert!((guided(steered) - guided(alone)).abs() < 1e-4);
+        }
     }
 }
 

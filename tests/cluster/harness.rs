@@ -225,6 +225,7 @@ pub fn request(prompt: &str, preference: &[(&str, f32)]) -> GenerateRequest {
         input: Input::Chat(vec![message]),
         sampling: Sampling { temperature: 0.0, seed: Some(7), max_tokens: 16, ..Sampling::default() },
         guidance: if term.preference.is_empty() { Vec::new() } else { vec![term] },
+        base_strength: 1.0,
         on_reward_loss: OnRewardLoss::Wait,
         priority: Priority::Normal,
         exchange: None,

@@ -35,7 +35,7 @@ const PROMPTS: [&str; 10] = [
 /// What a client sees of an answer.
 type Seen = Vec<(Vec<u32>, String, i32)>;
 
-/// Different prompts, lengths, preferences, temperatures, seeds, filters and penalties.
+/// Different prompts, lengths, preferences, base strengths, temperatures, seeds, filters and penalties.
 fn mixed_requests() -> Vec<GenerateRequest> {
     (0..REQUESTS)
         .map(|index| {
@@ -52,11 +52,13 @@ fn mixed_requests() -> Vec<GenerateRequest> {
             sampling.repetition_penalty = if index % 13 == 5 { 1.2 } else { 1.0 };
             sampling.presence_penalty = if index % 17 == 4 { 0.5 } else { 0.0 };
             sampling.ignore_eos = index % 2 == 0;
+            request.base_strength = if index % 7 == 6 { [0.0, 0.5, 2.0][index / 7 % 3] } else { 1.0 };
             if index % 20 == 9 {
                 sampling.n = 2;
             }
             if index % 25 == 8 {
                 request.guidance.clear();
+                request.base_strength = 1.0;
             }
             if index % 25 == 16 {
                 let preference = vec![("positive".to_owned(), 1.0)];

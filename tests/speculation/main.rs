@@ -142,7 +142,7 @@ fn tokenizer(folder: &Path) -> Tokenizer {
     tokenizer
 }
 
-/// Every sampler setting, one to three terms, short and long answers.
+/// Every sampler setting, up to three terms beside the base model at several strengths, short and long answers.
 fn requests(random: &mut StdRng) -> Vec<GenerateRequest> {
     (0..REQUESTS)
         .map(|index| {
@@ -179,6 +179,7 @@ fn requests(random: &mut StdRng) -> Vec<GenerateRequest> {
                     ignore_eos: index % 2 == 0,
                     ..Sampling::default()
                 },
+                base_strength: if index % 6 == 0 { 1.0 } else { [1.0, 1.0, 0.0, 0.5, 2.0][index / 6 % 5] },
                 guidance,
                 on_reward_loss: OnRewardLoss::Wait,
                 priority: Priority::Normal,

@@ -75,7 +75,7 @@ const HEAD_MAX: usize = 256;
 /// All that the token of one position depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Position<'a> {
-    /// The base model's logits; at least the vocabulary.
+    /// The base model's logits, weighed by its strength ([`crate::guidance::weigh_base`]); at least the vocabulary.
     pub base: &'a [f32],
     pub terms: &'a [Term<'a>],
     pub sampling: &'a Sampling,

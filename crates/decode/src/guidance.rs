@@ -1,5 +1,8 @@
-//! Guidance arithmetic: c = z_base + Σ strength · z_reward, from whole rows or from lists of the largest
+//! Guidance arithmetic: c = b · z_base + Σ strength · z_reward, from whole rows or from lists of the largest
 //! logits.
+//!
+//! The base model's strength b is applied first, to its whole row ([`weigh_base`]). A weighed row is a row like any other:
+//! everything below, and every bound on a base logit anywhere, is about it, so that z_base means b · z_base from here on.
 //!
 //! The sum is taken in `f32`, terms from left to right, each multiplied, rounded, added and rounded: whoever
 //! computes a guided logit computes the same bits. A term of strength 0 is skipped, so that it cannot turn
@@ -110,6 +113,21 @@ pub fn noisy_top_list(row: &[f32], k: usize, scale: f32, noise: &Noise, position
     let values = ids.iter().map(|&id| row[id as usize]).collect();
     let ranking = NoisyRanking { scale, floor };
     TopList::noisy(ids, values, ranking).expect("a finite floor has numbers above it, each once")
+}
+
+/// The base model's row as the sum takes it: times `strength`, in `weighed`; or itself, where that is 1. Strength 0 makes
+/// zeros of all logits, so that it cannot turn an infinite one into NaN.
+pub fn weigh_base<'a>(base: &'a [f32], strength: f32, weighed: &'a mut Vec<f32>) -> &'a [f32] {
+    if strength == 1.0 {
+        return base;
+    }
+    weighed.clear();
+    if strength == 0.0 {
+        weighed.resize(base.len(), 0.0);
+    } else {
+        weighed.extend(base.iter().map(|z| strength * z));
+    }
+    weighed
 }
 
 /// ln Σ exp(row): turns logits into log-probabilities. −∞ for a row without a finite logit, ∞ if one is

@@ -4,13 +4,14 @@
 use proptest::prelude::*;
 use uniarm_decode::{
     Choice, Chooser, History, Noise, Position, Sampling, Term, TermLogits, TopList, choose_dense,
-    noisy_top_list, top_list,
+    guidance::weigh_base, noisy_top_list, top_list,
 };
 
 /// A position with everything that its lists leave out.
 #[derive(Clone, Debug)]
 struct Situation {
     base: Vec<f32>,
+    base_strength: f32,
     rewards: Vec<Reward>,
     sampling: Sampling,
     prompt: Vec<u32>,
@@ -42,7 +43,9 @@ impl Situation {
             .iter()
             .map(|reward| Term { strength: reward.strength, logits: TermLogits::Dense(&reward.row) });
         let terms: Vec<Term<'_>> = terms.collect();
-        choose_dense(&self.position(&terms, &self.history(), &self.noise()))
+        let (b, zeros) = (self.base_strength, self.base_strength == 0.0);
+        let weighed: Vec<f32> = self.base.iter().map(|z| if zeros { 0.0 } else { b * z }).collect();
+        choose_dense(&self.position(&weighed, &terms, &self.history(), &self.noise()))
     }
 
     /// Plays the reward side: lists first, then what is asked for.
@@ -50,6 +53,8 @@ impl Situation {
         let mut lists: Vec<Option<TopList>> =
             self.rewards.iter().map(|reward| reward.list.map(|k| self.list(reward, k))).collect();
         let mut exchange = Exchange::default();
+        let mut weighed = Vec::new();
+        let base = weigh_base(&self.base, self.base_strength, &mut weighed);
         loop {
             let terms: Vec<Term<'_>> = self
                 .rewards
@@ -60,7 +65,7 @@ impl Situation {
                     logits: list.as_ref().map_or(TermLogits::Dense(&reward.row), TermLogits::List),
                 })
                 .collect();
-            match chooser.choose(&self.position(&terms, &self.history(), &self.noise())) {
+            match chooser.choose(&self.position(base, &terms, &self.history(), &self.noise())) {
                 Choice::Token(token) => return (token, exchange),
                 Choice::Query(ids) => {
                     assert!(ids.is_sorted_by(|a, b| a < b), "ids ascend");
@@ -96,15 +101,14 @@ impl Situation {
         noisy_top_list(&reward.row, k, scale, &self.noise(), self.position)
     }
 
-    fn position<'a>(&'a self, terms: &'a [Term<'a>], history: &'a History, noise: &'a Noise) -> Position<'a> {
-        Position {
-            base: &self.base,
-            terms,
-            sampling: &self.sampling,
-            history,
-            noise,
-            position: self.position,
-        }
+    fn position<'a>(
+        &'a self,
+        base: &'a [f32],
+        terms: &'a [Term<'a>],
+        history: &'a History,
+        noise: &'a Noise,
+    ) -> Position<'a> {
+        Position { base, terms, sampling: &self.sampling, history, noise, position: self.position }
     }
 
     fn history(&self) -> History {
@@ -179,12 +183,13 @@ fn sampling() -> impl Strategy<Value = Sampling> {
 fn situation(odd: bool) -> impl Strategy<Value = Situation> {
     prop_oneof![1 => 1_usize..64, 2 => 64_usize..400, 1 => 400_usize..1500].prop_flat_map(move |vocabulary| {
         let strength = prop_oneof![4 => Just(1.0_f32), 3 => 0.0_f32..3.0, 1 => Just(0.0), 1 => -1.0_f32..0.0];
+        let base_strength = prop_oneof![3 => Just(1.0_f32), 1 => Just(0.0), 1 => Just(0.5), 1 => Just(2.0), 1 => 0.0_f32..100.0];
         let list = prop_oneof![1 => Just(None), 3 => (0_usize..8).prop_map(Some), 3 => (8_usize..100).prop_map(Some)];
         let reward = (strength, row(vocabulary, odd), list, any::<bool>())
             .prop_map(|(strength, row, list, noisy)| Reward { strength, row, list, noisy });
         let tokens = || proptest::collection::vec(0..vocabulary as u32, 0..30);
         (
-            row(vocabulary, odd),
+            (row(vocabulary, odd), base_strength),
             proptest::collection::vec(reward, 0..4),
             sampling(),
             tokens(),
@@ -192,8 +197,9 @@ fn situation(odd: bool) -> impl Strategy<Value = Situation> {
             any::<u64>(),
             any::<u32>(),
         )
-            .prop_map(|(base, rewards, sampling, prompt, answer, seed, position)| Situation {
+            .prop_map(|((base, base_strength), rewards, sampling, prompt, answer, seed, position)| Situation {
                 base,
+                base_strength,
                 rewards,
                 sampling,
                 prompt,
@@ -247,6 +253,7 @@ fn where_base_and_reward_mostly_agree_lists_nearly_always_suffice() {
             let reward = base.iter().zip(other).map(|(z, g)| 0.7 * z + 0.9 * g).collect();
             let situation = Situation {
                 base,
+                base_strength: 1.0,
                 rewards: vec![Reward { strength: 1.0, row: reward, list: Some(32), noisy }],
                 sampling,
                 prompt: (0..50).collect(),

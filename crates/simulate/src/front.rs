@@ -139,6 +139,7 @@ fn request(guidance: Vec<GuidanceTerm>) -> GenerateRequest {
         input: Input::Tokens(Vec::new()),
         sampling: Sampling::default(),
         guidance,
+        base_strength: 1.0,
         on_reward_loss: OnRewardLoss::Wait,
         priority: uniarm_proto::Priority::Normal,
         exchange: None,

@@ -7,7 +7,7 @@ use std::{
 
 use uniarm_decode::{
     Choice as Verdict, Chooser, History, Noise, Position, Sampling, TextStream, guidance::log_sum_exp,
-    guidance::top_list, scheduler::SequenceId,
+    guidance::top_list, guidance::weigh_base, scheduler::SequenceId,
 };
 use uniarm_model::Tokenizer;
 use uniarm_proto::{Draft, OnRewardLoss, pb};
@@ -38,6 +38,8 @@ pub(crate) struct Choice {
     rows: VecDeque<BaseRow>,
     /// Rows that are spent; reused.
     spare: Vec<Vec<f32>>,
+    /// Workspace: the row of the next token, times the base model's strength.
+    weighed: Vec<f32>,
     /// Drafts that the base model's sequence holds after the answer.
     ahead: VecDeque<u32>,
     /// The last token of the answer is not in the base model's sequence yet.
@@ -76,10 +78,19 @@ pub(crate) enum Mode {
 /// What a decision depends on besides the answer itself.
 pub(crate) struct Rules<'a> {
     pub(crate) sampling: &'a Sampling,
+    /// Weight of the base model's logits.
+    pub(crate) base_strength: f32,
     pub(crate) on_loss: OnRewardLoss,
     /// Token details are wanted, with that many alternatives.
     pub(crate) logprobs: Option<u32>,
     pub(crate) tokenizer: &'a Tokenizer,
+}
+
+/// The base model's logits for one token.
+struct BaseLogits<'a> {
+    own: &'a [f32],
+    /// Times its strength.
+    weighed: &'a [f32],
 }
 
 /// A decision.
@@ -131,6 +142,7 @@ impl Choice {
             noise: Noise::new(seed, number),
             rows: VecDeque::new(),
             spare: Vec::new(),
+            weighed: Vec::new(),
             ahead: VecDeque::new(),
             is_last_pending: false,
             need: Mode::Certified,
@@ -226,15 +238,16 @@ impl Choice {
         let stalled = since.elapsed();
         let vocabularies = self.terms.iter().filter_map(Term::opened).map(|opened| opened.vocabulary);
         let vocabulary = vocabularies.fold(logits.len(), usize::min);
-        let base = &logits[..vocabulary];
+        let own = &logits[..vocabulary];
         let rows: Vec<(f32, &TermRow)> =
             self.terms.iter().filter_map(|term| Some((term.asked.strength, term.row()?))).collect();
         let position = self.answer.len();
         let terms: Vec<_> = rows.iter().map(|(strength, row)| row.as_decode(*strength, vocabulary)).collect();
         let began = Instant::now();
+        let base = BaseLogits { own, weighed: weigh_base(own, rules.base_strength, &mut self.weighed) };
         let chooser = choosers.entry(vocabulary).or_insert_with(|| Chooser::new(vocabulary));
         let verdict = chooser.choose(&Position {
-            base,
+            base: base.weighed,
             terms: &terms,
             sampling: rules.sampling,
             history: &self.history,
@@ -261,7 +274,7 @@ impl Choice {
             token,
             mode: (!rows.is_empty()).then_some(self.need),
             unguided: rows.len() < self.terms.len(),
-            detail: rules.logprobs.map(|count| detail(token, count as usize, base, &rows, rules.tokenizer)),
+            detail: rules.logprobs.map(|count| detail(token, count as usize, &base, &rows, rules.tokenizer)),
             stalled,
         })
     }
@@ -337,24 +350,24 @@ impl Choice {
 fn detail(
     token: u32,
     alternatives: usize,
-    base: &[f32],
+    base: &BaseLogits<'_>,
     rows: &[(f32, &TermRow)],
     tokenizer: &Tokenizer,
 ) -> pb::TokenDetail {
-    let base_normalizer = log_sum_exp(base);
+    let base_normalizer = log_sum_exp(base.own);
     let contribution = |id: u32| {
         let of = |(strength, row): &(f32, &TermRow)| strength * row.log_probability(id).unwrap_or(0.0);
         rows.iter().map(of).sum::<f32>()
     };
     let mut detail = pb::TokenDetail {
-        base_logprob: base[token as usize] - base_normalizer,
+        base_logprob: base.own[token as usize] - base_normalizer,
         reward_contribution: contribution(token),
         alternatives: Vec::new(),
     };
     if alternatives == 0 {
         return detail;
     }
-    let mut guided = base.to_vec(); // (vocabulary)
+    let mut guided = base.weighed.to_vec(); // (vocabulary)
     for (strength, row) in rows {
         for (id, sum) in guided.iter_mut().enumerate() {
             *sum += strength * row.logit(id as u32).unwrap_or(f32::NEG_INFINITY);
@@ -371,7 +384,7 @@ fn detail(
         .map(|id| pb::Alternative {
             id,
             text: String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned(),
-            base_logprob: base[id as usize] - base_normalizer,
+            base_logprob: base.own[id as usize] - base_normalizer,
             reward_contribution: contribution(id),
             guided_logprob: guided[id as usize] - guided_normalizer,
         })

@@ -274,6 +274,7 @@ impl Engine {
             let asked = &request.placed.request;
             let rules = Rules {
                 sampling: &request.sampling,
+                base_strength: asked.base_strength,
                 on_loss: asked.on_reward_loss,
                 logprobs: asked.sampling.logprobs,
                 tokenizer: &self.settings.tokenizer,

@@ -86,6 +86,7 @@ impl Request {
             seed: self.seed,
             prompt_tokens: self.usage.prompt_tokens,
             guidance: self.placed.request.guidance.iter().cloned().map(Into::into).collect(),
+            base_strength: Some(self.placed.request.base_strength),
         }
     }
 
@@ -191,6 +192,7 @@ impl Request {
             noise_scale: self.noise_scale(term),
             sampling,
             strength: self.strength,
+            base_strength: self.placed.request.base_strength,
             pace,
             wants_normalizer: self.placed.request.sampling.logprobs.is_some(),
         }

@@ -328,7 +328,10 @@ pub struct GuidanceArgs {
     /// Weights of objectives, such as harmless=0.7,helpful=0.3
     #[arg(long)]
     pub preference: Option<String>,
-    /// Guidance strength w: guided logits are z_base + w · z_reward [default: 1]
+    /// Weight of the base model's own logits; 0: the reward models alone choose
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    pub base_strength: f32,
+    /// Guidance strength w: guided logits are base_strength · z_base + w · z_reward [default: 1]
     #[arg(long, allow_hyphen_values = true)]
     pub strength: Option<f32>,
     /// Reward model [default: the one that serves the objectives]

@@ -131,6 +131,7 @@ fn request(args: &DemoArgs, guidance: Vec<GuidanceTerm>) -> GenerateRequest {
             ..Sampling::default()
         },
         guidance,
+        base_strength: 1.0,
         on_reward_loss: OnRewardLoss::Wait,
         priority: Priority::Normal,
         exchange: None,

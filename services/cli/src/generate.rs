@@ -68,6 +68,7 @@ async fn request_of(
         model: args.model.clone().unwrap_or_default(),
         input,
         sampling: sampling_of(&args.sampling),
+        base_strength: args.guidance.base_strength,
         guidance: guidance_of(&args.guidance)?,
         on_reward_loss: match args.guidance.on_reward_loss {
             LossPolicy::Wait => OnRewardLoss::Wait,

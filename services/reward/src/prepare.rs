@@ -30,6 +30,7 @@ pub(crate) struct Prepared {
     /// How drafts are chosen.
     pub(crate) sampling: Sampling,
     pub(crate) strength: f32,
+    pub(crate) base_strength: f32,
     /// Tokens that end an answer.
     pub(crate) ends: Vec<u32>,
     pub(crate) pace: SessionPace,
@@ -110,6 +111,7 @@ pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepar
         vocabulary,
         sampling: decode_sampling(&open.sampling),
         strength: open.strength,
+        base_strength: open.base_strength,
         ends: eos.iter().chain(&open.sampling.stop_token_ids).copied().collect(),
         pace: open.pace,
         wants_normalizer: open.wants_normalizer,

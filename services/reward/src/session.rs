@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use uniarm_decode::{
     Chooser, History, Noise, Position, Sampling, Term, TermLogits,
-    guidance::{log_sum_exp, noisy_top_list, top_list},
+    guidance::{log_sum_exp, noisy_top_list, top_list, weigh_base},
     scheduler::SequenceId,
 };
 use uniarm_proto::{Advance, Draft, DraftMode, SessionGeneration, SessionPace, SessionRow};
@@ -40,6 +40,7 @@ pub(crate) struct Session {
     noise: Noise,
     sampling: Sampling,
     strength: f32,
+    base_strength: f32,
     /// Tokens that end an answer: nothing follows them.
     ends: Vec<u32>,
     /// Kept where penalties need it.
@@ -47,6 +48,8 @@ pub(crate) struct Session {
     branch: u32,
     chosen: u32,
     length: u32,
+    /// Workspace: the row that stands in for the base model's, times its strength.
+    weighed: Vec<f32>,
     /// Rows at positions that are not chosen yet, ascending.
     rows: VecDeque<HeldRow>,
     /// The draft at position `length`, once its row is answered.
@@ -104,11 +107,13 @@ impl Session {
             noise: prepared.noise,
             sampling: prepared.sampling,
             strength: prepared.strength,
+            base_strength: prepared.base_strength,
             ends: prepared.ends,
             history,
             branch: 0,
             chosen: length,
             length,
+            weighed: Vec::new(),
             rows: VecDeque::new(),
             draft: None,
         }
@@ -247,7 +252,7 @@ impl Session {
         };
         let none = History::default();
         let token = chooser.choose(&Position {
-            base,
+            base: weigh_base(base, self.base_strength, &mut self.weighed),
             terms: &[Term { strength: self.strength, logits: TermLogits::Dense(own) }],
             sampling: &self.sampling,
             history: self.history.as_ref().unwrap_or(&none),

@@ -305,6 +305,7 @@ mod tests {
             input: Input::Prompt("x".into()),
             sampling: Sampling::default(),
             guidance,
+            base_strength: 1.0,
             on_reward_loss: OnRewardLoss::Wait,
             priority: uniarm_proto::Priority::Normal,
             exchange: None,

@@ -175,6 +175,7 @@ impl Client {
                 ..Sampling::default()
             },
             guidance: arrival.guidance.map(|draw| self.term(draw)).into_iter().collect(),
+            base_strength: 1.0,
             on_reward_loss: OnRewardLoss::Wait,
             priority: Priority::Normal,
             exchange: None,

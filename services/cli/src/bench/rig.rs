@@ -214,6 +214,7 @@ pub fn place(input: Input, sampling: Sampling, guidance: Vec<GuidanceTerm>) -> P
         input,
         sampling,
         guidance,
+        base_strength: 1.0,
         on_reward_loss: OnRewardLoss::Wait,
         priority: Priority::Normal,
         exchange: None,
