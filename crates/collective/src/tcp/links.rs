@@ -1,0 +1,285 @@
+//! The connections of one rank, and the one way in which messages pass them: all at once, until each has arrived.
+//!
+//! The calling thread itself reads and writes whatever can go on, and sleeps when nothing can. So two ranks that send each
+//! other more than the kernel holds do not wait for each other, and no thread stands between a call and its bytes.
+
+use std::{
+    io::{ErrorKind, IoSlice, IoSliceMut, Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    os::fd::AsRawFd as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    frame::{FRAME_BYTES_MAX, HEADER_BYTES, Header},
+    wait::{Interest, wait},
+};
+use crate::{Aborter, CollectiveError, Operation};
+
+pub(super) struct Links {
+    peers: Vec<Option<Peer>>,
+    epoch: u64,
+    timeout: Duration,
+    shared: Arc<Shared>,
+}
+
+struct Peer {
+    stream: Arc<TcpStream>,
+    /// Frames so far, each way.
+    sent: u64,
+    received: u64,
+}
+
+/// What an [`Aborter`] holds on to.
+struct Shared {
+    /// The first failure, which is every later one too.
+    failure: Mutex<Option<CollectiveError>>,
+    streams: Vec<Arc<TcpStream>>,
+}
+
+/// A message to a rank.
+pub(super) struct Outgoing<'a> {
+    pub(super) to: usize,
+    pub(super) bytes: &'a [u8],
+}
+
+/// Room for a message from a rank.
+pub(super) struct Incoming<'a> {
+    pub(super) from: usize,
+    pub(super) bytes: &'a mut [u8],
+}
+
+/// How far a message has come.
+struct Progress {
+    rank: usize,
+    header: Header,
+    /// The header as bytes: to be sent, or as far as it was read.
+    head: [u8; HEADER_BYTES],
+    head_done: usize,
+    /// Bytes before the current frame, and of it.
+    before: usize,
+    done: usize,
+}
+
+// === impl Links ===
+
+impl Links {
+    /// `streams` by rank; none for the own one.
+    pub(super) fn new(
+        streams: Vec<Option<TcpStream>>,
+        epoch: u64,
+        timeout: Duration,
+    ) -> std::io::Result<Self> {
+        let mut peers = Vec::with_capacity(streams.len());
+        for stream in streams {
+            let Some(stream) = stream else {
+                peers.push(None);
+                continue;
+            };
+            stream.set_nodelay(true)?;
+            stream.set_nonblocking(true)?;
+            peers.push(Some(Peer { stream: Arc::new(stream), sent: 0, received: 0 }));
+        }
+        let streams = peers.iter().flatten().map(|peer| peer.stream.clone()).collect();
+        let shared = Arc::new(Shared { failure: Mutex::new(None), streams });
+        Ok(Self { peers, epoch, timeout, shared })
+    }
+
+    pub(super) fn aborter(&self) -> Aborter {
+        // Weak: an aborter that outlives its rank must not keep its connections open.
+        let shared = Arc::downgrade(&self.shared);
+        Aborter(Arc::new(move |reason| {
+            if let Some(shared) = shared.upgrade() {
+                shared.fail(CollectiveError::Aborted { reason: reason.to_owned() });
+            }
+        }))
+    }
+
+    /// Sends and receives all of these messages, in any order in time.
+    pub(super) fn exchange(
+        &mut self,
+        operation: Operation,
+        outgoing: &[Outgoing<'_>],
+        incoming: &mut [Incoming<'_>],
+    ) -> Result<(), CollectiveError> {
+        if let Some(failure) = self.shared.failure.lock().clone() {
+            return Err(failure);
+        }
+        self.pass(operation, outgoing, incoming).map_err(|error| self.shared.fail(error))
+    }
+
+    fn pass(
+        &mut self,
+        operation: Operation,
+        outgoing: &[Outgoing<'_>],
+        incoming: &mut [Incoming<'_>],
+    ) -> Result<(), CollectiveError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut sends: Vec<Progress> = Vec::with_capacity(outgoing.len());
+        for message in outgoing {
+            sends.push(self.progress(operation, message.to, message.bytes.len(), true));
+        }
+        let mut receives: Vec<Progress> = Vec::with_capacity(incoming.len());
+        for message in incoming.iter() {
+            receives.push(self.progress(operation, message.from, message.bytes.len(), false));
+        }
+        loop {
+            let mut moved = false;
+            for (send, message) in sends.iter_mut().zip(outgoing) {
+                moved |= self.write(send, message.bytes)?;
+            }
+            for (receive, message) in receives.iter_mut().zip(incoming.iter_mut()) {
+                moved |= self.read(receive, message.bytes)?;
+            }
+            let late = receives.iter().chain(&sends).find(|progress| !progress.is_done());
+            let Some(late) = late.map(|progress| progress.rank) else { return Ok(()) };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CollectiveError::Deadline { operation, rank: late, timeout: self.timeout });
+            }
+            if !moved {
+                self.sleep(&sends, &receives, left);
+            }
+        }
+    }
+
+    fn progress(&self, operation: Operation, rank: usize, bytes: usize, outward: bool) -> Progress {
+        let peer = self.peer(rank);
+        let header = Header {
+            operation,
+            epoch: self.epoch,
+            sequence: if outward { peer.sent } else { peer.received },
+            message_bytes: bytes as u64,
+            frame_bytes: bytes.min(FRAME_BYTES_MAX) as u32,
+        };
+        let head = if outward { header.encode() } else { [0; HEADER_BYTES] };
+        Progress { rank, header, head, head_done: 0, before: 0, done: 0 }
+    }
+
+    /// Writes what the kernel takes; whether it took anything.
+    fn write(&mut self, send: &mut Progress, bytes: &[u8]) -> Result<bool, CollectiveError> {
+        let mut moved = false;
+        while !send.is_done() {
+            let frame = &bytes[send.before..][..send.header.frame_bytes as usize];
+            let parts = [IoSlice::new(&send.head[send.head_done..]), IoSlice::new(&frame[send.done..])];
+            match (&*self.peer(send.rank).stream).write_vectored(&parts) {
+                Ok(0) => return Err(send.lost("it takes nothing")),
+                Ok(count) => {
+                    moved = true;
+                    if send.advance(count) {
+                        self.peers[send.rank].as_mut().expect("a peer").sent += 1;
+                        send.next_frame(bytes.len());
+                        send.head = send.header.encode();
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(send.lost(&error.to_string())),
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Reads what is there; whether anything was.
+    fn read(&mut self, receive: &mut Progress, bytes: &mut [u8]) -> Result<bool, CollectiveError> {
+        let mut moved = false;
+        while !receive.is_done() {
+            let frame = &mut bytes[receive.before..][..receive.header.frame_bytes as usize];
+            let mut parts = [
+                IoSliceMut::new(&mut receive.head[receive.head_done..]),
+                IoSliceMut::new(&mut frame[receive.done..]),
+            ];
+            match (&*self.peer(receive.rank).stream).read_vectored(&mut parts) {
+                Ok(0) => return Err(receive.lost("it closed the connection")),
+                Ok(count) => {
+                    moved = true;
+                    let in_header = receive.head_done < HEADER_BYTES;
+                    let ends = receive.advance(count);
+                    if in_header && receive.head_done == HEADER_BYTES {
+                        receive.header.check(&receive.head, receive.rank)?;
+                    }
+                    if ends {
+                        self.peers[receive.rank].as_mut().expect("a peer").received += 1;
+                        receive.next_frame(bytes.len());
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(receive.lost(&error.to_string())),
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Until some connection can go on, or time is up.
+    fn sleep(&self, sends: &[Progress], receives: &[Progress], left: Duration) {
+        let mut interests: Vec<Interest> = Vec::with_capacity(sends.len() + receives.len());
+        for (progresses, writes) in [(sends, true), (receives, false)] {
+            for progress in progresses.iter().filter(|progress| !progress.is_done()) {
+                interests.push(Interest { file: self.peer(progress.rank).stream.as_raw_fd(), writes });
+            }
+        }
+        wait(&interests, left);
+    }
+
+    fn peer(&self, rank: usize) -> &Peer {
+        self.peers[rank].as_ref().expect("a call with itself needs no connection")
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Remembers the first failure, and lets the peers know: they read the end of the stream.
+    fn fail(&self, error: CollectiveError) -> CollectiveError {
+        let error = self.failure.lock().get_or_insert(error).clone();
+        for stream in &self.streams {
+            // It may be closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        error
+    }
+}
+
+// === impl Progress ===
+
+impl Progress {
+    fn is_done(&self) -> bool {
+        self.before as u64 == self.header.message_bytes && self.ends()
+    }
+
+    /// The current frame is through.
+    fn ends(&self) -> bool {
+        self.head_done == HEADER_BYTES && self.done == self.header.frame_bytes as usize
+    }
+
+    /// Takes in `count` bytes; whether the frame ends with them.
+    fn advance(&mut self, count: usize) -> bool {
+        let of_head = count.min(HEADER_BYTES - self.head_done);
+        self.head_done += of_head;
+        self.done += count - of_head;
+        self.ends()
+    }
+
+    /// On to the next frame, if there is one.
+    fn next_frame(&mut self, message_bytes: usize) {
+        self.before += self.done;
+        self.done = 0;
+        self.header.sequence += 1;
+        self.header.frame_bytes = (message_bytes - self.before).min(FRAME_BYTES_MAX) as u32;
+        if self.header.frame_bytes > 0 {
+            self.head_done = 0;
+        }
+    }
+
+    fn lost(&self, reason: &str) -> CollectiveError {
+        CollectiveError::PeerLost {
+            operation: self.header.operation,
+            rank: self.rank,
+            reason: reason.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! How the ranks of a group find each other: all of them call rank 0, which tells each where the others are.
+//!
+//! ```text
+//! rank r ── Hello: epoch, rank, size, payload, port of its own ──► rank 0
+//! rank r ◄── Answer: refused, or addresses of all ranks ────────── rank 0, once all are there
+//! rank r ── Hello ──► ranks 1 … r − 1, at these addresses
+//! ```
+//!
+//! Neither side is authenticated: the addresses belong into a network that only the cluster reaches. What comes from
+//! elsewhere, is of another epoch or stays silent is turned away, and the others go on.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _},
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
+};
+
+use super::wait::{Interest, wait};
+use crate::{CollectiveError, Group, Payload};
+
+/// "UCH1"
+const MAGIC: u32 = u32::from_le_bytes(*b"UCH1");
+const HELLO_BYTES: usize = 24;
+
+/// A caller says who it is within this, or is turned away: it holds up all who wait behind it.
+const HELLO_WAIT: Duration = Duration::from_millis(500);
+/// Between two tries to reach a rank 0 that does not listen yet.
+const RETRY_WAIT: Duration = Duration::from_millis(20);
+/// Bytes of the sentence with which rank 0 refuses.
+const REFUSAL_BYTES_MAX: usize = 255;
+/// One address: IPv6 (or IPv4 within it) and port.
+const ADDRESS_BYTES: usize = 18;
+
+/// Who is at the other end, in its own words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hello {
+    epoch: u64,
+    rank: u16,
+    size: u16,
+    payload: Payload,
+    /// Where it listens for higher ranks.
+    port: u16,
+}
+
+/// One rank on its way into the group.
+pub(super) struct Rendezvous<'a> {
+    pub(super) group: &'a Group,
+    pub(super) rank: usize,
+    /// Of rank 0; for errors.
+    pub(super) address: String,
+    pub(super) deadline: Instant,
+}
+
+type Streams = Vec<Option<TcpStream>>;
+
+// === impl Rendezvous ===
+
+impl Rendezvous<'_> {
+    /// Rank 0: takes in all others.
+    pub(super) fn lead(&self, listener: &TcpListener) -> Result<Streams, CollectiveError> {
+        let mut streams: Streams = (0..self.group.size).map(|_| None).collect();
+        let mut addresses = vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0); self.group.size];
+        while let Some(missing) = (1..self.group.size).find(|rank| streams[*rank].is_none()) {
+            let (mut stream, peer) = self.accept(listener, missing)?;
+            let Some(hello) = Hello::read(&mut stream) else { continue };
+            let rank = usize::from(hello.rank);
+            if let Err(reason) = self.admit(&hello, &streams) {
+                // Whether it hears why or not, it is not of this group.
+                let _ = stream.write_all(&refusal(&reason));
+                continue;
+            }
+            addresses[rank] = SocketAddr::new(peer.ip(), hello.port);
+            streams[rank] = Some(stream);
+        }
+        let table: Vec<u8> =
+            [0].into_iter().chain(addresses.iter().flat_map(|address| encode_address(*address))).collect();
+        for (rank, stream) in streams.iter_mut().enumerate() {
+            if let Some(stream) = stream {
+                let written = stream.write_all(&table);
+                written.map_err(|error| self.error(format!("rank {rank} is gone: {error}")))?;
+            }
+        }
+        Ok(streams)
+    }
+
+    /// Any other rank: asks rank 0, then calls the lower ranks and takes in the higher ones.
+    pub(super) fn join(&self) -> Result<Streams, CollectiveError> {
+        let mut leader = self.dial_leader()?;
+        let own = leader.local_addr().map_err(|error| self.error(error.to_string()))?.ip();
+        let listener = TcpListener::bind((own, 0)).map_err(|error| self.error(error.to_string()))?;
+        let port = listener.local_addr().map_err(|error| self.error(error.to_string()))?.port();
+        let addresses = self.ask(&mut leader, port)?;
+        let mut streams: Streams = (0..self.group.size).map(|_| None).collect();
+        streams[0] = Some(leader);
+        for lower in 1..self.rank {
+            let unreachable = |error| self.error(format!("rank {lower} at {}: {error}", addresses[lower]));
+            let mut stream =
+                TcpStream::connect_timeout(&addresses[lower], self.left()?).map_err(unreachable)?;
+            stream.write_all(&self.hello(port).encode()).map_err(unreachable)?;
+            streams[lower] = Some(stream);
+        }
+        while let Some(missing) = (self.rank + 1..self.group.size).find(|rank| streams[*rank].is_none()) {
+            let (mut stream, _) = self.accept(&listener, missing)?;
+            let Some(hello) = Hello::read(&mut stream) else { continue };
+            if usize::from(hello.rank) > self.rank && self.admit(&hello, &streams).is_ok() {
+                streams[usize::from(hello.rank)] = Some(stream);
+            }
+        }
+        Ok(streams)
+    }
+
+    /// Rank 0 may start later than the others: it is called until it listens.
+    fn dial_leader(&self) -> Result<TcpStream, CollectiveError> {
+        loop {
+            let addresses = self.address.to_socket_addrs();
+            let addresses = addresses.map_err(|error| self.error(format!("is no address: {error}")))?;
+            for address in addresses {
+                if let Ok(stream) = TcpStream::connect_timeout(&address, self.left()?) {
+                    return Ok(stream);
+                }
+            }
+            std::thread::sleep(RETRY_WAIT.min(self.left()?));
+        }
+    }
+
+    /// The addresses of all ranks.
+    fn ask(&self, leader: &mut TcpStream, port: u16) -> Result<Vec<SocketAddr>, CollectiveError> {
+        let gone = |error: std::io::Error| self.error(format!("rank 0 does not answer: {error}"));
+        leader.write_all(&self.hello(port).encode()).map_err(gone)?;
+        leader.set_read_timeout(Some(self.left()?)).map_err(gone)?;
+        let mut length = [0];
+        leader.read_exact(&mut length).map_err(gone)?;
+        if length[0] > 0 {
+            let mut sentence = vec![0; usize::from(length[0])];
+            leader.read_exact(&mut sentence).map_err(gone)?;
+            return Err(self.error(String::from_utf8_lossy(&sentence).into_owned()));
+        }
+        let mut table = vec![0; self.group.size * ADDRESS_BYTES];
+        leader.read_exact(&mut table).map_err(gone)?;
+        Ok(table.chunks_exact(ADDRESS_BYTES).map(decode_address).collect())
+    }
+
+    fn accept(
+        &self,
+        listener: &TcpListener,
+        missing: usize,
+    ) -> Result<(TcpStream, SocketAddr), CollectiveError> {
+        listener.set_nonblocking(true).map_err(|error| self.error(error.to_string()))?;
+        loop {
+            match listener.accept() {
+                Ok((stream, peer)) if stream.set_nonblocking(false).is_ok() => return Ok((stream, peer)),
+                // Gone before it was taken in, or nobody yet.
+                Ok(_) => {}
+                Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
+                Err(error) => return Err(self.error(error.to_string())),
+            }
+            let left = self.left().map_err(|_| self.error(format!("rank {missing} did not come in time")))?;
+            wait(&[Interest { file: listener.as_raw_fd(), writes: false }], left);
+        }
+    }
+
+    /// Whether a caller belongs here.
+    fn admit(&self, hello: &Hello, streams: &Streams) -> Result<(), String> {
+        let Group { size, epoch, payload, .. } = *self.group;
+        if hello.epoch != epoch {
+            return Err(format!("this is epoch {epoch} of the group, not {}", hello.epoch));
+        }
+        if usize::from(hello.size) != size || hello.payload != payload {
+            return Err(format!(
+                "this group has {size} ranks and sends {payload:?}, not {} and {:?}",
+                hello.size, hello.payload
+            ));
+        }
+        match streams.get(usize::from(hello.rank)) {
+            Some(None) if hello.rank > 0 => Ok(()),
+            _ => Err(format!("rank {} is taken, or outside 1..{size}", hello.rank)),
+        }
+    }
+
+    fn hello(&self, port: u16) -> Hello {
+        let Group { size, epoch, payload, .. } = *self.group;
+        Hello { epoch, rank: self.rank as u16, size: size as u16, payload, port }
+    }
+
+    fn left(&self) -> Result<Duration, CollectiveError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(self.error("time is up".to_owned()));
+        }
+        Ok(left)
+    }
+
+    fn error(&self, reason: String) -> CollectiveError {
+        CollectiveError::Rendezvous { rank: self.rank, address: self.address.clone(), reason }
+    }
+}
+
+// === impl Hello ===
+
+impl Hello {
+    fn encode(&self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.rank.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.size.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[16..18].copy_from_slice(&self.port.to_le_bytes());
+        bytes[18] = self.payload.bytes_per_number() as u8;
+        bytes
+    }
+
+    /// `None` for what is none, or does not come.
+    fn read(stream: &mut TcpStream) -> Option<Self> {
+        stream.set_read_timeout(Some(HELLO_WAIT)).ok()?;
+        let mut bytes = [0; HELLO_BYTES];
+        stream.read_exact(&mut bytes).ok()?;
+        let short = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let hello = Self {
+            epoch: u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes")),
+            rank: short(4),
+            size: short(6),
+            payload: if bytes[18] == 2 { Payload::Bf16 } else { Payload::F32 },
+            port: short(16),
+        };
+        (bytes == hello.encode()).then_some(hello)
+    }
+}
+
+/// Its length, which is not 0, and the sentence.
+fn refusal(reason: &str) -> Vec<u8> {
+    let sentence = &reason.as_bytes()[..reason.len().min(REFUSAL_BYTES_MAX)];
+    [&[sentence.len() as u8][..], sentence].concat()
+}
+
+fn encode_address(address: SocketAddr) -> [u8; ADDRESS_BYTES] {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let mut bytes = [0; ADDRESS_BYTES];
+    bytes[..16].copy_from_slice(&ip.octets());
+    bytes[16..].copy_from_slice(&address.port().to_le_bytes());
+    bytes
+}
+
+fn decode_address(bytes: &[u8]) -> SocketAddr {
+    let octets: [u8; 16] = bytes[..16].try_into().expect("sixteen bytes");
+    SocketAddr::new(Ipv6Addr::from(octets).to_canonical(), u16::from_le_bytes([bytes[16], bytes[17]]))
+}
