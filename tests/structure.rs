@@ -54,15 +54,29 @@ fn dependencies_stay_behind_their_walls() {
             assert!(!has || allowed.contains(&member.as_str()), "{member} must not depend on {dependency}");
         }
     };
-    only_in("candle", &["uniarm-model"]);
+    only_in("candle", &["uniarm-model", "uniarm-trainer"]);
     only_in("etcd-client", &["uniarm-cluster"]);
-    let services =
-        ["uniarm-proto", "uniarm-runtime", "uniarm-router", "uniarm-base", "uniarm-reward", "uniarm"];
+    let services = [
+        "uniarm-proto",
+        "uniarm-runtime",
+        "uniarm-router",
+        "uniarm-base",
+        "uniarm-reward",
+        "uniarm-trainer",
+        "uniarm",
+    ];
     only_in("tonic", &services);
 
     for impure in ["tokio", "candle", "tonic", "rayon", "rand", "uniarm"] {
         let found = all["uniarm-decode"].iter().find(|name| name.starts_with(impure));
         assert!(found.is_none(), "decode is pure, but depends on {found:?}");
+    }
+    for foreign in ["tokio", "candle", "tonic", "uniarm"] {
+        let found = all["uniarm-collective"].iter().find(|name| name.starts_with(foreign));
+        assert!(
+            found.is_none(),
+            "a collective carries numbers and knows nothing else, but depends on {found:?}"
+        );
     }
     assert!(!own_closure(&all, "uniarm-model").contains("uniarm-decode"));
     for impure in

@@ -1,6 +1,6 @@
 //! A rank with bad luck: around any other, by a schedule that a test can repeat.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{Aborter, Collective, CollectiveError};
 
@@ -39,9 +39,9 @@ pub enum Schedule {
 }
 
 /// A rank to which things happen.
-pub struct Faulty<C> {
+pub struct Faulty {
     /// `None`: dead.
-    inner: Option<C>,
+    inner: Option<Box<dyn Collective>>,
     rank: usize,
     size: usize,
     epoch: u64,
@@ -89,16 +89,16 @@ fn mix(word: u64) -> u64 {
 
 // === impl Faulty ===
 
-impl<C: Collective> Faulty<C> {
+impl Faulty {
     /// `timeout`: the group's, which a silenced rank waits for in vain.
-    pub fn new(inner: C, timeout: Duration, schedule: Schedule) -> Self {
+    pub fn new(inner: Box<dyn Collective>, timeout: Duration, schedule: Schedule) -> Self {
         let (rank, size, epoch) = (inner.rank(), inner.size(), inner.epoch());
         Self { inner: Some(inner), rank, size, epoch, timeout, schedule, calls: 0, failure: None }
     }
 
     fn call<T>(
         &mut self,
-        call: impl FnOnce(&mut C) -> Result<T, CollectiveError>,
+        call: impl FnOnce(&mut dyn Collective) -> Result<T, CollectiveError>,
     ) -> Result<T, CollectiveError> {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
@@ -120,7 +120,7 @@ impl<C: Collective> Faulty<C> {
                 return Err(self.failure.insert(gone).clone());
             }
         }
-        call(inner).inspect_err(|error| {
+        call(&mut **inner).inspect_err(|error| {
             if !matches!(error, CollectiveError::Invalid { .. }) {
                 self.failure = Some(error.clone());
             }
@@ -128,7 +128,7 @@ impl<C: Collective> Faulty<C> {
     }
 }
 
-impl<C: Collective> Collective for Faulty<C> {
+impl Collective for Faulty {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -143,7 +143,7 @@ impl<C: Collective> Collective for Faulty<C> {
 
     fn aborter(&self) -> Aborter {
         // Of a dead rank there is nothing left to abort.
-        self.inner.as_ref().map_or_else(|| Aborter(std::sync::Arc::new(|_| ())), Collective::aborter)
+        self.inner.as_ref().map_or_else(|| Aborter(Arc::new(|_| ())), |inner| inner.aborter())
     }
 
     fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
@@ -171,6 +171,6 @@ impl<C: Collective> Collective for Faulty<C> {
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
-        self.call(Collective::barrier)
+        self.call(|inner| inner.barrier())
     }
 }
