@@ -284,9 +284,11 @@ fn encode<'a>(payload: Payload, values: &'a [f32], outbox: &'a mut Vec<u8>) -> &
     if payload == Payload::F32 {
         return bytemuck::cast_slice(values);
     }
-    outbox.clear();
-    outbox.extend(values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()));
-    outbox
+    let bytes = grow(outbox, 2 * values.len());
+    for (bytes, value) in bytes.chunks_exact_mut(2).zip(values) {
+        bytes.copy_from_slice(&bf16::from_f32(*value).to_le_bytes());
+    }
+    bytes
 }
 
 /// The numbers of bf16 bytes; of as many as there is room for.
