@@ -12,6 +12,7 @@
 
 mod apply;
 mod load;
+mod plain;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use sha2::{Digest, Sha256};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::kernels::panels::Panels;
+
+pub use plain::PlainLora;
 
 /// Two preferences closer than this to the simplex are taken as on it.
 const SIMPLEX_TOLERANCE: f32 = 1e-3;

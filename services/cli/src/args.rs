@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
-use crate::{bench::args::BenchArgs, simulate::args::SimulateArgs};
+use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::SimulateArgs};
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.
@@ -31,6 +31,8 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// List what a cluster serves
     Models(ModelsArgs),
+    /// Make adapters of adapters
+    Adapters(AdaptersArgs),
     /// Measure this machine: tokens per second beside what it can do at most
     Bench(BenchArgs),
     /// Ask how many workers a load needs, on machines that are not here

@@ -1,5 +1,6 @@
 //! The `uniarm` binary: parse, wire, run. Its role is its subcommand.
 
+mod adapters;
 mod args;
 mod bench;
 mod client;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
             Command::Reward(args) => roles::reward(args).await,
             Command::Generate(args) => generate::run(args).await,
             Command::Models(args) => models::run(args).await,
+            Command::Adapters(args) => adapters::run(&args),
             Command::Bench(args) => bench::run(args).await,
             Command::Simulate(args) => simulate::run(*args).await,
             Command::Demo(args) => demo::run(args).await,

@@ -4,3 +4,4 @@
 
 pub mod loss;
 pub mod network;
+pub mod soup;

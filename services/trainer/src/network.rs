@@ -15,6 +15,8 @@ pub use batch::Packed;
 pub use llama::{LlamaNetwork, NetworkOptions};
 pub use ops::Form;
 
+pub(crate) use adapter::{stem, write_whole};
+
 /// A pair as the network sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenPair {

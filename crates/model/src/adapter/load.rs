@@ -14,8 +14,8 @@ use crate::error::ModelError;
 use crate::kernels::panels::{Format, Numbers, Panels};
 use crate::weights::Weights;
 
-const CONFIG_FILE: &str = "adapter_config.json";
-const TENSOR_FILE: &str = "adapter_model.safetensors";
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+pub(super) const TENSOR_FILE: &str = "adapter_model.safetensors";
 
 /// What PEFT puts in front of a backbone's tensor names.
 const PREFIX: &str = "base_model.model.";
@@ -38,16 +38,16 @@ struct Projection {
 }
 
 /// The folder's JSON, checked.
-struct Description {
-    method: Method,
+pub(super) struct Description {
+    pub(super) method: Method,
     /// Rank; of PBLoRA r1.
-    rank: usize,
+    pub(super) rank: usize,
     /// Of PBLoRA.
     r2: usize,
-    scale: f32,
+    pub(super) scale: f32,
     text: bool,
     mlp: bool,
-    objectives: Vec<Objective>,
+    pub(super) objectives: Vec<Objective>,
     /// Number of objectives where the JSON says it.
     objective_count: Option<usize>,
     targets: Vec<String>,
@@ -79,7 +79,7 @@ pub(super) fn load(folder: &Path, config: &Config, fingerprint: &[u8; 32]) -> Re
     loader.adapter(&text)
 }
 
-fn read_config(file: &Path) -> Result<String, ModelError> {
+pub(super) fn read_config(file: &Path) -> Result<String, ModelError> {
     let bytes = std::fs::metadata(file).map_err(|error| ModelError::io(file, error))?.len();
     if bytes > CONFIG_BYTES_MAX {
         return Err(ModelError::malformed(file, format!("{bytes} bytes are too many for a configuration")));
@@ -88,13 +88,13 @@ fn read_config(file: &Path) -> Result<String, ModelError> {
 }
 
 /// The JSON object and its name in errors.
-struct Fields<'a> {
-    json: &'a Value,
-    file: &'a Path,
+pub(super) struct Fields<'a> {
+    pub(super) json: &'a Value,
+    pub(super) file: &'a Path,
 }
 
 impl Fields<'_> {
-    fn fail<T>(&self, reason: impl Into<String>) -> Result<T, ModelError> {
+    pub(super) fn fail<T>(&self, reason: impl Into<String>) -> Result<T, ModelError> {
         Err(ModelError::Adapter { file: self.file.to_owned(), reason: reason.into() })
     }
 
@@ -116,7 +116,7 @@ impl Fields<'_> {
         Ok(())
     }
 
-    fn description(&self) -> Result<Description, ModelError> {
+    pub(super) fn description(&self) -> Result<Description, ModelError> {
         let method = match self.json["peft_type"].as_str() {
             Some("MOSLORA") => Method::MosLora,
             Some("PBLORA") => Method::PbLora,

@@ -372,7 +372,7 @@ pub fn stem(layer: usize, projection: &str) -> String {
 }
 
 /// A reader finds the old file or the new one, also after a power cut.
-fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let beside = path.with_extension("partial");
     let written = (|| {
         let mut file = File::create(&beside)?;
