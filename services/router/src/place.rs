@@ -364,6 +364,33 @@ mod tests {
         assert_eq!(refusal.field.as_deref(), Some("guidance[0].preference"));
     }
 
+    /// Of equals another one stands first for each draw; the loaded one stands last for all; and nobody is named twice.
+    #[test]
+    fn a_term_names_few_reward_workers_in_an_order_of_each_request_s_own() {
+        const WORKERS: usize = 20;
+        let crowd = |count| {
+            let rewards = (0..count).map(|index| reward(&format!("r{index:02}"), &[("ham", &["harmless"])]));
+            Snapshot::new(rewards.chain([base("b1", "m")]), 1)
+        };
+        let names = |snapshot: &Snapshot, loads: &dyn Loads, draw| -> Vec<String> {
+            let request = request(vec![term("ham", &[])]);
+            let placement = place(snapshot, &request, loads, [0, draw], &BTreeSet::new()).unwrap();
+            placement.placed.placements[0].iter().map(|worker| worker.member.0.clone()).collect()
+        };
+        let many = crowd(WORKERS);
+        let firsts: BTreeSet<String> =
+            (0..WORKERS as u32).map(|draw| names(&many, &Idle, draw).swap_remove(0)).collect();
+        assert_eq!(firsts.len(), WORKERS, "every worker comes first for some request");
+        for draw in [0, 7, u32::MAX] {
+            let named = names(&many, &Busy("r03"), draw);
+            assert_eq!(named.len(), REWARD_WORKERS_MAX);
+            assert_eq!(named.iter().collect::<BTreeSet<_>>().len(), REWARD_WORKERS_MAX);
+            assert!(!named.contains(&"r03".to_owned()), "nineteen idle workers stand before it");
+            let few = names(&crowd(5), &Busy("r03"), draw);
+            assert_eq!((few.len(), few[4].as_str()), (5, "r03"));
+        }
+    }
+
     #[test]
     fn the_less_loaded_of_two_base_workers_is_chosen_and_failed_ones_are_avoided() {
         let none = BTreeSet::new();

@@ -68,9 +68,9 @@ impl Scene {
         let files = write_backbone(&scene.path("backbone"), &scene.backbone);
         let fingerprint: String = files.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
         let whose = json!({ "backbone_fingerprint": fingerprint, "backbone_vocabulary": 32 });
-        scene.lora("first", 4, json!({ "lora_alpha": 6 }), 1.5, &["q_proj", "v_proj"]);
-        scene.lora("second", 4, json!({ "lora_alpha": 4, "use_rslora": true }), 2.0, &["q_proj", "o_proj"]);
-        scene.lora("third", 2, whose, 4.0, &["v_proj", "up_proj"]);
+        scene.lora("first", 4, &json!({ "lora_alpha": 6 }), 1.5, &["q_proj", "v_proj"]);
+        scene.lora("second", 4, &json!({ "lora_alpha": 4, "use_rslora": true }), 2.0, &["q_proj", "o_proj"]);
+        scene.lora("third", 2, &whose, 4.0, &["v_proj", "up_proj"]);
         scene
     }
 
@@ -78,7 +78,7 @@ impl Scene {
         self.folder.path().join(name)
     }
 
-    fn lora(&mut self, name: &str, rank: usize, extra: Value, scale: f32, targets: &[&str]) {
+    fn lora(&mut self, name: &str, rank: usize, extra: &Value, scale: f32, targets: &[&str]) {
         let mut json = json!({ "peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": targets });
         json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let (mut made, mut tensors) = (Made { rank, scale, matrices: Vec::new() }, HashMap::new());
