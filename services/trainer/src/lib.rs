@@ -2,6 +2,9 @@
 //!
 //! Modules stand in the order in which data flows: pairs, the loss that they define, the network that it trains.
 
+// Blank lines keep the modules in reading order: rustfmt sorts neighbours.
+pub mod pairs;
+
 pub mod loss;
 pub mod network;
 pub mod soup;
