@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
-use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::SimulateArgs};
+use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::SimulateArgs, train::TrainArgs};
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.
@@ -35,6 +35,8 @@ pub enum Command {
     Adapters(AdaptersArgs),
     /// Measure this machine: tokens per second beside what it can do at most
     Bench(BenchArgs),
+    /// Train a reward model on preference pairs
+    Train(Box<TrainArgs>),
     /// Ask how many workers a load needs, on machines that are not here
     Simulate(Box<SimulateArgs>),
     /// Start a cluster of three processes, show one prompt under several preferences, and stop

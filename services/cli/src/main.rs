@@ -11,6 +11,7 @@ mod models;
 mod part;
 mod roles;
 mod simulate;
+mod train;
 mod worker;
 
 use clap::Parser as _;
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
             Command::Models(args) => models::run(args).await,
             Command::Adapters(args) => adapters::run(&args),
             Command::Bench(args) => bench::run(args).await,
+            Command::Train(args) => tokio::task::block_in_place(|| train::run(&args)),
             Command::Simulate(args) => simulate::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
         }

@@ -7,4 +7,9 @@ pub mod pairs;
 
 pub mod loss;
 pub mod network;
+
+pub mod train;
+
 pub mod soup;
+
+pub mod report;

@@ -3,6 +3,7 @@
 //! Whatever is wrong with a line is named with file, line and field, and counted: nothing is dropped silently.
 
 mod line;
+pub mod tokens;
 
 use std::{
     collections::{BTreeMap, HashMap},
