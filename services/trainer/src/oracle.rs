@@ -1,0 +1,71 @@
+//! Oracles: what an answer is worth to one objective, as a number (docs/oracles.md).
+//!
+//! An oracle judges, it does not steer: it labels training pairs and scores what a cluster wrote. Nothing here is on a
+//! token's path.
+
+// Blank lines keep the modules in reading order: rustfmt sorts neighbours.
+mod text;
+
+mod vader;
+
+use std::path::PathBuf;
+
+use uniarm_model::Message;
+
+pub use text::{Brevity, Profanity, Readability};
+pub use vader::Vader;
+
+/// Every form that [`open`] knows.
+const FORMS: &str = "vader, brevity, readability, profanity";
+
+/// An answer to be judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// The conversation that it answers, ending with the user.
+    pub messages: &'a [Message],
+    pub response: &'a str,
+}
+
+/// A judge of answers.
+pub trait Oracle: Send {
+    /// As people would name what it likes: `vader`, `brevity`, the name of an objective.
+    fn name(&self) -> &str;
+
+    /// One finite number for each answer, higher is better. The score of an answer does not depend on the others.
+    ///
+    /// # Errors
+    /// Where a program or a model fails, or gives what is not a finite number.
+    fn score(&mut self, answers: &[Answer<'_>]) -> Result<Vec<f64>, OracleError>;
+}
+
+/// Why there is no score.
+#[derive(Debug, thiserror::Error)]
+pub enum OracleError {
+    #[error("oracle \"{spec}\": {reason}; known: {FORMS}")]
+    Unknown { spec: String, reason: String },
+    #[error("{}: {source}", .file.display())]
+    Io { file: PathBuf, source: std::io::Error },
+    #[error("{}: {reason}", .file.display())]
+    Malformed { file: PathBuf, reason: String },
+    #[error("program \"{program}\": {reason}")]
+    Program { program: String, reason: String },
+    #[error("{}: {reason}", .folder.display())]
+    Classifier { folder: PathBuf, reason: String },
+}
+
+/// The oracle that a specification names: see [`FORMS`] and docs/oracles.md.
+///
+/// # Errors
+/// [`OracleError::Unknown`] for other words; what is wrong with a file, a folder or a program.
+pub fn open(spec: &str) -> Result<Box<dyn Oracle>, OracleError> {
+    let (kind, argument) = spec.split_once(':').map_or((spec, None), |(kind, rest)| (kind, Some(rest)));
+    let unknown = |reason: &str| OracleError::Unknown { spec: spec.to_owned(), reason: reason.to_owned() };
+    match (kind, argument) {
+        ("vader", None) => Ok(Box::new(Vader::new())),
+        ("brevity", None) => Ok(Box::new(Brevity)),
+        ("readability", None) => Ok(Box::new(Readability)),
+        ("profanity", None) => Ok(Box::new(Profanity)),
+        ("vader" | "brevity" | "readability" | "profanity", Some(_)) => Err(unknown("takes no argument")),
+        _ => Err(unknown("there is no such oracle")),
+    }
+}
