@@ -6,7 +6,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
-use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::SimulateArgs, train::TrainArgs};
+use crate::{
+    adapters::AdaptersArgs, bench::args::BenchArgs, oracle::OracleCommand, simulate::args::SimulateArgs,
+    train::TrainArgs,
+};
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.
@@ -33,6 +36,11 @@ pub enum Command {
     Models(ModelsArgs),
     /// Make adapters of adapters
     Adapters(AdaptersArgs),
+    /// Judge answers: fit, ask and compare what scores them for one objective
+    Oracle {
+        #[command(subcommand)]
+        command: OracleCommand,
+    },
     /// Measure this machine: tokens per second beside what it can do at most
     Bench(BenchArgs),
     /// Train a reward model on preference pairs

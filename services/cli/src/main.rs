@@ -8,6 +8,7 @@ mod demo;
 mod generate;
 mod local;
 mod models;
+mod oracle;
 mod part;
 mod roles;
 mod simulate;
@@ -38,6 +39,7 @@ fn main() -> std::process::ExitCode {
             Command::Adapters(args) => adapters::run(&args),
             Command::Bench(args) => bench::run(args).await,
             Command::Train(args) => tokio::task::block_in_place(|| train::run(&args)),
+            Command::Oracle { command } => tokio::task::block_in_place(|| oracle::run(&command)),
             Command::Simulate(args) => simulate::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
         }

@@ -18,3 +18,5 @@ pub mod report;
 pub mod oracle;
 
 pub mod metrics;
+
+mod whole_file;

@@ -8,15 +8,32 @@ mod text;
 
 mod vader;
 
+mod ngram;
+
+mod minimise;
+
+pub mod fit;
+
+pub mod relabel;
+
+pub mod answers;
+
+mod command;
+
 use std::path::PathBuf;
 
 use uniarm_model::Message;
 
+pub use command::Program;
+pub use ngram::Ngram;
 pub use text::{Brevity, Profanity, Readability};
 pub use vader::Vader;
 
 /// Every form that [`open`] knows.
-const FORMS: &str = "vader, brevity, readability, profanity";
+const FORMS: &str = "vader, brevity, readability, profanity, ngram:FILE, command:PROGRAM ARGUMENTS";
+
+/// Answers that an oracle sees at once: a program starts once for so many, and a bar moves every few seconds.
+const PART: usize = 512;
 
 /// An answer to be judged.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +70,23 @@ pub enum OracleError {
     Classifier { folder: PathBuf, reason: String },
 }
 
+/// Scores in parts, so that a bar moves and no batch is unbounded; `progress` gets the number of answers done.
+///
+/// # Errors
+/// The oracle's.
+pub fn score_in_parts(
+    oracle: &mut dyn Oracle,
+    answers: &[Answer<'_>],
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<f64>, OracleError> {
+    let mut scores = Vec::with_capacity(answers.len());
+    for part in answers.chunks(PART) {
+        scores.extend(oracle.score(part)?);
+        progress(scores.len());
+    }
+    Ok(scores)
+}
+
 /// The oracle that a specification names: see [`FORMS`] and docs/oracles.md.
 ///
 /// # Errors
@@ -65,6 +99,12 @@ pub fn open(spec: &str) -> Result<Box<dyn Oracle>, OracleError> {
         ("brevity", None) => Ok(Box::new(Brevity)),
         ("readability", None) => Ok(Box::new(Readability)),
         ("profanity", None) => Ok(Box::new(Profanity)),
+        ("ngram", Some(file)) => Ok(Box::new(Ngram::read(file.as_ref())?)),
+        ("command", Some(line)) => match Program::new(line) {
+            Some(program) => Ok(Box::new(program)),
+            None => Err(unknown("names no program")),
+        },
+        ("ngram" | "command", None) => Err(unknown("wants an argument after a colon")),
         ("vader" | "brevity" | "readability" | "profanity", Some(_)) => Err(unknown("takes no argument")),
         _ => Err(unknown("there is no such oracle")),
     }
