@@ -42,7 +42,7 @@ pub struct FitArgs {
     #[arg(long)]
     pub output: PathBuf,
     /// Penalty on squared weights
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 3.0)]
     pub l2: f64,
     /// Parts for held-out accuracy
     #[arg(long, default_value_t = 5)]

@@ -20,17 +20,23 @@ pub mod answers;
 
 mod command;
 
+mod encoder;
+
+mod classifier;
+
 use std::path::PathBuf;
 
 use uniarm_model::Message;
 
+pub use classifier::Classifier;
 pub use command::Program;
 pub use ngram::Ngram;
 pub use text::{Brevity, Profanity, Readability};
 pub use vader::Vader;
 
 /// Every form that [`open`] knows.
-const FORMS: &str = "vader, brevity, readability, profanity, ngram:FILE, command:PROGRAM ARGUMENTS";
+const FORMS: &str = "vader, brevity, readability, profanity, ngram:FILE, classifier:FOLDER[#LABEL], \
+    command:PROGRAM ARGUMENTS";
 
 /// Answers that an oracle sees at once: a program starts once for so many, and a bar moves every few seconds.
 const PART: usize = 512;
@@ -100,12 +106,43 @@ pub fn open(spec: &str) -> Result<Box<dyn Oracle>, OracleError> {
         ("readability", None) => Ok(Box::new(Readability)),
         ("profanity", None) => Ok(Box::new(Profanity)),
         ("ngram", Some(file)) => Ok(Box::new(Ngram::read(file.as_ref())?)),
+        ("classifier", Some(folder)) => Ok(Box::new(Classifier::open(folder)?)),
         ("command", Some(line)) => match Program::new(line) {
             Some(program) => Ok(Box::new(program)),
             None => Err(unknown("names no program")),
         },
-        ("ngram" | "command", None) => Err(unknown("wants an argument after a colon")),
+        ("ngram" | "classifier" | "command", None) => Err(unknown("wants an argument after a colon")),
         ("vader" | "brevity" | "readability" | "profanity", Some(_)) => Err(unknown("takes no argument")),
         _ => Err(unknown("there is no such oracle")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specifications_name_oracles_or_say_what_is_known() {
+        assert_eq!(open("brevity").unwrap().name(), "brevity");
+        assert_eq!(open("command:cat -").unwrap().name(), "cat");
+        let reason = |spec: &str| open(spec).err().unwrap().to_string();
+        assert!(
+            reason("vadr").starts_with("oracle \"vadr\": there is no such oracle; known: vader, brevity")
+        );
+        assert!(reason("vader:x").contains("takes no argument"));
+        assert!(reason("ngram").contains("wants an argument after a colon"));
+        assert!(reason("command:  ").contains("names no program"));
+        assert!(reason("ngram:/no/such/file").starts_with("/no/such/file: No such file"));
+    }
+
+    #[test]
+    fn scores_in_parts_are_the_scores_of_all() {
+        let texts: Vec<String> = (0..PART + 5).map(|words| "word ".repeat(words)).collect();
+        let answers: Vec<Answer<'_>> =
+            texts.iter().map(|response| Answer { messages: &[], response }).collect();
+        let mut seen = Vec::new();
+        let scores = score_in_parts(&mut Brevity, &answers, |done| seen.push(done)).unwrap();
+        assert_eq!(scores, Brevity.score(&answers).unwrap());
+        assert_eq!(seen, [PART, PART + 5]);
     }
 }
