@@ -6,6 +6,7 @@
 // Blank lines keep the modules in reading order: rustfmt sorts neighbours.
 pub mod pairs;
 
+pub mod cluster_job;
 pub mod loss;
 pub mod network;
 
