@@ -10,6 +10,8 @@ use crate::{
     adapters::AdaptersArgs, bench::args::BenchArgs, oracle::OracleCommand, simulate::args::SimulateArgs,
     train::TrainArgs,
 };
+use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::SimulateArgs};
+use crate::{bench::args::BenchArgs, label::LabelArgs, simulate::args::SimulateArgs};
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.
@@ -41,10 +43,10 @@ pub enum Command {
         #[command(subcommand)]
         command: OracleCommand,
     },
+    /// Sample answers from a cluster and label pairs of them with oracles
+    Label(LabelArgs),
     /// Measure this machine: tokens per second beside what it can do at most
     Bench(BenchArgs),
-    /// Train a reward model on preference pairs
-    Train(Box<TrainArgs>),
     /// Ask how many workers a load needs, on machines that are not here
     Simulate(Box<SimulateArgs>),
     /// Start a cluster of three processes, show one prompt under several preferences, and stop

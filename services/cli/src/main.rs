@@ -6,6 +6,8 @@ mod bench;
 mod client;
 mod demo;
 mod generate;
+mod job;
+mod label;
 mod local;
 mod models;
 mod oracle;
@@ -37,6 +39,7 @@ fn main() -> std::process::ExitCode {
             Command::Generate(args) => generate::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Adapters(args) => adapters::run(&args),
+            Command::Label(args) => label::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Train(args) => tokio::task::block_in_place(|| train::run(&args)),
             Command::Oracle { command } => tokio::task::block_in_place(|| oracle::run(&command)),

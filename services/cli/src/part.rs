@@ -29,14 +29,16 @@ impl Part {
     /// Starts a role and waits until it is ready.
     pub async fn start(role: &'static str, flags: &[String]) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program's own path")?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg(role)
             .args(flags)
             .args(["--log-filter", "warn"])
             .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start the {role} process"))?;
+            .kill_on_drop(true);
+        // SAFETY: prctl(2) takes plain numbers and is allowed between fork and exec.
+        unsafe { command.pre_exec(die_with_parent) };
+        let mut child = command.spawn().with_context(|| format!("cannot start the {role} process"))?;
         let stdout = child.stdout.take().context("no standard output")?;
         let mut lines = BufReader::new(stdout).lines();
         let ready = async {
@@ -68,6 +70,15 @@ impl Part {
             bail!("the {} process ended with {status}", self.role);
         }
         Ok(())
+    }
+}
+
+/// A killed parent can stop nobody, and nobody else would. Parts are started on the main thread, whose end is meant here.
+fn die_with_parent() -> std::io::Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal's number.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! a function of models, request and position, so that a job that is killed and continued ends with the same bytes.
 
 mod journal;
+mod models;
 mod pace;
 
 use std::{
@@ -20,6 +21,7 @@ use tonic_types::StatusExt as _;
 use uniarm_proto::{GenerateRequest, Transcript, pb, transcript::finish_reason_name};
 
 pub use journal::{Journal, JournalError};
+pub use models::{Identities, ModelsConfig};
 use pace::Pace;
 
 /// Questions in flight at most, where nobody says otherwise: rows beyond it make a step slower, not a token cheaper.
@@ -152,12 +154,25 @@ impl Key {
     /// `models` names the weights that answer: a request only has their names.
     pub fn new(request: &GenerateRequest, models: &str) -> Self {
         // The wire form holds every field, those that are added one day too.
-        let wire = pb::GenerateRequest::from(GenerateRequest { request_id: String::new(), ..request.clone() });
+        let wire =
+            pb::GenerateRequest::from(GenerateRequest { request_id: String::new(), ..request.clone() });
         let mut digest = Sha256::new();
         digest.update((models.len() as u64).to_le_bytes());
         digest.update(models);
         digest.update(wire.encode_to_vec());
         Self(hexadecimal(&digest.finalize()[..16]))
+    }
+}
+
+/// Says on standard error that lines of a journal were damaged; their questions are asked again.
+pub fn say_damaged(journal: &Journal) {
+    let damaged = journal.damaged();
+    if let Some(first) = damaged.first() {
+        eprintln!(
+            "note: {} lines of {} are damaged (the first is line {first}); their questions are asked again",
+            damaged.len(),
+            journal.path().display()
+        );
     }
 }
 
@@ -320,6 +335,11 @@ fn field_hint(status: &Status) -> String {
 // === impl Answer ===
 
 impl Answer {
+    /// Whether the model ended it, and not a limit.
+    pub fn is_finished(&self) -> bool {
+        self.finish_reason == "stop"
+    }
+
     fn of(transcript: &Transcript) -> Self {
         let choice = transcript.choices.first();
         Self {

@@ -1,12 +1,10 @@
 //! Preference pairs to adapters to Pareto fronts: training, oracles, labelling, evaluation.
 //!
-//! Modules stand in the order in which data flows: pairs, the loss that they define, the network that it trains,
-//! the oracles that judge answers, and what a front of scores is worth.
+//! Modules stand in the order in which data flows: pairs, the loss that they define, the network that it trains.
 
 // Blank lines keep the modules in reading order: rustfmt sorts neighbours.
 pub mod pairs;
 
-pub mod cluster_job;
 pub mod loss;
 pub mod network;
 
@@ -19,5 +17,11 @@ pub mod report;
 pub mod oracle;
 
 pub mod metrics;
+pub mod prompts;
+
+pub mod cluster_job;
+pub mod scoring;
+
+pub mod label;
 
 mod whole_file;

@@ -80,6 +80,10 @@ impl Journal {
         Ok(Self { path: path.to_owned(), file, answers, unsynced: 0, synced: Instant::now(), damaged })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn get(&self, key: &Key) -> Option<&Answer> {
         self.answers.get(key)
     }

@@ -74,8 +74,7 @@ async fn a_job_killed_anywhere_and_continued_ends_with_the_same_answers() {
     let folder = tempfile::tempdir().unwrap();
     let questions = questions(24);
     let mut whole = Journal::open(&folder.path().join("whole.jsonl")).unwrap();
-    let expected =
-        run(&questions, &mut whole, &Function::living(usize::MAX), &options()).await.unwrap();
+    let expected = run(&questions, &mut whole, &Function::living(usize::MAX), &options()).await.unwrap();
     for life in [1, 4, 9, 17] {
         let path = folder.path().join(format!("{life}.jsonl"));
         let mut journal = Journal::open(&path).unwrap();
