@@ -18,7 +18,10 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
-use uniarm_proto::{GenerateRequest, Transcript, pb, transcript::finish_reason_name};
+use uniarm_proto::{
+    ChatMessage, GenerateRequest, Input, OnRewardLoss, Priority, Sampling, Transcript, pb,
+    transcript::finish_reason_name,
+};
 
 pub use journal::{Journal, JournalError};
 pub use models::{Identities, ModelsConfig};
@@ -180,6 +183,22 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// An unguided request of a job: it can wait for its reward, since nobody waits for the job.
+pub fn chat_request(messages: Vec<ChatMessage>, sampling: Sampling) -> GenerateRequest {
+    GenerateRequest {
+        request_id: String::new(),
+        model: String::new(),
+        input: Input::Chat(messages),
+        sampling,
+        base_strength: 1.0,
+        guidance: Vec::new(),
+        on_reward_loss: OnRewardLoss::Wait,
+        priority: Priority::Normal,
+        exchange: None,
+        skip: 0,
+    }
+}
+
 /// A seed that is a function of its reasons alone: another order of prompts changes no answer.
 pub fn seed(run: u64, reasons: &[&str]) -> u64 {
     let mut digest = Sha256::new();
@@ -305,7 +324,7 @@ impl<'a> Job<'a> {
         self.pace.refused(begun);
         let asked = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
         let own = RETRY_DELAY.saturating_mul(1 << number.min(16)).min(RETRY_DELAY_MAX);
-        Ok(Attempt { index, number: number + 1, wait: asked.unwrap_or_default().max(own) })
+        Ok(Attempt { index, number: number + 1, wait: asked.unwrap_or(own) })
     }
 
     fn kept(&self) -> Kept {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uniarm_model::Message;
-use uniarm_proto::{ChatMessage, GenerateRequest, Input, OnRewardLoss, Priority, Sampling};
+use uniarm_proto::{ChatMessage, GenerateRequest, Sampling};
 
 use crate::{
     cluster_job::{self, Answer, Cluster, Identities, JobOptions, Journal, ModelsConfig, Question},
@@ -195,23 +195,14 @@ impl<'a> Labelling<'a> {
         let mut reasons = vec![style.name.clone(), sample.to_string()];
         reasons.extend(prompt.messages.iter().map(|message| message.content.clone()));
         let reasons: Vec<&str> = reasons.iter().map(String::as_str).collect();
-        GenerateRequest {
-            request_id: String::new(),
-            model: String::new(),
-            input: Input::Chat(messages),
-            sampling: Sampling {
-                temperature: self.config.temperature,
-                top_p: self.config.top_p,
-                seed: Some(cluster_job::seed(self.config.seed, &reasons)),
-                max_tokens: self.config.max_tokens,
-                ..Sampling::default()
-            },
-            guidance: Vec::new(),
-            on_reward_loss: OnRewardLoss::Wait,
-            priority: Priority::Normal,
-            exchange: None,
-            skip: 0,
-        }
+        let sampling = Sampling {
+            temperature: self.config.temperature,
+            top_p: self.config.top_p,
+            seed: Some(cluster_job::seed(self.config.seed, &reasons)),
+            max_tokens: self.config.max_tokens,
+            ..Sampling::default()
+        };
+        cluster_job::chat_request(messages, sampling)
     }
 
     fn origin(&self, planned: &Planned) -> String {

@@ -24,4 +24,6 @@ pub mod scoring;
 
 pub mod label;
 
+pub mod report;
+
 mod whole_file;

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use uniarm_proto::{Event, Input, OnRewardLoss, Priority, Refusal, Sampling};
+use uniarm_proto::{Event, Refusal};
 
 use super::*;
 
@@ -24,7 +24,8 @@ impl Cluster for Function {
     fn answer(&self, request: GenerateRequest) -> BoxFuture<'_, Result<Transcript, Status>> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
-            let Input::Prompt(prompt) = &request.input else { unreachable!("tests ask with prompts") };
+            let Input::Chat(messages) = &request.input else { unreachable!("jobs ask with chats") };
+            let prompt = &messages[0].content;
             if number >= self.life {
                 return Err(Refusal::internal("killed").into());
             }
@@ -49,17 +50,9 @@ fn questions(count: usize) -> Vec<Question> {
     let question = |index: usize| {
         // Every fourth one repeats the one before.
         let index = if index % 4 == 3 { index - 1 } else { index };
-        let request = GenerateRequest {
-            request_id: String::new(),
-            model: String::new(),
-            input: Input::Prompt("x".repeat(index + 1)),
-            sampling: Sampling { seed: Some(seed(1, &[&index.to_string()])), ..Sampling::default() },
-            guidance: Vec::new(),
-            on_reward_loss: OnRewardLoss::Wait,
-            priority: Priority::Normal,
-            exchange: None,
-            skip: 0,
-        };
+        let message = ChatMessage { role: "user".into(), content: "x".repeat(index + 1) };
+        let sampling = Sampling { seed: Some(seed(1, &[&index.to_string()])), ..Sampling::default() };
+        let request = chat_request(vec![message], sampling);
         Question { key: Key::new(&request, "models"), request, origin: format!("line {index}") }
     };
     (0..count).map(question).collect()
