@@ -12,6 +12,7 @@ use crate::{
 };
 use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::SimulateArgs};
 use crate::{bench::args::BenchArgs, label::LabelArgs, simulate::args::SimulateArgs};
+use crate::{bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs, simulate::args::SimulateArgs};
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.
@@ -45,6 +46,8 @@ pub enum Command {
     },
     /// Sample answers from a cluster and label pairs of them with oracles
     Label(LabelArgs),
+    /// Sweep preferences over methods, score the answers, and report fronts, volumes and examples
+    Eval(EvalArgs),
     /// Measure this machine: tokens per second beside what it can do at most
     Bench(BenchArgs),
     /// Ask how many workers a load needs, on machines that are not here

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod client;
 mod demo;
+mod eval;
 mod generate;
 mod job;
 mod label;
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
             Command::Models(args) => models::run(args).await,
             Command::Adapters(args) => adapters::run(&args),
             Command::Label(args) => label::run(args).await,
+            Command::Eval(args) => eval::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Train(args) => tokio::task::block_in_place(|| train::run(&args)),
             Command::Oracle { command } => tokio::task::block_in_place(|| oracle::run(&command)),

@@ -30,7 +30,7 @@ pub struct ModelsConfig {
 }
 
 /// What the weights of a cluster are known by. Journals of a job are good for these weights only.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Identities {
     base: String,
     rewards: BTreeMap<String, String>,

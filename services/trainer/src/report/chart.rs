@@ -32,7 +32,10 @@ const COLOURS: [RGBColor; 10] = [
 const MARGIN: f64 = 0.06;
 
 /// Size of a picture in pixels.
-pub const SIZE: (u32, u32) = (760, 500);
+const SIZE: (u32, u32) = (860, 500);
+
+/// Pixels of the legend: names of some twenty letters.
+const LEGEND_WIDTH: u32 = 185;
 
 /// A picture of a few series over one pair of axes.
 #[derive(Debug, Clone, Default)]
@@ -92,7 +95,10 @@ impl Chart {
             let points = || self.series.iter().flat_map(|series| &series.points);
             let across = range(points().map(|point| (point.at.0, point.across)))?;
             let up = range(points().map(|point| (point.at.1, point.up)))?;
-            let mut chart = ChartBuilder::on(area)
+            // Beside the axes a legend hides no point.
+            let (left, right) = area.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+            self.draw_legend(&right)?;
+            let mut chart = ChartBuilder::on(&left)
                 .caption(&self.title, (FONT_NAME, 19))
                 .margin(12)
                 .x_label_area_size(44)
@@ -113,10 +119,7 @@ impl Chart {
                     chart.draw_series([PathElement::new(bar.to_vec(), colour.mix(0.45))])?;
                 }
                 let line = series.points.iter().map(|point| point.at);
-                chart
-                    .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-                    .label(&series.name)
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+                chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
                 if series.has_dots() {
                     chart.draw_series(
                         series.points.iter().map(|point| Circle::new(point.at, 3, colour.filled())),
@@ -127,14 +130,22 @@ impl Chart {
                     labelled.map(|point| Text::new(point.label.clone(), point.at, (FONT_NAME, 12))),
                 )?;
             }
-            chart
-                .configure_series_labels()
-                .label_font((FONT_NAME, 13))
-                .background_style(WHITE.mix(0.8))
-                .draw()?;
             Ok(())
         };
         drawn().with_context(|| format!("cannot draw the chart {:?}", self.title))
+    }
+
+    fn draw_legend<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> anyhow::Result<()>
+    where
+        B::ErrorType: 'static,
+    {
+        for (line, series) in (0..).zip(&self.series) {
+            let colour = COLOURS[series.colour % COLOURS.len()];
+            let y = 48 + 22 * line;
+            area.draw(&PathElement::new([(4, y), (22, y)], colour.stroke_width(3)))?;
+            area.draw(&Text::new(series.name.clone(), (28, y - 7), (FONT_NAME, 13)))?;
+        }
+        Ok(())
     }
 }
 
