@@ -6,12 +6,12 @@ UNIARM := $(or $(CARGO_TARGET_DIR),target)/release/uniarm
 WITH_MODEL := model=$$(scripts/fetch-demo-model.sh) && UNIARM_DEMO_MODEL="$$model"
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build demo up test bench peers performance clean
+.PHONY: help prerequisites build demo up test bench peers performance experiment-exact clean
 
 help: ## List what can be made
 	@echo 'UniARM: a base model steered, token by token, toward the preference of each request.'
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 prerequisites: ## Check for a C compiler, Rust and Python, and install what may be installed
 	@scripts/prerequisites.sh
@@ -36,6 +36,9 @@ peers: build ## Compare with llama.cpp and the papers' loop on this machine: set
 
 performance: build ## Measure everything and write docs/performance.md: ten minutes, in which nothing else should run
 	benches/performance.sh
+
+experiment-exact: build ## Rebuild data, adapters and report of experiments/exact from nothing: hours; goes on where it stopped
+	experiments/run.sh exact
 
 clean: ## Remove what was built; models and tools stay in the cache folder
 	cargo clean
