@@ -11,5 +11,6 @@ mod exchange;
 mod hangup;
 mod harness;
 mod identical;
+mod jobs;
 mod sessions;
 mod telemetry;

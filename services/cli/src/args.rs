@@ -13,6 +13,9 @@ use crate::{
 use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::SimulateArgs};
 use crate::{bench::args::BenchArgs, label::LabelArgs, simulate::args::SimulateArgs};
 use crate::{bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs, simulate::args::SimulateArgs};
+    adapters::AdaptersArgs, bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs,
+    simulate::args::SimulateArgs,
+};
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.

@@ -72,17 +72,17 @@ struct Asked {
 // === impl Asked ===
 
 impl Asked {
-    /// Adds a line's worth to `run.json`: the only file with times in it.
+    /// Writes `run.json`: the only file with times in it.
     fn record(&self, plan: &Plan<'_>, out: &Path) -> anyhow::Result<()> {
         if self.answers == 0 {
             return Ok(()); // a look at finished work took no time worth telling
         }
-        let tokens = plan.distinct_tokens();
+        let tokens = plan.tokens();
         let seconds = self.seconds.as_secs_f64();
         let run = json!({
             "answers_of_this_run": self.answers,
             "seconds_of_this_run": seconds,
-            "distinct_tokens_of_the_report": tokens,
+            "tokens_of_the_report": tokens,
         });
         let text = serde_json::to_string_pretty(&run).context("numbers are JSON")? + "\n";
         whole_file::write(&out.join("run.json"), text.as_bytes())

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::plan::{Cell, Plan, by_point};
+use super::plan::{Cell, Plan};
 use crate::{cluster_job, prompts::PromptFormat, whole_file};
 
 /// Writes `answers.jsonl`, and under MT-Bench's or AlpacaEval's prompts a file of its own format for each method and
@@ -47,7 +47,8 @@ fn write_each(
     ending: &str,
     format: fn(&Plan<'_>, &[&Cell], &str) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
-    for indices in by_point(&plan.cells).into_values() {
+    let methods = 0..plan.config.methods.len();
+    for indices in methods.flat_map(|method| plan.points(method).into_values()) {
         let cells: Vec<&Cell> =
             indices.iter().map(|index| &plan.cells[*index]).filter(|cell| cell.seed == 0).collect();
         let Some(first) = cells.first() else { continue };

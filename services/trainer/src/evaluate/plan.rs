@@ -58,6 +58,15 @@ impl<'a> Plan<'a> {
         cell.point.map_or(&[], |point| &self.grid[point])
     }
 
+    /// Indices of the cells of one method, for each of its points in the order of the grid.
+    pub fn points(&self, method: usize) -> BTreeMap<Option<usize>, Vec<usize>> {
+        let mut points: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+        for (index, cell) in self.cells.iter().enumerate().filter(|(_, cell)| cell.method == method) {
+            points.entry(cell.point).or_default().push(index);
+        }
+        points
+    }
+
     /// The questions of one turn, for the conversations that have it.
     pub fn questions(&self, turn: usize, identities: &Identities) -> Vec<Question> {
         self.cells
@@ -101,8 +110,8 @@ impl<'a> Plan<'a> {
         Ok(scores)
     }
 
-    /// Tokens behind the report, with answers that several methods share counted for each of them.
-    pub fn distinct_tokens(&self) -> u64 {
+    /// Tokens behind the report; answers that several methods share count for each of them.
+    pub fn tokens(&self) -> u64 {
         self.cells.iter().flat_map(|cell| &cell.answers).map(|answer| u64::from(answer.tokens)).sum()
     }
 
@@ -143,13 +152,4 @@ impl<'a> Plan<'a> {
         let method = &self.config.methods[cell.method].name;
         format!("{file}:{line}, method {method:?}, preference {:?}", self.preference(cell))
     }
-}
-
-/// Conversations of one method at one preference, by prompt.
-pub fn by_point(cells: &[Cell]) -> BTreeMap<(usize, Option<usize>), Vec<usize>> {
-    let mut groups: BTreeMap<(usize, Option<usize>), Vec<usize>> = BTreeMap::new();
-    for (index, cell) in cells.iter().enumerate() {
-        groups.entry((cell.method, cell.point)).or_default().push(index);
-    }
-    groups
 }

@@ -2,11 +2,7 @@
 
 use serde::Serialize;
 
-use super::{
-    config::EvalConfig,
-    plan::{Plan, by_point},
-    repetition,
-};
+use super::{config::EvalConfig, plan::Plan, repetition};
 use crate::{
     cluster_job::Identities,
     metrics::{self, Bootstrap, Interval},
@@ -98,7 +94,7 @@ pub fn measure(plan: &Plan<'_>, scores: &[Vec<Vec<f64>>], identities: &Identitie
         models: identities.clone(),
         prompts: plan.prompts.len(),
         answers,
-        tokens: plan.distinct_tokens(),
+        tokens: plan.tokens(),
         grid: plan.grid.to_vec(),
         domination: dominations(plan.config, &methods),
         examples: examples(plan),
@@ -161,7 +157,7 @@ fn whole_front(plan: &Plan<'_>, points: &[Vec<f64>]) -> [f64; WHOLE] {
 fn values(plan: &Plan<'_>, scores: &[Vec<Vec<f64>>], method: usize) -> Values {
     let objectives = plan.config.objectives.len();
     let mut values = Vec::new();
-    for ((_, _), cells) in by_point(&plan.cells).into_iter().filter(|((own, _), _)| *own == method) {
+    for cells in plan.points(method).into_values() {
         let mut sums = vec![vec![0.0; objectives]; plan.prompts.len()];
         let mut counts = vec![0.0_f64; plan.prompts.len()];
         for cell in cells {
@@ -192,8 +188,7 @@ fn means(values: &Values, sample: &[usize]) -> Vec<Vec<f64>> {
 }
 
 fn point_results(plan: &Plan<'_>, method: usize, scores: Vec<Vec<Interval>>) -> Vec<PointResult> {
-    let groups = by_point(&plan.cells).into_iter().filter(|((own, _), _)| *own == method);
-    let result = |(((_, point), cells), scores): (((usize, Option<usize>), Vec<usize>), Vec<Interval>)| {
+    let result = |((point, cells), scores): ((Option<usize>, Vec<usize>), Vec<Interval>)| {
         let answers = || cells.iter().flat_map(|cell| &plan.cells[*cell].answers);
         let count = answers().count() as f64;
         PointResult {
@@ -205,7 +200,7 @@ fn point_results(plan: &Plan<'_>, method: usize, scores: Vec<Vec<Interval>>) -> 
             repetition: answers().map(|answer| repetition::repetition(&answer.text)).sum::<f64>() / count,
         }
     };
-    groups.zip(scores).map(result).collect()
+    plan.points(method).into_iter().zip(scores).map(result).collect()
 }
 
 /// Only a grid of two objectives has an order to walk along.
