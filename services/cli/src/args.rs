@@ -14,7 +14,7 @@ use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::Simu
 use crate::{bench::args::BenchArgs, label::LabelArgs, simulate::args::SimulateArgs};
 use crate::{bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs, simulate::args::SimulateArgs};
     adapters::AdaptersArgs, bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs,
-    simulate::args::SimulateArgs,
+    simulate::args::SimulateArgs, train::TrainArgs,
 };
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
@@ -51,6 +51,8 @@ pub enum Command {
     Label(LabelArgs),
     /// Sweep preferences over methods, score the answers, and report fronts, volumes and examples
     Eval(EvalArgs),
+    /// Train a reward model on preference pairs
+    Train(Box<TrainArgs>),
     /// Measure this machine: tokens per second beside what it can do at most
     Bench(BenchArgs),
     /// Ask how many workers a load needs, on machines that are not here
