@@ -7,13 +7,7 @@ use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
 use crate::{
-    adapters::AdaptersArgs, bench::args::BenchArgs, oracle::OracleCommand, simulate::args::SimulateArgs,
-    train::TrainArgs,
-};
-use crate::{adapters::AdaptersArgs, bench::args::BenchArgs, simulate::args::SimulateArgs};
-use crate::{bench::args::BenchArgs, label::LabelArgs, simulate::args::SimulateArgs};
-use crate::{bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs, simulate::args::SimulateArgs};
-    adapters::AdaptersArgs, bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs,
+    adapters::AdaptersArgs, bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs, oracle::OracleCommand,
     simulate::args::SimulateArgs, train::TrainArgs,
 };
 

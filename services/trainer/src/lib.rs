@@ -13,16 +13,14 @@ pub mod train;
 
 pub mod soup;
 
-pub mod report;
-
 pub mod oracle;
+pub mod scoring;
 
 pub mod metrics;
 
 pub mod prompts;
 
 pub mod cluster_job;
-pub mod scoring;
 
 pub mod label;
 

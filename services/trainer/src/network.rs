@@ -15,7 +15,7 @@ pub use batch::Packed;
 pub use llama::{LlamaNetwork, NetworkOptions};
 pub use ops::Form;
 
-pub(crate) use adapter::{stem, write_whole};
+pub(crate) use adapter::stem;
 
 /// A pair as the network sees it.
 #[derive(Clone, Debug, PartialEq)]

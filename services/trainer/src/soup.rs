@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail};
 use safetensors::tensor::{Dtype, TensorView};
 use uniarm_model::PlainLora;
 
-use crate::network::write_whole;
+use crate::whole_file;
 
 /// Ranks that a reward worker loads; of all LoRAs together.
 const RANK_MAX: usize = 1024;
@@ -81,8 +81,11 @@ pub fn cook(ingredients: &[Ingredient], output: &Path) -> anyhow::Result<Soup> {
         }
     }
     std::fs::create_dir_all(output).with_context(|| format!("cannot make {}", output.display()))?;
-    write_whole(&output.join("adapter_model.safetensors"), &serialise(&tensors)?)?;
-    write_whole(&config, serde_json::to_string_pretty(&description(&loras, rank, &modules))?.as_bytes())?;
+    whole_file::write(&output.join("adapter_model.safetensors"), &serialise(&tensors)?)?;
+    whole_file::write(
+        &config,
+        serde_json::to_string_pretty(&description(&loras, rank, &modules))?.as_bytes(),
+    )?;
     Ok(Soup { rank, modules: modules.layers.len() * modules.shapes.len() })
 }
 

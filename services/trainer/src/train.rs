@@ -11,7 +11,6 @@ pub mod data;
 mod draws;
 pub mod evaluation;
 pub mod events;
-mod files;
 mod folder;
 mod looping;
 mod optimizer;

@@ -10,13 +10,18 @@ use anyhow::Context as _;
 /// Where the file system refuses; the old file is then still there.
 pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let context = || format!("cannot write {}; the file before is untouched", path.display());
-    let folder = path.parent().context("a file has a folder")?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
     std::fs::create_dir_all(folder).with_context(context)?;
     let name = path.file_name().context("a file has a name")?.to_string_lossy();
     let part = folder.join(format!(".{name}.part"));
     let written = File::create(&part)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&part, path));
+        .and_then(|()| std::fs::rename(&part, path))
+        // The name is on the disk only when the folder is.
+        .and_then(|()| File::open(folder)?.sync_all());
     if written.is_err() {
         // What was begun is of no use, and on a full disk it is in the way.
         let _ = std::fs::remove_file(&part);

@@ -1,16 +1,15 @@
 //! What is trained: an adapter's shape, where its tensors lie in the flat vector, how they begin, and its file.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use safetensors::tensor::{Dtype, TensorView};
 use uniarm_decode::noise::philox4x32_10;
 use uniarm_model::Config;
 
 use super::Parameter;
+use crate::whole_file;
 
 /// Inner units of an `mlp` head for each rank, where none are named.
 const MLP_UNITS_PER_RANK: usize = 4;
@@ -321,8 +320,8 @@ impl AdapterConfig {
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let weights = safetensors::serialize(views, Some(metadata))?;
         let json = serde_json::to_string_pretty(&self.peft_json(backbone.0, backbone.1))?;
-        write_whole(&folder.join("adapter_model.safetensors"), &weights)?;
-        write_whole(&folder.join("adapter_config.json"), json.as_bytes())
+        whole_file::write(&folder.join("adapter_model.safetensors"), &weights)?;
+        whole_file::write(&folder.join("adapter_config.json"), json.as_bytes())
     }
 }
 
@@ -369,18 +368,6 @@ pub fn projections(config: &Config) -> Vec<Projection> {
 /// Up to the dot before the name of a tensor.
 pub fn stem(layer: usize, projection: &str) -> String {
     format!("base_model.model.model.layers.{layer}.{projection}.")
-}
-
-/// A reader finds the old file or the new one, also after a power cut.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let beside = path.with_extension("partial");
-    let written = (|| {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    })();
-    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 
 use std::{
     fs::File,
-    io::{Read as _, Write as _},
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +16,8 @@ use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{files, optimizer::AdamW};
+use super::optimizer::AdamW;
+use crate::whole_file;
 
 const MAGIC: &[u8; 8] = b"UARMCKP1";
 /// A header is a configuration and some numbers; more is not one.
@@ -199,7 +200,7 @@ impl Checkpoints {
     pub fn write(&self, state: &State, identity: &Identity) -> anyhow::Result<PathBuf> {
         let file = self.folder.join(format!("checkpoint-{:08}", state.step));
         let bytes = state.to_bytes(identity)?;
-        files::replace(&file, |out| out.write_all(&bytes)).with_context(|| {
+        whole_file::write(&file, &bytes).with_context(|| {
             let good = self.files().ok().and_then(|files| files.last().cloned());
             let good = good.map_or("there is none before it".to_owned(), |good| {
                 format!("the last good one is {}", good.display())

@@ -1,12 +1,12 @@
 //! Curves of a run, from its metrics: the loss, and the accuracies at the corners and the centre.
 
-use std::{collections::BTreeMap, io::Write as _, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::files;
 use crate::report::chart::{Chart, Point, Series};
+use crate::whole_file;
 
 /// Points of a curve, at most: more cannot be told apart.
 const POINTS_MAX: usize = 150;
@@ -62,7 +62,7 @@ fn write(
     }
     let chart = Chart { title: title.to_owned(), across: "step".to_owned(), up: up.to_owned(), series };
     let svg = chart.svg()?;
-    files::replace(&folder.join(format!("{name}.svg")), |file| file.write_all(svg.as_bytes()))?;
+    whole_file::write(&folder.join(format!("{name}.svg")), svg.as_bytes())?;
     chart.write_png(&folder.join(format!("{name}.png")))
 }
 

@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 
-use super::{checkpoint::Checkpoints, config::TrainConfig, files};
+use super::{checkpoint::Checkpoints, config::TrainConfig};
 use crate::pairs::BadLines;
+use crate::whole_file;
 
 const LOCK: &str = ".lock";
 const CONFIG: &str = "config.toml";
@@ -71,19 +72,20 @@ impl RunFolder {
     /// Where the file system refuses.
     pub fn describe(&self, config: &TrainConfig, skipped: &BadLines) -> anyhow::Result<()> {
         let text = toml::to_string_pretty(config).context("the configuration as TOML")?;
-        files::replace(&self.path.join(CONFIG), |file| file.write_all(text.as_bytes()))?;
-        files::replace(&self.path.join(SKIPPED), |file| {
-            skipped.0.iter().try_for_each(|bad| {
-                let line = SkippedLine {
-                    file: bad.place.file.display().to_string(),
-                    line: bad.place.line,
-                    field: &bad.field,
-                    fault: bad.fault.name(),
-                    reason: &bad.reason,
-                };
-                writeln!(file, "{}", serde_json::to_string(&line)?)
-            })
-        })
+        whole_file::write(&self.path.join(CONFIG), text.as_bytes())?;
+        let mut lines = String::new();
+        for bad in &skipped.0 {
+            let line = SkippedLine {
+                file: bad.place.file.display().to_string(),
+                line: bad.place.line,
+                field: &bad.field,
+                fault: bad.fault.name(),
+                reason: &bad.reason,
+            };
+            lines += &serde_json::to_string(&line)?;
+            lines.push('\n');
+        }
+        whole_file::write(&self.path.join(SKIPPED), lines.as_bytes())
     }
 
     /// Forgets metrics behind a checkpoint: the run will write them again.
