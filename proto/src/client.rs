@@ -15,8 +15,10 @@ use crate::{
 /// A peer that does not answer the dial within this is treated as away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A silent peer is asked for a sign of life this often, and given as long to answer.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+/// A silent peer is asked for a sign of life after the interval, and is lost when it gives none within the timeout: a
+/// process that hangs costs its streams at most the sum. Shorter would lose peers whose machine is merely busy.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// HTTP/2 window of worker streams: a few dense rows in flight.
 const WORKER_WINDOW_BYTES: u32 = 8 << 20;
@@ -30,8 +32,8 @@ pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
     Ok(Endpoint::from_shared(uri)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WORKER_WINDOW_BYTES)
         .initial_connection_window_size(WORKER_WINDOW_BYTES))

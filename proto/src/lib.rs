@@ -10,21 +10,25 @@ pub mod pb {
 }
 
 pub mod client;
+pub mod cluster_client;
 pub mod deadline;
 pub mod error;
 pub mod limits;
 pub mod member;
+pub mod progress;
 pub mod refusal;
 pub mod request;
 pub mod session;
 pub mod transcript;
 
+pub use cluster_client::{Answers, ClusterClient};
 pub use error::ProtocolError;
 pub use member::{
     BaseModel, Generation, Member, MemberId, Objective, RewardModel, RewardWorker, Role, TokenizerFingerprint,
 };
 pub use pb::generate_response::Event;
-pub use refusal::{Code, Refusal};
+pub use progress::{AnswerSoFar, Progress};
+pub use refusal::{Code, Fault, Refusal};
 pub use request::{
     ChatMessage, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Placed, Priority, Sampling,
 };

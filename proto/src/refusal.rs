@@ -10,6 +10,9 @@ use crate::ProtocolError;
 /// Domain of `google.rpc.ErrorInfo`.
 const ERROR_DOMAIN: &str = "uniarm";
 
+/// Cause of a request that asked to fail with its reward (`OnRewardLoss::Fail`): nobody may try it again.
+pub const REWARD_LOST: &str = "reward_lost";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
     /// A field is wrong; it is named.
@@ -38,6 +41,17 @@ pub struct Refusal {
     /// Short stable word for the cause (`base_queue_full`), for programs.
     pub cause: &'static str,
     pub retry_after: Option<Duration>,
+}
+
+/// Where the fault of a failed call lies, and so what may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The peer cannot be reached, or was lost on the way: another one, or the same after a while.
+    Connection,
+    /// The peer works and cannot do it now: it is leaving, it is full, or it lacks workers itself.
+    Elsewhere,
+    /// The request would end like this everywhere.
+    Request,
 }
 
 // === impl Code ===
@@ -116,6 +130,27 @@ impl From<ProtocolError> for Refusal {
     }
 }
 
+// === impl Fault ===
+
+impl Fault {
+    pub fn of(status: &Status) -> Self {
+        // What a peer says travels as a status alone; one with a source was made on this side, of a broken connection.
+        if std::error::Error::source(status).is_some() {
+            return Self::Connection;
+        }
+        match status.code() {
+            tonic::Code::Unavailable if cause_of(status).as_deref() == Some(REWARD_LOST) => Self::Request,
+            tonic::Code::Unavailable | tonic::Code::ResourceExhausted => Self::Elsewhere,
+            _ => Self::Request,
+        }
+    }
+}
+
+/// The word for programs, of a status that carries one.
+pub fn cause_of(status: &Status) -> Option<String> {
+    status.get_error_details().error_info().map(|info| info.reason.clone())
+}
+
 /// The standard details, so that any gRPC client can read them: BadRequest, RetryInfo, ErrorInfo.
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
@@ -134,6 +169,17 @@ impl From<Refusal> for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fault_says_whether_another_worker_may_help() {
+        let of = |refusal: Refusal| Fault::of(&refusal.into());
+        assert_eq!(of(Refusal::unavailable("draining", "leaving")), Fault::Elsewhere);
+        assert_eq!(of(Refusal::exhausted("base_queue_full", "full", Duration::ZERO)), Fault::Elsewhere);
+        assert_eq!(of(Refusal::unavailable(REWARD_LOST, "as the request asks")), Fault::Request);
+        assert_eq!(of(Refusal::invalid("n", "is 0")), Fault::Request);
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(Fault::of(&Status::from_error(Box::new(broken))), Fault::Connection);
+    }
 
     #[test]
     fn a_status_carries_field_cause_and_retry_delay() {

@@ -10,6 +10,7 @@ use crate::{
     },
     member::{Generation, RewardWorker},
     pb,
+    progress::Progress,
 };
 
 /// What a client asks for. Built from the wire by `TryFrom`, which is the only validation there is.
@@ -108,6 +109,8 @@ pub enum Exchange {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Placed {
     pub request: GenerateRequest,
+    /// How far its answers have come elsewhere.
+    pub progress: Progress,
     /// For each guidance term, the workers that serve it, best first; never empty.
     pub placements: Vec<Vec<RewardWorker>>,
     /// The base worker's generation that was chosen.
@@ -180,6 +183,8 @@ impl From<GenerateRequest> for pb::GenerateRequest {
             exchange: request.exchange.map_or(pb::Exchange::Unspecified, Exchange::to_wire) as i32,
             skip: request.skip,
             base_strength: Some(request.base_strength),
+            // How far it has come is not of the request: see `Progress`.
+            resume: Vec::new(),
         }
     }
 }
@@ -479,8 +484,10 @@ impl TryFrom<pb::RunRequest> for Placed {
     type Error = ProtocolError;
 
     fn try_from(wire: pb::RunRequest) -> Result<Self, ProtocolError> {
-        let request: GenerateRequest =
-            wire.request.ok_or_else(|| ProtocolError::missing("request"))?.try_into()?;
+        let mut request = wire.request.ok_or_else(|| ProtocolError::missing("request"))?;
+        let progress = Progress::from_wire(std::mem::take(&mut request.resume))?;
+        let request: GenerateRequest = request.try_into()?;
+        progress.check(&request.sampling)?;
         if wire.placements.len() != request.guidance.len() {
             return Err(ProtocolError::invalid("placements", "wants one for each guidance term"));
         }
@@ -494,14 +501,15 @@ impl TryFrom<pb::RunRequest> for Placed {
                 Ok(placement.workers.into_iter().map(Into::into).collect())
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { request, placements, generation: Generation(wire.generation) })
+        Ok(Self { request, progress, placements, generation: Generation(wire.generation) })
     }
 }
 
 impl From<Placed> for pb::RunRequest {
     fn from(placed: Placed) -> Self {
+        let resume = placed.progress.into();
         Self {
-            request: Some(placed.request.into()),
+            request: Some(pb::GenerateRequest { resume, ..placed.request.into() }),
             placements: placed
                 .placements
                 .into_iter()

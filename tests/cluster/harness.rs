@@ -30,6 +30,8 @@ pub const PROMPTED: [&str; 4] = [
 /// A process of `uniarm`, killed when it is dropped.
 pub struct Running {
     child: Child,
+    role: String,
+    flags: Vec<String>,
     pub address: String,
     /// Of /metrics, where asked for.
     pub admin: String,
@@ -103,7 +105,31 @@ impl Running {
         });
         let address =
             ready.recv_timeout(READY_TIMEOUT).unwrap_or_else(|_| panic!("{role} {flags:?} is not ready"));
-        Self { child, address, admin }
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Self { child, role: role.to_owned(), flags, address, admin }
+    }
+
+    /// Starts it again after its end, with the same flags.
+    pub fn restart(&mut self) {
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        *self = Self::start(&self.role, &flags);
+    }
+
+    pub fn role(&self) -> &str {
+        &self.role
+    }
+
+    /// SIGTERM, SIGSTOP, SIGCONT, …
+    pub fn signal(&self, signal: libc::c_int) {
+        // SAFETY: kill(2) takes plain numbers; the child has not been waited for, so its id is still its own.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+    }
+
+    /// SIGTERM, and a wait for its own end.
+    pub fn terminate(&mut self) {
+        self.signal(libc::SIGTERM);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{} ended with {status}", self.role);
     }
 
     pub fn kill(&mut self) {

@@ -2,16 +2,14 @@
 //! same tokens and text alone or together, from lists or whole rows, in one process or three, with a store or
 //! without, with the prefix cache or without.
 
-use std::{
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::{sync::OnceLock, time::Instant};
 
 use uniarm_proto::{GenerateRequest, GuidanceTerm, Transcript};
 
-use crate::harness::{Cluster, PROMPTED, ask_all, free_address, machine, repository, request};
+use crate::{
+    etcd::Etcd,
+    harness::{Cluster, PROMPTED, ask_all, machine, request},
+};
 
 const REQUESTS: usize = 200;
 
@@ -183,47 +181,4 @@ fn members_of_an_etcd_store_equal_fixed_peers() {
     let etcd = Etcd::start();
     let store = format!("etcd://{}", etcd.address);
     assert_identical(&Cluster::through_store(&store, &[], &PROMPTED), TOGETHER);
-}
-
-/// A real etcd with its data in a temporary folder.
-struct Etcd {
-    child: Child,
-    address: String,
-    _data: tempfile::TempDir,
-}
-
-impl Etcd {
-    fn start() -> Self {
-        let script = repository().join("scripts/etcd.sh");
-        let output = Command::new("sh").arg(script).arg("path").stderr(Stdio::inherit()).output().unwrap();
-        assert!(output.status.success(), "no etcd can be had");
-        let program = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        let data = tempfile::tempdir().unwrap();
-        let (address, peer) = (free_address(), free_address());
-        let child = Command::new(program)
-            .arg("--data-dir")
-            .arg(data.path())
-            .args(["--listen-client-urls", &format!("http://{address}")])
-            .args(["--advertise-client-urls", &format!("http://{address}")])
-            .args(["--listen-peer-urls", &format!("http://{peer}")])
-            .args(["--initial-advertise-peer-urls", &format!("http://{peer}")])
-            .args(["--initial-cluster", &format!("default=http://{peer}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let began = Instant::now();
-        while std::net::TcpStream::connect(&address).is_err() {
-            assert!(began.elapsed() < Duration::from_secs(20), "etcd does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self { child, address, _data: data }
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

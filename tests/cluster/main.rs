@@ -7,8 +7,11 @@ mod bad_input;
 mod bench;
 mod clients;
 mod demo;
+#[allow(dead_code)] // the fault tests use more of it
+mod etcd;
 mod exchange;
 mod hangup;
+#[allow(dead_code)] // the fault tests use more of it
 mod harness;
 mod identical;
 mod jobs;

@@ -16,7 +16,7 @@ use uniarm_engine::ExecutorOptions;
 use uniarm_model::{ScriptedForward, ScriptedOptions, Tokenizer};
 use uniarm_proto::{
     Exchange, GenerateRequest, Generation, GuidanceTerm, Input, MemberId, OnRewardLoss, Placed, Priority,
-    RewardWorker, Sampling, Transcript, pb,
+    Progress, RewardWorker, Sampling, Transcript, pb,
 };
 use uniarm_reward::{Backbone, RewardCatalogue, RewardEngine, RewardHandle, RewardOptions};
 use uniarm_runtime::Metrics;
@@ -112,7 +112,7 @@ async fn answer(base: BaseHandle, request: GenerateRequest) -> Transcript {
     let worker =
         RewardWorker { member: MemberId("reward".into()), generation: Generation(1), address: String::new() };
     let placements = request.guidance.iter().map(|_| vec![worker.clone()]).collect();
-    let placed = Placed { request, placements, generation: Generation(1) };
+    let placed = Placed { request, progress: Progress::default(), placements, generation: Generation(1) };
     let mut events = base.run(placed, None).await.unwrap();
     let mut transcript = Transcript::default();
     while let Some(event) = events.recv().await {

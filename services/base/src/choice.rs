@@ -10,7 +10,7 @@ use uniarm_decode::{
     guidance::top_list, guidance::weigh_base, scheduler::SequenceId,
 };
 use uniarm_model::Tokenizer;
-use uniarm_proto::{Draft, OnRewardLoss, pb};
+use uniarm_proto::{Draft, OnRewardLoss, Sampling as AskedSampling, pb};
 
 use crate::{
     guide::{LinkId, Links},
@@ -93,6 +93,15 @@ struct BaseLogits<'a> {
     weighed: &'a [f32],
 }
 
+/// What an answer says with a token, and whether it ends with it.
+#[derive(Default)]
+pub(crate) struct Said {
+    pub(crate) text: String,
+    /// The stop string that ended it.
+    pub(crate) stop: String,
+    pub(crate) reason: Option<pb::FinishReason>,
+}
+
 /// A decision.
 pub(crate) struct Chosen {
     pub(crate) token: u32,
@@ -146,6 +155,67 @@ impl Choice {
             ahead: VecDeque::new(),
             is_last_pending: false,
             need: Mode::Certified,
+        }
+    }
+
+    /// Takes in the tokens that it has already, through the same steps as tokens that are chosen here: text that is held
+    /// back, unfinished characters and penalties are where they were. Returns what the last one said.
+    ///
+    /// # Errors
+    /// With the index of a token that ended the answer before its last one.
+    pub(crate) fn resume(
+        &mut self,
+        ids: &[u32],
+        mut say: impl FnMut(&mut Self, u32) -> Said,
+    ) -> Result<Said, usize> {
+        let mut last = Said::default();
+        for (index, id) in ids.iter().enumerate() {
+            if last.reason.is_some() {
+                return Err(index - 1);
+            }
+            last = say(self, *id);
+            self.history.push(*id);
+            self.answer.push(*id);
+        }
+        Ok(last)
+    }
+
+    /// Appends the next token's text; the token itself is accepted after it.
+    pub(crate) fn say(
+        &mut self,
+        token: u32,
+        asked: &AskedSampling,
+        tokenizer: &Tokenizer,
+        context_tokens: usize,
+    ) -> Said {
+        let length = self.answer.len() + 1;
+        let mut said = Said::default();
+        if ends(tokenizer, asked, token) {
+            said.reason = Some(pb::FinishReason::Stop);
+        } else {
+            let delta = self.text.push(tokenizer.token_bytes(token));
+            said.text = delta.text;
+            if let Some(index) = delta.stop {
+                said.reason = Some(pb::FinishReason::Stop);
+                said.stop.clone_from(&asked.stop[index]);
+            } else if length >= asked.max_tokens as usize {
+                said.reason = Some(pb::FinishReason::Length);
+            } else if length >= self.room(context_tokens) {
+                said.reason = Some(pb::FinishReason::Context);
+            }
+        }
+        if said.reason.is_some() && said.stop.is_empty() {
+            said.text.push_str(&self.text.finish());
+        }
+        said
+    }
+
+    pub(crate) fn finished(&self, reason: pb::FinishReason, stop: String) -> pb::Finished {
+        pb::Finished {
+            choice: self.number,
+            reason: reason as i32,
+            completion_tokens: self.answer.len() as u32,
+            stop,
         }
     }
 
@@ -344,6 +414,11 @@ impl Choice {
             }
         }
     }
+}
+
+/// Whether nothing follows this token.
+pub(crate) fn ends(tokenizer: &Tokenizer, asked: &AskedSampling, token: u32) -> bool {
+    (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token)
 }
 
 /// What the reward changed, for one token. Alternatives need whole rows, which such requests ask for.

@@ -4,6 +4,7 @@
 //! again. While the forward runs, the reward workers compute the same positions, so a step costs the longer of
 //! the two and not their sum.
 
+mod begin;
 mod sessions;
 
 use std::{
@@ -15,21 +16,18 @@ use std::{
 use uniarm_decode::{
     Chooser,
     alignment::{Alignment, Group},
-    blocks::CacheRoot,
-    scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
+    scheduler::SequenceId,
 };
 use uniarm_engine::Executor;
-use uniarm_model::Tokenizer;
-use uniarm_proto::{Event, Priority, Refusal, ReplyBatch, Sampling, SessionId, pb};
+use uniarm_proto::{Event, Refusal, ReplyBatch, SessionId, pb};
 
 use crate::{
     accept::{Accepted, SharedSettings},
-    choice::{Choice, Chosen, Mode, RequestKey, Rules},
+    choice::{Choice, Chosen, Mode, RequestKey, Rules, ends},
     guide::{Epoch, LinkId, Links},
     metrics::{BaseMetrics, OutcomeLabel, VerdictLabel},
     pacing::Pacing,
     request::Request,
-    term::Term,
 };
 
 /// How long an idle engine sleeps between looks at its clients; a message wakes it at once.
@@ -154,62 +152,6 @@ impl Engine {
         }
     }
 
-    fn start(&mut self, accepted: Accepted) {
-        let key = RequestKey(self.next_request);
-        self.next_request += 1;
-        let (mut request, prompt) = Request::new(accepted);
-        request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
-        let mut refused = None;
-        for number in 0..request.placed.request.sampling.n {
-            match self.start_choice(key, &request, &prompt, number) {
-                Ok(sequence) => request.running.push(sequence),
-                Err(error) => {
-                    refused = Some(refusal_of(&error));
-                    break;
-                }
-            }
-        }
-        self.requests.insert(key, request);
-        if let Some(refusal) = refused {
-            self.end_request(key, Err(refusal));
-        }
-    }
-
-    fn start_choice(
-        &mut self,
-        key: RequestKey,
-        request: &Request,
-        prompt: &[u32],
-        number: u32,
-    ) -> Result<SequenceId, AddError> {
-        let asked = &request.placed.request;
-        let sequence = SequenceId(self.next_sequence);
-        self.next_sequence += 1;
-        let tokens_max = prompt.len() + asked.sampling.max_tokens as usize;
-        let new = NewSequence {
-            id: sequence,
-            tokens: prompt.to_vec(),
-            logits_from: prompt.len() - 1,
-            tokens_max: tokens_max.min(self.executor.context_tokens()),
-            root: CacheRoot(0),
-            priority: rank(asked.priority),
-            deadline: request.deadline.map(|deadline| self.executor.time_of(deadline)),
-        };
-        self.executor.add(new, None)?;
-        let noise = (request.seed, number);
-        let mut choice = Choice::new(key, sequence, prompt, noise, asked.sampling.stop.clone());
-        for (index, (term, workers)) in asked.guidance.iter().zip(&request.placed.placements).enumerate() {
-            let session = SessionId(self.next_session);
-            self.next_session += 1;
-            self.sessions.insert(session, (sequence, index));
-            let asked = (term.clone(), asked.guidance.len() == 1);
-            choice.terms.push(Term::new(asked, workers.clone(), session, &mut self.links));
-        }
-        choice.choose_drafter();
-        self.choices.insert(sequence, choice);
-        Ok(sequence)
-    }
-
     /// Ends what its client or its deadline has ended, and opens the sessions that can be.
     fn look_after_requests(&mut self) {
         let now = Instant::now();
@@ -318,29 +260,9 @@ impl Engine {
         let position = choice.answer.len();
         let asked = &request.placed.request.sampling;
         let tokenizer = &self.settings.tokenizer;
-        let ends = ends(tokenizer, asked, token);
-        let mut text = String::new();
-        let mut stop = String::new();
-        let mut reason = None;
-        if ends {
-            reason = Some(pb::FinishReason::Stop);
-        } else {
-            let delta = choice.text.push(tokenizer.token_bytes(token));
-            text = delta.text;
-            if let Some(index) = delta.stop {
-                reason = Some(pb::FinishReason::Stop);
-                stop.clone_from(&asked.stop[index]);
-            } else if position + 1 >= asked.max_tokens as usize {
-                reason = Some(pb::FinishReason::Length);
-            } else if position + 1 >= choice.room(self.executor.context_tokens()) {
-                reason = Some(pb::FinishReason::Context);
-            }
-        }
-        if reason.is_some() {
+        let said = choice.say(token, asked, tokenizer, self.executor.context_tokens());
+        if said.reason.is_some() {
             choice.accept_last(token, &mut self.links);
-            if stop.is_empty() {
-                text.push_str(&choice.text.finish());
-            }
         } else {
             let settled = choice.accept(token, &mut self.links);
             if let Some(keep) = settled.keep {
@@ -355,23 +277,16 @@ impl Engine {
                 self.pacing.on_verdict(&choice.terms[drafter].guide, draft.mode, right);
             }
         }
-        if position >= request.placed.request.skip as usize {
-            request.outlet.send(Ok(Event::Tokens(pb::Tokens {
-                choice: choice.number,
-                position: position as u32,
-                ids: vec![token],
-                text,
-                details: chosen.detail.into_iter().collect(),
-                unguided: if chosen.unguided { vec![0] } else { Vec::new() },
-            })));
-        }
-        if let Some(reason) = reason {
-            request.outlet.send(Ok(Event::Finished(pb::Finished {
-                choice: choice.number,
-                reason: reason as i32,
-                completion_tokens: choice.answer.len() as u32,
-                stop,
-            })));
+        request.outlet.send(Ok(Event::Tokens(pb::Tokens {
+            choice: choice.number,
+            position: position as u32,
+            ids: vec![token],
+            text: said.text,
+            details: chosen.detail.into_iter().collect(),
+            unguided: if chosen.unguided { vec![0] } else { Vec::new() },
+        })));
+        if let Some(reason) = said.reason {
+            request.outlet.send(Ok(Event::Finished(choice.finished(reason, said.stop))));
             self.end_choice(sequence);
         }
         self.metrics.emit.observe(began.elapsed().as_secs_f64());
@@ -397,7 +312,8 @@ impl Engine {
             self.sessions.remove(&term.session);
         }
         if let Some(request) = self.requests.get_mut(&choice.request) {
-            request.usage.cached_prompt_tokens += self.executor.cached_tokens(sequence) as u32;
+            let cached = self.executor.cached_tokens(sequence).min(choice.prompt_tokens);
+            request.usage.cached_prompt_tokens += cached as u32;
         }
         self.executor.remove(sequence);
         Some(choice.request)
@@ -471,26 +387,5 @@ impl Engine {
         self.metrics.running.set(stats.running as i64);
         self.metrics.waiting.set(stats.waiting as i64);
         self.metrics.free_blocks.set(stats.free_blocks as i64);
-    }
-}
-
-/// Whether nothing follows this token.
-fn ends(tokenizer: &Tokenizer, asked: &Sampling, token: u32) -> bool {
-    (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token)
-}
-
-fn rank(priority: Priority) -> Rank {
-    match priority {
-        Priority::Low => Rank::Low,
-        Priority::Normal => Rank::Normal,
-        Priority::High => Rank::High,
-    }
-}
-
-fn refusal_of(error: &AddError) -> Refusal {
-    match error {
-        AddError::QueueFull { .. } => Refusal::exhausted("base_queue_full", error.to_string(), RETRY_AFTER),
-        AddError::DeadlinePassed => Refusal::deadline(error.to_string()),
-        _ => Refusal::invalid("input", error),
     }
 }

@@ -50,6 +50,7 @@ pub(crate) struct BaseMetrics {
     pub(crate) query_ids: Histogram,
     pub(crate) drafts: Family<VerdictLabel, Counter>,
     pub(crate) reward_losses: Counter,
+    pub(crate) resumed: Counter,
 }
 
 // === impl VerdictLabel ===
@@ -105,6 +106,7 @@ impl BaseMetrics {
             drafts: metrics.register("drafts", "Drafts by verdict: accepted or refused", Family::default()),
             reward_losses: metrics
                 .counter("reward_losses", "Sessions lost with a reward worker or its stream"),
+            resumed: metrics.counter("resumed_answers", "Answers that began on another worker"),
         }
     }
 }

@@ -56,6 +56,12 @@ impl Request {
             permit,
             span,
         } = accepted;
+        let usage = pb::Usage {
+            prompt_tokens: prompt.len() as u32,
+            completion_tokens: placed.progress.tokens() as u32,
+            unguided_tokens: placed.progress.unguided_tokens(),
+            ..pb::Usage::default()
+        };
         let request = Self {
             strength: placed.request.guidance.iter().map(|term| term.strength).sum(),
             placed,
@@ -70,7 +76,7 @@ impl Request {
             first_token_at: None,
             last_token_at: None,
             stalled: Duration::ZERO,
-            usage: pb::Usage { prompt_tokens: prompt.len() as u32, ..pb::Usage::default() },
+            usage,
             exchange: pb::ExchangeUse::default(),
             speculation: pb::Speculation::default(),
             _permit: permit,

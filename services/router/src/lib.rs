@@ -1,15 +1,19 @@
 //! The router: admits, places and relays. It cannot choose a token: it depends on neither models nor decoding.
 //!
 //! `server` (the front door) → `place` (pure: which base worker, which reward workers) → `relay` (one request over its
-//! attempts) with `peers` (a cluster without a store) beside them.
+//! attempts), which asks `recovery` (pure: what to do after a loss) and `circuit` (pure: who is left alone for a while);
+//! `peers` (a cluster without a store) beside them.
 
+mod circuit;
 mod load;
 mod metrics;
 pub mod peers;
 pub mod place;
+mod recovery;
 mod relay;
 pub mod server;
 
 pub use load::{LoadGuard, LoadTable};
-pub use relay::{ATTEMPTS_MAX, members_of};
+pub use recovery::ATTEMPTS_MAX;
+pub use relay::members_of;
 pub use server::{RouterOptions, RouterService};

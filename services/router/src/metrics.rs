@@ -21,6 +21,8 @@ pub(crate) struct RouterMetrics {
     pub(crate) attempts: Counter,
     pub(crate) tokens: Counter,
     pub(crate) first_event: Histogram,
+    pub(crate) migrations: Counter,
+    pub(crate) recovery: Histogram,
 }
 
 impl RouterMetrics {
@@ -34,6 +36,12 @@ impl RouterMetrics {
             first_event: metrics.histogram(
                 "placement_seconds",
                 "From a request's arrival to its base worker's first answer",
+                &buckets::SECONDS,
+            ),
+            migrations: metrics.counter("migrations", "Streams that moved to another base worker"),
+            recovery: metrics.histogram(
+                "recovery_seconds",
+                "From the loss of a stream's base worker to its next token",
                 &buckets::SECONDS,
             ),
         }

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use uniarm_cluster::Snapshot;
-use uniarm_proto::{GenerateRequest, GuidanceTerm, Member, MemberId, Placed, Refusal, RewardModel, Role};
+use uniarm_proto::{
+    GenerateRequest, GuidanceTerm, Member, MemberId, Placed, Progress, Refusal, RewardModel, RewardWorker,
+    Role,
+};
 
 /// Names of served things that a refusal lists; more would hide the sentence.
 const NAMES_LISTED_MAX: usize = 12;
@@ -38,25 +41,49 @@ pub fn place(
 ) -> Result<Placement, Refusal> {
     let base = choose_base(snapshot, &request.model, loads, dice, avoid)?;
     let mut request = request.clone();
+    if let Some(served) = &base.base_model {
+        request.model.clone_from(&served.name);
+    }
     request.guidance = resolve_guidance(snapshot, request.guidance)?;
-    let placements = request
-        .guidance
-        .iter()
-        .map(|term| {
-            let mut workers: Vec<_> = snapshot
-                .with_role(Role::Reward)
-                .filter(|member| serving(member, &term.reward).is_some())
-                .collect();
-            // Equals stand in an order of their own for each request: several routers, each of which knows only its own
-            // load, would else all begin with the same workers.
-            let first = dice[1] as usize % workers.len().max(1);
-            workers.rotate_left(first);
-            // Cached: looking a load up takes a lock.
-            workers.sort_by_cached_key(|member| loads.under_way(&member.id));
-            workers.into_iter().take(REWARD_WORKERS_MAX).map(|member| member.as_reward_worker()).collect()
-        })
-        .collect();
-    Ok(Placement { placed: Placed { request, placements, generation: base.generation }, base })
+    let placements = request.guidance.iter().map(|term| workers(snapshot, term, loads, dice[1])).collect();
+    let progress = Progress::default();
+    Ok(Placement { placed: Placed { request, progress, placements, generation: base.generation }, base })
+}
+
+/// Chooses again for a request whose base worker was lost. Names stay resolved as they were. A term that nobody serves
+/// now keeps the workers that it had: whether to wait for them is the request's to say, and the base worker's to do.
+///
+/// # Errors
+/// When no base worker is there to take it.
+pub fn place_again(
+    snapshot: &Snapshot,
+    placed: &Placed,
+    loads: &dyn Loads,
+    dice: [u32; 2],
+    avoid: &BTreeSet<MemberId>,
+) -> Result<Placement, Refusal> {
+    let base = choose_base(snapshot, &placed.request.model, loads, dice, avoid)?;
+    let mut placed = Placed { generation: base.generation, ..placed.clone() };
+    for (term, known) in placed.request.guidance.iter().zip(&mut placed.placements) {
+        let now = workers(snapshot, term, loads, dice[1]);
+        if !now.is_empty() {
+            *known = now;
+        }
+    }
+    Ok(Placement { placed, base })
+}
+
+/// Reward workers that serve a term, best first.
+fn workers(snapshot: &Snapshot, term: &GuidanceTerm, loads: &dyn Loads, die: u32) -> Vec<RewardWorker> {
+    let mut workers: Vec<_> =
+        snapshot.with_role(Role::Reward).filter(|member| serving(member, &term.reward).is_some()).collect();
+    // Equals stand in an order of their own for each request: several routers, each of which knows only its own load,
+    // would else all begin with the same workers.
+    let first = die as usize % workers.len().max(1);
+    workers.rotate_left(first);
+    // Cached: looking a load up takes a lock.
+    workers.sort_by_cached_key(|member| loads.under_way(&member.id));
+    workers.into_iter().take(REWARD_WORKERS_MAX).map(|member| member.as_reward_worker()).collect()
 }
 
 /// The less loaded of two random ones: as good as the least loaded of all, without every router choosing the same.
@@ -333,6 +360,22 @@ mod tests {
 
     fn placed(guidance: Vec<GuidanceTerm>) -> Result<Placement, Refusal> {
         place(&cluster(), &request(guidance), &Idle, [0, 1], &BTreeSet::new())
+    }
+
+    #[test]
+    fn a_request_placed_again_keeps_its_resolved_terms_and_the_workers_that_nobody_replaces() {
+        let before = placed(vec![term("", &[("harmless", 3.0), ("helpful", 1.0)])]).unwrap().placed;
+        let without_rewards = Snapshot::new([base("b3", "m")], 2);
+        let again = place_again(&without_rewards, &before, &Idle, [0, 0], &BTreeSet::new()).unwrap();
+        assert_eq!((again.base.id.0.as_str(), &again.placed.request), ("b3", &before.request));
+        assert_eq!(again.placed.placements, before.placements);
+        // Another reward would serve the whole preference by itself now: that would be another answer.
+        let both = reward("r3", &[("ham", &["harmless"]), ("both", &["harmless", "helpful"])]);
+        let richer = Snapshot::new([base("b3", "m"), both], 3);
+        let again = place_again(&richer, &before, &Idle, [0, 0], &BTreeSet::new()).unwrap();
+        assert_eq!(again.placed.request, before.request);
+        assert_eq!(again.placed.placements[0][0].member.0, "r3");
+        assert_eq!(again.placed.placements[1], before.placements[1]);
     }
 
     #[test]

@@ -1,29 +1,35 @@
-//! One request over its attempts: placed, sent to a base worker, placed again while nothing has reached the client.
+//! One request over its attempts: placed, sent to a base worker, and placed again with its tokens so far when that one
+//! is lost. The client sees one stream.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    pin::Pin,
+    collections::HashMap,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, stream::unfold};
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
-use tonic::{Code, Request, Status, Streaming, transport::Channel};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{sleep, timeout_at},
+};
+use tonic::{Request, Status, Streaming, transport::Channel};
 use uniarm_cluster::{Snapshot, SnapshotReceiver};
-use uniarm_proto::{Event, GenerateRequest, Generation, Member, MemberId, Refusal, client, pb};
+use uniarm_proto::{
+    Event, Fault, GenerateRequest, Generation, Member, MemberId, Placed, Progress, Refusal, client, pb,
+};
 use uniarm_runtime::trace;
 
 use crate::{
+    circuit::Circuits,
     load::{LoadGuard, LoadTable},
     metrics::RouterMetrics,
-    place::{Placement, place},
+    place::{Placement, place, place_again},
+    recovery::{Next, Recovery, RetryBudget},
 };
 
-/// Base workers that one request may try before its first event.
-pub const ATTEMPTS_MAX: usize = 3;
+/// A worker ends a request at its deadline by itself; one that hangs gets so much longer.
+const DEADLINE_GRACE: Duration = Duration::from_millis(500);
 
 /// Connections to base workers, one for each life of a member.
 #[derive(Clone, Default)]
@@ -37,24 +43,42 @@ pub(crate) struct Relay {
     pub(crate) members: SnapshotReceiver,
     pub(crate) channels: Channels,
     pub(crate) loads: LoadTable,
+    pub(crate) circuits: Arc<Mutex<Circuits>>,
+    pub(crate) budget: Arc<Mutex<RetryBudget>>,
     pub(crate) metrics: RouterMetrics,
 }
 
-/// The state of one request across its attempts.
-struct Attempts {
-    request: GenerateRequest,
-    deadline: Option<Instant>,
-    failed: BTreeSet<MemberId>,
-    last: Option<Status>,
+/// What a client asked for, and how far it has come elsewhere.
+pub(crate) struct Asked {
+    pub(crate) request: GenerateRequest,
+    pub(crate) progress: Progress,
+    pub(crate) deadline: Option<Instant>,
 }
 
-/// A base worker's events on their way to the client. Dropping it cancels the request on the worker.
-pub(crate) struct Relayed {
-    events: Streaming<pb::GenerateResponse>,
-    metrics: RouterMetrics,
-    outcome: &'static str,
-    _load: LoadGuard,
+/// A request under way. Dropping it cancels the request on its worker.
+struct Relayed {
+    relay: Relay,
+    request: GenerateRequest,
+    /// As it was placed last: its guidance is resolved once, or its tokens could change with the cluster.
+    placed: Option<Placed>,
+    progress: Progress,
+    deadline: Option<Instant>,
+    recovery: Recovery,
+    attempt: Option<Attempt>,
+    /// Since when it has no worker.
+    lost_at: Option<Instant>,
+    has_started: bool,
+    is_over: bool,
+    /// What its end is counted as, once a worker has taken it.
+    outcome: Option<&'static str>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// A base worker that has taken the request.
+struct Attempt {
+    base: Arc<Member>,
+    events: Streaming<pb::GenerateResponse>,
+    _load: LoadGuard,
 }
 
 // === impl Channels ===
@@ -82,68 +106,217 @@ impl Channels {
 // === impl Relay ===
 
 impl Relay {
-    /// Finds a base worker that takes the request and returns its events.
+    /// Finds a base worker that takes the request, and returns its events: those that the client does not have yet.
     pub(crate) async fn run(
         &self,
-        request: GenerateRequest,
-        deadline: Option<Instant>,
+        asked: Asked,
         permit: OwnedSemaphorePermit,
-    ) -> Result<Relayed, Status> {
+    ) -> Result<impl Stream<Item = Result<pb::GenerateResponse, Status>> + use<>, Status> {
         let began = Instant::now();
-        let mut attempts = Attempts { request, deadline, failed: BTreeSet::new(), last: None };
-        for _ in 0..ATTEMPTS_MAX {
-            let snapshot = Arc::clone(&self.members.borrow());
-            let dice = [rand::random(), rand::random()];
-            let placement = match place(&snapshot, &attempts.request, &self.loads, dice, &attempts.failed) {
-                Ok(placement) => placement,
-                // When every worker has failed, what the last one said is the better answer.
-                Err(refusal) => return Err(attempts.last.unwrap_or_else(|| refusal.into())),
-            };
-            self.metrics.attempts.inc();
-            let load = self.loads.count(members_of(&placement));
-            let base = placement.base.id.clone();
-            match self.attempt(placement, &snapshot, attempts.deadline).await {
-                Ok(events) => {
-                    self.metrics.first_event.observe(began.elapsed().as_secs_f64());
-                    self.metrics.under_way.inc();
-                    return Ok(Relayed {
-                        events,
-                        metrics: self.metrics.clone(),
-                        outcome: "cancelled",
-                        _load: load,
-                        _permit: permit,
-                    });
-                }
-                Err(status) if is_elsewhere(&status) => attempts.record_failure(base, &status),
-                Err(status) => return Err(own(&status)),
-            }
-        }
-        Err(attempts.last.unwrap_or_else(|| Status::unavailable("no base worker took the request")))
-    }
-
-    async fn attempt(
-        &self,
-        placement: Placement,
-        snapshot: &Snapshot,
-        deadline: Option<Instant>,
-    ) -> Result<Streaming<pb::GenerateResponse>, Status> {
-        let channel = self.channels.to(&placement.base, snapshot)?;
-        let mut run = Request::new(pb::RunRequest::from(placement.placed));
-        if let Some(deadline) = deadline {
-            run.set_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
-        }
-        trace::inject(run.metadata_mut());
-        Ok(client::base(channel).run(run).await?.into_inner())
+        self.budget.lock().on_request();
+        let mut relayed = Relayed::new(self.clone(), asked, permit);
+        relayed.place().await?;
+        relayed.outcome = Some("cancelled");
+        self.metrics.first_event.observe(began.elapsed().as_secs_f64());
+        Ok(unfold(relayed, |mut relayed| async move { Some((relayed.next().await?, relayed)) }))
     }
 }
 
-// === impl Attempts ===
+// === impl Relayed ===
 
-impl Attempts {
-    fn record_failure(&mut self, base: MemberId, status: &Status) {
-        tracing::warn!(%base, %status, request = self.request.request_id, "a base worker did not take the request");
-        self.failed.insert(base);
-        self.last = Some(own(status));
+impl Relayed {
+    fn new(relay: Relay, asked: Asked, permit: OwnedSemaphorePermit) -> Self {
+        relay.metrics.under_way.inc();
+        Self {
+            relay,
+            request: asked.request,
+            placed: None,
+            progress: asked.progress,
+            deadline: asked.deadline,
+            recovery: Recovery::default(),
+            attempt: None,
+            lost_at: None,
+            has_started: false,
+            is_over: false,
+            outcome: None,
+            _permit: permit,
+        }
+    }
+
+    /// The next event that is new to the client; none after the last.
+    async fn next(&mut self) -> Option<Result<pb::GenerateResponse, Status>> {
+        loop {
+            let ended = match &mut self.attempt {
+                None => return None,
+                Some(attempt) => match within(self.deadline, attempt.events.message()).await {
+                    Ok(Some(response)) => match self.take(response) {
+                        Ok(Some(response)) => return Some(Ok(response)),
+                        Ok(None) => continue,
+                        Err(status) => status,
+                    },
+                    Ok(None) if self.is_over => return None,
+                    Ok(None) => Status::unavailable("the base worker's stream ended before the answer did"),
+                    Err(status) => status,
+                },
+            };
+            if let Err(status) = self.recover(ended).await {
+                self.outcome = Some("failed");
+                self.attempt = None;
+                return Some(Err(status));
+            }
+        }
+    }
+
+    /// Books an event; `None`: the client has it already.
+    fn take(&mut self, response: pb::GenerateResponse) -> Result<Option<pb::GenerateResponse>, Status> {
+        let Some(event) = &response.event else { return Ok(None) };
+        let is_new = self.progress.record(event).map_err(|error| Status::internal(error.to_string()))?;
+        let is_shown = match event {
+            Event::Started(_) => {
+                self.recovery.on_begun();
+                !std::mem::replace(&mut self.has_started, true)
+            }
+            Event::Tokens(tokens) => {
+                self.relay.metrics.tokens.inc_by(tokens.ids.len() as u64);
+                is_new && tokens.position >= self.request.skip
+            }
+            Event::Finished(_) => is_new,
+            Event::Summary(_) => {
+                self.outcome = Some("ok");
+                self.is_over = true;
+                true
+            }
+        };
+        if is_new && !matches!(event, Event::Started(_)) {
+            self.on_progress();
+        }
+        Ok(is_shown.then_some(response))
+    }
+
+    fn on_progress(&mut self) {
+        self.recovery.on_progress();
+        if let Some(lost_at) = self.lost_at.take() {
+            self.relay.metrics.recovery.observe(lost_at.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Its worker was lost: to another one, with its tokens so far.
+    async fn recover(&mut self, ended: Status) -> Result<(), Status> {
+        let Some(attempt) = self.attempt.take() else { return Err(ended) };
+        self.lost_at.get_or_insert_with(Instant::now);
+        self.after_loss(&attempt.base, ended).await?;
+        drop(attempt); // its load counted until here
+        self.relay.metrics.migrations.inc();
+        self.place().await
+    }
+
+    /// Finds a base worker that takes the request as far as it has come.
+    async fn place(&mut self) -> Result<(), Status> {
+        let mut last = None;
+        loop {
+            let snapshot = Arc::clone(&self.relay.members.borrow());
+            let placement = match self.placement(&snapshot) {
+                Ok(placement) => placement,
+                Err(refusal) => {
+                    let lost_for = self.lost_for();
+                    match self.recovery.on_nobody(lost_for, rand::random()) {
+                        Next::Again(wait) => self.pause(wait).await?,
+                        // When every worker has failed, what the last one said is the better answer.
+                        Next::GiveUp => return Err(last.unwrap_or_else(|| refusal.into())),
+                    }
+                    continue;
+                }
+            };
+            self.relay.metrics.attempts.inc();
+            let base = Arc::clone(&placement.base);
+            match self.attempt(placement, &snapshot).await {
+                Ok(attempt) => {
+                    self.attempt = Some(attempt);
+                    return Ok(());
+                }
+                Err(status) => {
+                    last = Some(own(&status));
+                    self.after_loss(&base, status).await?;
+                }
+            }
+        }
+    }
+
+    fn placement(&mut self, snapshot: &Snapshot) -> Result<Placement, Refusal> {
+        let sick = self.relay.circuits.lock().sick(Instant::now(), snapshot);
+        let avoid = self.recovery.failed.union(&sick).cloned().collect();
+        let dice = [rand::random(), rand::random()];
+        let loads = &self.relay.loads;
+        let mut placement = match &self.placed {
+            None => place(snapshot, &self.request, loads, dice, &avoid)?,
+            Some(placed) => place_again(snapshot, placed, loads, dice, &avoid)?,
+        };
+        placement.placed.progress = self.progress.clone();
+        self.placed = Some(placement.placed.clone());
+        Ok(placement)
+    }
+
+    async fn attempt(&self, placement: Placement, snapshot: &Snapshot) -> Result<Attempt, Status> {
+        let load = self.relay.loads.count(members_of(&placement));
+        let Placement { base, placed } = placement;
+        let channel = self.relay.channels.to(&base, snapshot)?;
+        let mut run = Request::new(pb::RunRequest::from(placed));
+        if let Some(deadline) = self.deadline {
+            run.set_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        }
+        trace::inject(run.metadata_mut());
+        self.relay.circuits.lock().on_sent(&base, Instant::now());
+        let mut client = client::base(channel);
+        let events = within(self.deadline, client.run(run)).await?.into_inner();
+        self.relay.circuits.lock().on_answer(&base);
+        Ok(Attempt { base, events, _load: load })
+    }
+
+    /// Waits as long as the loss of a worker asks for, or says that this was the end.
+    async fn after_loss(&mut self, base: &Member, status: Status) -> Result<(), Status> {
+        let fault = Fault::of(&status);
+        let now = Instant::now();
+        if fault != Fault::Request && self.deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(late());
+        }
+        if fault == Fault::Connection {
+            self.relay.circuits.lock().on_loss(base, now, rand::random());
+        }
+        let lost_for = self.lost_for();
+        let next = {
+            let mut budget = self.relay.budget.lock();
+            self.recovery.on_loss(&base.id, fault, lost_for, &mut budget, rand::random())
+        };
+        match next {
+            Next::Again(wait) => {
+                let (request, tokens) = (&self.request.request_id, self.progress.tokens());
+                let reason = status.message();
+                tracing::warn!(base = %base.id, reason, request, tokens, "a base worker was lost to a request");
+                self.pause(wait).await
+            }
+            Next::GiveUp => Err(own(&status)),
+        }
+    }
+
+    fn lost_for(&self) -> Duration {
+        self.lost_at.map_or(Duration::ZERO, |lost_at| lost_at.elapsed())
+    }
+
+    async fn pause(&self, wait: Duration) -> Result<(), Status> {
+        if self.deadline.is_some_and(|deadline| Instant::now() + wait >= deadline) {
+            return Err(late());
+        }
+        sleep(wait).await;
+        Ok(())
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        self.relay.metrics.under_way.dec();
+        if let Some(outcome) = self.outcome {
+            self.relay.metrics.ended(outcome);
+        }
     }
 }
 
@@ -153,47 +326,21 @@ pub fn members_of(placement: &Placement) -> Vec<MemberId> {
     std::iter::once(placement.base.id.clone()).chain(rewards).collect()
 }
 
-/// Whether another worker may do better.
-fn is_elsewhere(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
+/// What a worker answers by the deadline; one that hangs is not waited for.
+async fn within<T>(
+    deadline: Option<Instant>,
+    answer: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let Some(deadline) = deadline else { return answer.await };
+    timeout_at((deadline + DEADLINE_GRACE).into(), answer).await.map_err(|_| late())?
+}
+
+fn late() -> Status {
+    Refusal::deadline("the deadline passed before the last token").into()
 }
 
 /// A worker's status as the client may see it: code, message and details, without its transport headers.
 fn own(status: &Status) -> Status {
     let details = uniarm_proto::Details::copy_from_slice(status.details());
     Status::with_details(status.code(), status.message(), details)
-}
-
-// === impl Relayed ===
-
-impl Stream for Relayed {
-    type Item = Result<pb::GenerateResponse, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = std::task::ready!(self.events.poll_next_unpin(context));
-        Poll::Ready(match next {
-            Some(Ok(response)) => {
-                match &response.event {
-                    Some(Event::Tokens(tokens)) => {
-                        self.metrics.tokens.inc_by(tokens.ids.len() as u64);
-                    }
-                    Some(Event::Summary(_)) => self.outcome = "ok",
-                    _ => {}
-                }
-                Some(Ok(response))
-            }
-            Some(Err(status)) => {
-                self.outcome = "failed";
-                Some(Err(own(&status)))
-            }
-            None => None,
-        })
-    }
-}
-
-impl Drop for Relayed {
-    fn drop(&mut self) {
-        self.metrics.under_way.dec();
-        self.metrics.ended(self.outcome);
-    }
 }

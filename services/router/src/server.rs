@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
-    GenerateRequest, Refusal, Role, deadline,
+    GenerateRequest, Progress, Refusal, Role, deadline,
     limits::REQUEST_MESSAGE_BYTES_MAX,
     pb::{
         self,
@@ -24,7 +24,7 @@ use crate::{
     load::LoadTable,
     metrics::RouterMetrics,
     place::rewards,
-    relay::{Channels, Relay},
+    relay::{Asked, Channels, Relay},
 };
 
 /// What a refused client is told to wait.
@@ -61,6 +61,8 @@ impl RouterService {
             members,
             channels: Channels::default(),
             loads: LoadTable::default(),
+            circuits: Arc::default(),
+            budget: Arc::default(),
             metrics: RouterMetrics::new(metrics),
         };
         Self { relay, permits: Arc::new(Semaphore::new(options.requests_max)), options }
@@ -73,7 +75,10 @@ impl RouterService {
     async fn admit(&self, request: Request<pb::GenerateRequest>) -> Result<GenerateStream, Status> {
         let timeout = deadline::timeout(request.metadata()).map_err(Refusal::from)?;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut request = GenerateRequest::try_from(request.into_inner()).map_err(Refusal::from)?;
+        let mut wire = request.into_inner();
+        let progress = Progress::from_wire(std::mem::take(&mut wire.resume)).map_err(Refusal::from)?;
+        let mut request = GenerateRequest::try_from(wire).map_err(Refusal::from)?;
+        progress.check(&request.sampling).map_err(Refusal::from)?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             let limit = self.options.requests_max;
             Refusal::exhausted(
@@ -86,7 +91,7 @@ impl RouterService {
             request.request_id = format!("{:032x}", rand::random::<u128>());
         }
         request.sampling.seed.get_or_insert_with(rand::random);
-        let relayed = self.relay.run(request, deadline, permit).await?;
+        let relayed = self.relay.run(Asked { request, progress, deadline }, permit).await?;
         Ok(Box::pin(relayed))
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use uniarm_decode::scheduler::SequenceId;
 use uniarm_proto::{
     Failure, FailureCode, OnRewardLoss, Refusal, SessionGeneration, SessionId, SessionPace, SessionReply,
+    refusal::REWARD_LOST,
 };
 
 use super::Engine;
@@ -108,7 +109,7 @@ impl Engine {
         let key = choice.request;
         if term.is_lost() && self.requests[&key].placed.request.on_reward_loss == OnRewardLoss::Fail {
             let message = format!("guidance[{index}] ({}) lost its reward: {why}", term.asked.reward);
-            self.end_request(key, Err(Refusal::unavailable("reward_lost", message)));
+            self.end_request(key, Err(Refusal::unavailable(REWARD_LOST, message)));
         }
     }
 

@@ -14,7 +14,7 @@ use uniarm_engine::fused::fuse;
 use uniarm_model::Forward;
 use uniarm_proto::{
     Event, GenerateRequest, Generation, GuidanceTerm, Input, MemberId, OnRewardLoss, Placed, Priority,
-    RewardWorker, Sampling, pb,
+    Progress, RewardWorker, Sampling, pb,
 };
 use uniarm_runtime::Metrics;
 
@@ -220,5 +220,5 @@ pub fn place(input: Input, sampling: Sampling, guidance: Vec<GuidanceTerm>) -> P
         exchange: None,
         skip: 0,
     };
-    Placed { request, placements, generation: Generation(1) }
+    Placed { request, progress: Progress::default(), placements, generation: Generation(1) }
 }

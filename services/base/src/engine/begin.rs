@@ -1,0 +1,124 @@
+//! How a request begins: its answers become sequences and terms, at their first token or where another worker left them.
+
+use uniarm_decode::{
+    blocks::CacheRoot,
+    scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
+};
+use uniarm_proto::{AnswerSoFar, Event, Priority, Refusal, SessionId};
+
+use super::{Engine, RETRY_AFTER};
+use crate::{
+    accept::Accepted,
+    choice::{Choice, RequestKey},
+    request::Request,
+    term::Term,
+};
+
+impl Engine {
+    pub(super) fn start(&mut self, accepted: Accepted) {
+        let key = RequestKey(self.next_request);
+        self.next_request += 1;
+        let (mut request, prompt) = Request::new(accepted);
+        request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
+        let mut result = Ok(());
+        for number in 0..request.placed.request.sampling.n {
+            result = self.start_answer(key, &mut request, &prompt, number);
+            if result.is_err() {
+                break;
+            }
+        }
+        let is_over = result.is_err() || request.running.is_empty();
+        self.requests.insert(key, request);
+        if is_over {
+            self.end_request(key, result);
+        }
+    }
+
+    /// Starts an answer, unless it has come to its end elsewhere.
+    fn start_answer(
+        &mut self,
+        key: RequestKey,
+        request: &mut Request,
+        prompt: &[u32],
+        number: u32,
+    ) -> Result<(), Refusal> {
+        let so_far = request.placed.progress.answer(number);
+        if so_far.is_finished {
+            return Ok(());
+        }
+        let asked = &request.placed.request.sampling;
+        let sequence = SequenceId(self.next_sequence);
+        self.next_sequence += 1;
+        let noise = (request.seed, number);
+        let mut choice = Choice::new(key, sequence, prompt, noise, asked.stop.clone());
+        if !so_far.ids.is_empty() {
+            self.metrics.resumed.inc();
+            let (settings, context) = (&self.settings, self.executor.context_tokens());
+            check_ids(&so_far, number, settings.vocabulary)?;
+            let say = |choice: &mut Choice, id| choice.say(id, asked, &settings.tokenizer, context);
+            let last = choice.resume(&so_far.ids, say).map_err(|index| {
+                let reason = format!("of answer {number} go on after token {index}, which ends it");
+                Refusal::invalid("resume.ids", reason)
+            })?;
+            if let Some(reason) = last.reason {
+                request.outlet.send(Ok(Event::Finished(choice.finished(reason, last.stop))));
+                return Ok(());
+            }
+        }
+        self.add_sequence(&choice, request, prompt).map_err(|error| refusal_of(&error))?;
+        let guidance = &request.placed.request.guidance;
+        for (index, (term, workers)) in guidance.iter().zip(&request.placed.placements).enumerate() {
+            let session = SessionId(self.next_session);
+            self.next_session += 1;
+            self.sessions.insert(session, (sequence, index));
+            let asked = (term.clone(), guidance.len() == 1);
+            choice.terms.push(Term::new(asked, workers.clone(), session, &mut self.links));
+        }
+        choice.choose_drafter();
+        self.choices.insert(sequence, choice);
+        request.running.push(sequence);
+        Ok(())
+    }
+
+    fn add_sequence(&mut self, choice: &Choice, request: &Request, prompt: &[u32]) -> Result<(), AddError> {
+        let asked = &request.placed.request;
+        let tokens = [prompt, &choice.answer].concat();
+        let tokens_max = prompt.len() + asked.sampling.max_tokens as usize;
+        let new = NewSequence {
+            id: choice.sequence,
+            logits_from: tokens.len() - 1,
+            tokens,
+            tokens_max: tokens_max.min(self.executor.context_tokens()),
+            root: CacheRoot(0),
+            priority: rank(asked.priority),
+            deadline: request.deadline.map(|deadline| self.executor.time_of(deadline)),
+        };
+        self.executor.add(new, None)
+    }
+}
+
+fn check_ids(so_far: &AnswerSoFar, number: u32, vocabulary: usize) -> Result<(), Refusal> {
+    match so_far.ids.iter().find(|id| **id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(id) => {
+            let reason = format!("of answer {number} hold {id}, the vocabulary ends at {vocabulary}");
+            Err(Refusal::invalid("resume.ids", reason))
+        }
+    }
+}
+
+fn rank(priority: Priority) -> Rank {
+    match priority {
+        Priority::Low => Rank::Low,
+        Priority::Normal => Rank::Normal,
+        Priority::High => Rank::High,
+    }
+}
+
+fn refusal_of(error: &AddError) -> Refusal {
+    match error {
+        AddError::QueueFull { .. } => Refusal::exhausted("base_queue_full", error.to_string(), RETRY_AFTER),
+        AddError::DeadlinePassed => Refusal::deadline(error.to_string()),
+        _ => Refusal::invalid("input", error),
+    }
+}

@@ -1,0 +1,13 @@
+//! Real processes are killed, hung and told to leave under load, and no stream may differ from its undisturbed run.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
+#![allow(clippy::await_holding_lock)] // tests take turns on the machine, each on a runtime of its own
+
+mod base;
+#[allow(dead_code)] // the cluster tests use more of it
+#[path = "../cluster/etcd.rs"]
+mod etcd;
+#[allow(dead_code)] // the cluster tests use more of it
+#[path = "../cluster/harness.rs"]
+mod harness;
+mod load;
