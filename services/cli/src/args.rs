@@ -290,9 +290,9 @@ pub struct UpArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct EndpointArgs {
-    /// The router
-    #[arg(long, env = "UNIARM_ENDPOINT", default_value = "http://127.0.0.1:7000")]
-    pub endpoint: String,
+    /// A router; repeatable: when one is lost, the answer goes on at another
+    #[arg(long, env = "UNIARM_ENDPOINT", default_value = "http://127.0.0.1:7000", value_delimiter = ',')]
+    pub endpoint: Vec<String>,
 }
 
 #[derive(Debug, Clone, Args)]

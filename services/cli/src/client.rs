@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tonic::{Request, Status, transport::Channel};
+use tonic::Status;
 use tonic_types::StatusExt as _;
-use uniarm_proto::{
-    Event, GenerateRequest, Transcript, client,
-    pb::{self, inference_client::InferenceClient},
-};
+use uniarm_proto::{ClusterClient, Event, GenerateRequest, Transcript, client};
 
 /// An error as `--json` prints it.
 #[derive(Debug, serde::Serialize)]
@@ -23,41 +20,39 @@ pub struct ErrorObject {
     pub retry_after_ms: Option<u64>,
 }
 
-pub async fn dial(endpoint: &str) -> anyhow::Result<InferenceClient<Channel>> {
-    let dialled = client::endpoint(endpoint)
-        .with_context(|| format!("{endpoint:?} is not an address such as http://127.0.0.1:7000"))?
-        .connect()
-        .await;
-    let channel = dialled.with_context(|| {
-        format!("no router answers at {endpoint}; start one with `uniarm up`, or name it with --endpoint")
-    })?;
-    Ok(client::inference(channel))
-}
-
-pub async fn list_models(client: &mut InferenceClient<Channel>) -> Result<pb::ListModelsResponse, Status> {
-    Ok(client.list_models(pb::ListModelsRequest {}).await?.into_inner())
+/// The routers at these addresses, one of which answers.
+pub async fn dial(endpoints: &[String]) -> anyhow::Result<ClusterClient> {
+    let mut last = None;
+    for endpoint in endpoints {
+        let dialled = client::endpoint(endpoint)
+            .with_context(|| format!("{endpoint:?} is not an address such as http://127.0.0.1:7000"))?
+            .connect()
+            .await;
+        match dialled {
+            Ok(_) => return Ok(ClusterClient::new(endpoints)?),
+            Err(error) => last = Some(anyhow::Error::from(error)),
+        }
+    }
+    let last = last.unwrap_or_else(|| anyhow::anyhow!("no address is given"));
+    Err(last.context(format!(
+        "no router answers at {}; start one with `uniarm up`, or name it with --endpoint",
+        endpoints.join(", ")
+    )))
 }
 
 /// Runs a request to its end; `seen` is shown each event as it comes.
 pub async fn generate(
-    client: &mut InferenceClient<Channel>,
+    cluster: &ClusterClient,
     request: GenerateRequest,
     timeout: Option<Duration>,
     mut seen: impl FnMut(&Event),
 ) -> Result<Transcript, Status> {
-    let mut request = Request::new(pb::GenerateRequest::from(request));
-    if let Some(timeout) = timeout {
-        request.set_timeout(timeout);
-    }
-    let mut events = client.generate(request).await?.into_inner();
+    let mut answers = cluster.generate(request, timeout);
     let mut transcript = Transcript::default();
-    while let Some(response) = events.message().await? {
-        let Some(event) = response.event else { continue };
+    while let Some(event) = answers.next().await {
+        let event = event?;
         transcript.apply(&event).map_err(|error| Status::internal(error.to_string()))?;
         seen(&event);
-    }
-    if transcript.summary.is_none() {
-        return Err(Status::unavailable("the stream ended before the answer did"));
     }
     Ok(transcript)
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use futures_util::future::join_all;
 use indicatif::{ProgressBar, ProgressStyle};
-use uniarm_proto::{Event, GenerateRequest, GuidanceTerm, OnRewardLoss, Priority, Sampling, Transcript, pb};
+use uniarm_proto::{
+    ClusterClient, Event, GenerateRequest, GuidanceTerm, OnRewardLoss, Priority, Sampling, Transcript, pb,
+};
 
 use crate::{
     args::DemoArgs,
@@ -64,8 +66,8 @@ async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Re
     let router_flags = ["--reward-peer".to_owned(), reward?, "--base-peer".to_owned(), base?];
     let router = push(parts, start("router", &router_flags).await?);
 
-    let mut inference = client::dial(&format!("http://{router}")).await?;
-    let served = wait_for_models(&mut inference).await?;
+    let cluster = client::dial(&[format!("http://{router}")]).await?;
+    let served = wait_for_models(&cluster).await?;
     let columns = columns(args, &served);
     println!("demo 3/3  prompt: {:?}, answered {} times in one batch\n", args.prompt, columns.len());
     let total = columns.len() as u64 * u64::from(args.max_tokens);
@@ -74,7 +76,7 @@ async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Re
     let progress = ProgressBar::new(total).with_style(style);
     let began = Instant::now();
     let answers = columns.iter().map(|column| {
-        let (mut inference, progress) = (inference.clone(), progress.clone());
+        let (cluster, progress) = (cluster.clone(), progress.clone());
         let request = request(args, column.guidance.clone());
         async move {
             let count = |event: &Event| {
@@ -82,7 +84,7 @@ async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Re
                     progress.inc(tokens.ids.len() as u64);
                 }
             };
-            client::generate(&mut inference, request, None, count).await
+            client::generate(&cluster, request, None, count).await
         }
     });
     let answers: Vec<Transcript> = join_all(answers)
@@ -154,12 +156,10 @@ async fn start(role: &'static str, flags: &[String]) -> anyhow::Result<Part> {
 }
 
 /// The router finds its peers within a second.
-async fn wait_for_models(
-    inference: &mut pb::inference_client::InferenceClient<tonic::transport::Channel>,
-) -> anyhow::Result<pb::ListModelsResponse> {
+async fn wait_for_models(cluster: &ClusterClient) -> anyhow::Result<pb::ListModelsResponse> {
     let began = Instant::now();
     loop {
-        let served = client::list_models(inference).await.map_err(|status| anyhow::anyhow!("{status}"))?;
+        let served = cluster.list_models().await.map_err(|status| anyhow::anyhow!("{status}"))?;
         if !served.base_models.is_empty() && !served.reward_models.is_empty() {
             return Ok(served);
         }

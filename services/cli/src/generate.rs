@@ -4,12 +4,11 @@ use std::{io::Write as _, time::Duration};
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 use uniarm_decode::PreferenceSpec;
 use uniarm_proto::{
-    ChatMessage, ChoiceTranscript, Event, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss,
-    Priority, Sampling, Transcript, pb, pb::inference_client::InferenceClient,
-    transcript::finish_reason_name,
+    ChatMessage, ChoiceTranscript, ClusterClient, Event, Exchange, GenerateRequest, GuidanceTerm, Input,
+    OnRewardLoss, Priority, Sampling, Transcript, pb, transcript::finish_reason_name,
 };
 
 use crate::{
@@ -18,12 +17,12 @@ use crate::{
 };
 
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
-    let mut inference = client::dial(&args.endpoint.endpoint).await?;
-    let request = request_of(&args, &mut inference).await?;
+    let cluster = client::dial(&args.endpoint.endpoint).await?;
+    let request = request_of(&args, &cluster).await?;
     let timeout =
         args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
     if args.json {
-        match client::generate(&mut inference, request, timeout, |_| {}).await {
+        match client::generate(&cluster, request, timeout, |_| {}).await {
             Ok(transcript) => println!("{}", as_json(&transcript)),
             Err(status) => {
                 println!("{}", json!({ "error": ErrorObject::from(&status) }));
@@ -40,7 +39,7 @@ pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
             let _ = std::io::stdout().flush();
         }
     };
-    let result = client::generate(&mut inference, request, timeout, show).await;
+    let result = client::generate(&cluster, request, timeout, show).await;
     if single {
         println!();
     }
@@ -54,13 +53,10 @@ pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn request_of(
-    args: &GenerateArgs,
-    inference: &mut InferenceClient<Channel>,
-) -> anyhow::Result<GenerateRequest> {
+async fn request_of(args: &GenerateArgs, cluster: &ClusterClient) -> anyhow::Result<GenerateRequest> {
     let input = match &args.prompt {
         None => Input::Tokens(args.token_ids.clone()),
-        Some(prompt) if args.raw || !has_template(args, inference).await? => Input::Prompt(prompt.clone()),
+        Some(prompt) if args.raw || !has_template(args, cluster).await? => Input::Prompt(prompt.clone()),
         Some(prompt) => chat(args.system.as_deref(), prompt),
     };
     Ok(GenerateRequest {
@@ -92,9 +88,8 @@ pub fn chat(system: Option<&str>, prompt: &str) -> Input {
 }
 
 /// Whether the model that will answer takes chats.
-async fn has_template(args: &GenerateArgs, inference: &mut InferenceClient<Channel>) -> anyhow::Result<bool> {
-    let served =
-        client::list_models(inference).await.map_err(|status| anyhow::anyhow!("{}", sentence(&status)))?;
+async fn has_template(args: &GenerateArgs, cluster: &ClusterClient) -> anyhow::Result<bool> {
+    let served = cluster.list_models().await.map_err(|status| anyhow::anyhow!("{}", sentence(&status)))?;
     let asked = args.model.as_deref();
     let models = &served.base_models;
     let model = models.iter().find(|model| asked.is_none_or(|name| name == model.name));

@@ -6,10 +6,8 @@ use uniarm_proto::pb;
 use crate::{args::ModelsArgs, client};
 
 pub async fn run(args: ModelsArgs) -> anyhow::Result<()> {
-    let mut inference = client::dial(&args.endpoint.endpoint).await?;
-    let served = client::list_models(&mut inference)
-        .await
-        .map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let cluster = client::dial(&args.endpoint.endpoint).await?;
+    let served = cluster.list_models().await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     if args.json {
         println!("{}", as_json(&served));
     } else {

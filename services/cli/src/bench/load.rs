@@ -8,10 +8,10 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use futures_util::future::join_all;
 use indicatif::{ProgressBar, ProgressStyle};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 use uniarm_proto::{
-    Event, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Priority, Sampling,
-    pb::{RewardModel, inference_client::InferenceClient},
+    ClusterClient, Event, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Priority, Sampling,
+    pb::RewardModel,
 };
 
 use self::report::{Report, Served};
@@ -39,7 +39,7 @@ enum Outcome {
 
 /// What all requests of a load share.
 struct Client {
-    inference: InferenceClient<Channel>,
+    cluster: ClusterClient,
     rewards: Vec<RewardModel>,
     temperature: f32,
     progress: ProgressBar,
@@ -101,8 +101,8 @@ fn value_name(value: &impl ValueEnum) -> String {
 }
 
 async fn measure(args: &BenchLoadArgs, endpoint: &str) -> anyhow::Result<Report> {
-    let mut inference = client::dial(endpoint).await?;
-    let served = client::list_models(&mut inference).await;
+    let cluster = client::dial(&[endpoint.to_owned()]).await?;
+    let served = cluster.list_models().await;
     let served = served.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     let rewards = served.reward_models;
     anyhow::ensure!(args.guided == 0.0 || !rewards.is_empty(), "no reward model is served; try --guided 0");
@@ -125,7 +125,7 @@ async fn measure(args: &BenchLoadArgs, endpoint: &str) -> anyhow::Result<Report>
         let progress = ProgressBar::new(arrivals.len() as u64).with_style(style);
         progress.set_message(format!("{rate} requests/s"));
         let client = Client {
-            inference: inference.clone(),
+            cluster: cluster.clone(),
             rewards: rewards.clone(),
             temperature: args.temperature,
             progress,
@@ -146,15 +146,13 @@ impl Client {
         tokio::time::sleep_until((begin + arrival.at).into()).await;
         // From the moment at which it should have been sent: what the client itself is late by counts too.
         let due = begin + arrival.at;
-        let mut inference = self.inference.clone();
         let mut times = Vec::new();
         let seen = |event: &Event| {
             if let Event::Tokens(tokens) = event {
                 times.extend(tokens.ids.iter().map(|_| due.elapsed().as_secs_f64()));
             }
         };
-        let asked =
-            client::generate(&mut inference, self.request(arrival), Some(REQUEST_TIMEOUT), seen).await;
+        let asked = client::generate(&self.cluster, self.request(arrival), Some(REQUEST_TIMEOUT), seen).await;
         self.progress.inc(1);
         match asked {
             Ok(_) => Outcome::Served(Served { times }),
