@@ -6,7 +6,7 @@ UNIARM := $(or $(CARGO_TARGET_DIR),target)/release/uniarm
 WITH_MODEL := model=$$(scripts/fetch-demo-model.sh) && UNIARM_DEMO_MODEL="$$model"
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build demo up test bench peers performance experiment-exact clean
+.PHONY: help prerequisites build demo up test test-faults bench peers performance experiment-exact clean
 
 help: ## List what can be made
 	@echo 'UniARM: a base model steered, token by token, toward the preference of each request.'
@@ -27,6 +27,9 @@ up: build ## Run the whole cluster in one process on port 7000, until it is inte
 
 test: prerequisites ## Format, lints, tests, clients, chart and deployment files: everything that CI runs
 	@scripts/test.sh
+
+test-faults: build ## Kill, hang and stop processes of a cluster under load, for minutes; prints recovery times
+	$(WITH_MODEL) cargo test --release --locked --package uniarm --test faults -- --ignored --nocapture --test-threads 1
 
 bench: build ## Print tokens per second beside the machine's own limits
 	$(WITH_MODEL) $(UNIARM) bench step

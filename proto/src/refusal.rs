@@ -113,6 +113,11 @@ impl Refusal {
         Self::new(Code::Unavailable, cause, message)
     }
 
+    /// Of a process that is leaving: whatever it was doing goes on elsewhere.
+    pub fn draining() -> Self {
+        Self::unavailable("draining", "this process is leaving, and takes no more work")
+    }
+
     pub fn cancelled(message: impl Into<String>) -> Self {
         Self::new(Code::Cancelled, "cancelled", message)
     }

@@ -168,6 +168,8 @@ pub struct Load {
     pub total_blocks: u32,
     /// What recent steps cost: (rows, microseconds), ascending.
     pub step_points: Vec<(f32, f32)>,
+    /// It is going away: sessions that can be had elsewhere should be.
+    pub draining: bool,
 }
 
 /// What a base worker has to say to one reward worker since its last message.
@@ -469,6 +471,7 @@ impl From<pb::RewardLoad> for Load {
                 .take(STEP_POINTS_MAX)
                 .map(|point| (measured(point.rows), measured(point.microseconds)))
                 .collect(),
+            draining: wire.draining,
         }
     }
 }
@@ -490,6 +493,7 @@ impl From<Load> for pb::RewardLoad {
                 .into_iter()
                 .map(|(rows, microseconds)| pb::StepPoint { rows, microseconds })
                 .collect(),
+            draining: load.draining,
         }
     }
 }

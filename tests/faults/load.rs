@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use uniarm_proto::{ClusterClient, Event, GenerateRequest, GuidanceTerm, Transcript};
+use uniarm_proto::{ClusterClient, GenerateRequest, GuidanceTerm, Transcript};
 
 use crate::harness::request;
 
@@ -18,6 +18,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A request that nobody takes insists for so long: both workers of a pool may be away at a time.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A silence that is shorter may be a full batch on a busy machine.
+const SILENCE_LEAST: Duration = Duration::from_millis(400);
 
 const PROMPTS: [&str; 6] = [
     "Tell me about the sea.",
@@ -28,17 +31,20 @@ const PROMPTS: [&str; 6] = [
     "Explain to a child why the sky is blue.",
 ];
 
-/// How the requests of one run went.
-#[derive(Default)]
-pub struct Run {
-    pub transcripts: Vec<Transcript>,
-    /// Longest silence of each stream after its first event.
-    pub gaps: Vec<Duration>,
+/// One answered request.
+pub struct Answered {
+    /// Which of the requests it was.
+    pub index: usize,
+    pub transcript: Transcript,
+    pub silences: Vec<Silence>,
 }
 
-/// Tokens that the clients of a run have received.
-#[derive(Clone, Default)]
-pub struct Received(Arc<AtomicUsize>);
+/// A stream said nothing for a while after its first event.
+#[derive(Debug, Clone, Copy)]
+pub struct Silence {
+    pub from: Instant,
+    pub until: Instant,
+}
 
 /// Requests that hold every kind of state that has to move: penalties, several answers, stop strings, unfinished
 /// characters, log-probabilities, one term and several.
@@ -79,79 +85,76 @@ pub fn mixed_requests(count: usize, tokens: u32) -> Vec<GenerateRequest> {
         .collect()
 }
 
-/// Asks all of them, `together` at a time.
+/// Asks each of them once, `together` at a time.
 pub async fn ask_all(
     cluster: &ClusterClient,
     requests: &[GenerateRequest],
     together: usize,
-    received: &Received,
-) -> Run {
-    let cluster = cluster.clone().with_patience(PATIENCE);
-    let turns = Arc::new(tokio::sync::Semaphore::new(together));
-    let mut tasks = JoinSet::new();
-    for (index, request) in requests.iter().cloned().enumerate() {
-        let (cluster, turns, received) = (cluster.clone(), Arc::clone(&turns), received.clone());
-        tasks.spawn(async move {
-            let _turn = turns.acquire_owned().await.unwrap();
-            (index, ask(&cluster, request, &received).await)
-        });
-    }
-    let mut answered = tasks.join_all().await;
-    answered.sort_by_key(|(index, _)| *index);
-    let (transcripts, gaps) = answered.into_iter().map(|(_, answer)| answer).unzip();
-    Run { transcripts, gaps }
+) -> Vec<Answered> {
+    let count = requests.len();
+    ask_while(cluster, requests, together, move |started| started < count).await
 }
 
-async fn ask(
+/// Asks them in turn, over and over, `together` at a time, while `go_on` says so of the number of requests so far.
+pub async fn ask_while(
     cluster: &ClusterClient,
-    request: GenerateRequest,
-    received: &Received,
-) -> (Transcript, Duration) {
+    requests: &[GenerateRequest],
+    together: usize,
+    go_on: impl Fn(usize) -> bool + Clone + Send + 'static,
+) -> Vec<Answered> {
+    let cluster = cluster.clone().with_patience(PATIENCE);
+    let requests: Arc<[GenerateRequest]> = requests.into();
+    let turn = Arc::new(AtomicUsize::new(0));
+    let mut clients = JoinSet::new();
+    for _ in 0..together {
+        let (cluster, requests) = (cluster.clone(), Arc::clone(&requests));
+        let (turn, go_on) = (Arc::clone(&turn), go_on.clone());
+        clients.spawn(async move {
+            let mut answered = Vec::new();
+            loop {
+                let started = turn.fetch_add(1, Ordering::Relaxed);
+                if !go_on(started) {
+                    return answered;
+                }
+                let index = started % requests.len();
+                let (transcript, silences) = ask(&cluster, requests[index].clone()).await;
+                answered.push(Answered { index, transcript, silences });
+            }
+        });
+    }
+    let mut answered: Vec<Answered> = clients.join_all().await.into_iter().flatten().collect();
+    answered.sort_by_key(|answered| answered.index);
+    answered
+}
+
+async fn ask(cluster: &ClusterClient, request: GenerateRequest) -> (Transcript, Vec<Silence>) {
     let id = request.request_id.clone();
     let mut answers = cluster.generate(request, Some(REQUEST_TIMEOUT));
     let mut transcript = Transcript::default();
-    let (mut last, mut gap) = (None, Duration::ZERO);
+    let (mut last, mut silences) = (None, Vec::new());
     while let Some(event) = answers.next().await {
         let event = event.unwrap_or_else(|status| panic!("{id}: {status}"));
-        let now = Instant::now();
-        gap = gap.max(last.map_or(Duration::ZERO, |last| now - last));
-        last = Some(now);
-        if let Event::Tokens(tokens) = &event {
-            received.0.fetch_add(tokens.ids.len(), Ordering::Relaxed);
+        let until = Instant::now();
+        let from = last.replace(until).unwrap_or(until);
+        if until - from > SILENCE_LEAST {
+            silences.push(Silence { from, until });
         }
+        // Refuses tokens that are missing, and tokens that are there twice.
         transcript.apply(&event).unwrap_or_else(|error| panic!("{id}: {error}"));
     }
     assert!(transcript.summary.is_some(), "{id} ended early");
-    (transcript, gap)
+    (transcript, silences)
 }
 
-// === impl Received ===
-
-impl Received {
-    pub async fn at_least(&self, tokens: usize) {
-        while self.0.load(Ordering::Relaxed) < tokens {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-// === impl Run ===
-
-impl Run {
-    pub fn tokens(&self) -> usize {
-        self.transcripts.iter().flat_map(|t| &t.choices).map(|choice| choice.tokens.len()).sum()
-    }
-
-    /// Tokens, text, details, marks and ends are those of `undisturbed`, and so is what the summary counts.
-    pub fn assert_equals(&self, undisturbed: &Self, requests: &[GenerateRequest]) {
-        let pairs = self.transcripts.iter().zip(&undisturbed.transcripts);
-        for ((got, expected), request) in pairs.zip(requests) {
-            assert_eq!(got.choices, expected.choices, "{request:?}");
-            let counted = |transcript: &Transcript| {
-                let usage = transcript.summary.unwrap().usage.unwrap();
-                (usage.prompt_tokens, usage.completion_tokens, usage.unguided_tokens)
-            };
-            assert_eq!(counted(got), counted(expected), "{request:?}");
-        }
+/// Tokens, text, details, marks and ends are those of the undisturbed run, and so is what the summary counts.
+pub fn assert_undisturbed(got: &[Answered], undisturbed: &[Answered], requests: &[GenerateRequest]) {
+    for Answered { index, transcript, .. } in got {
+        let (expected, request) = (&undisturbed[*index].transcript, &requests[*index]);
+        assert_eq!(transcript.choices, expected.choices, "{request:?}");
+        let counted = |transcript: &Transcript| {
+            let usage = transcript.summary.unwrap().usage.unwrap();
+            (usage.prompt_tokens, usage.completion_tokens, usage.unguided_tokens)
+        };
+        assert_eq!(counted(transcript), counted(expected), "{request:?}");
     }
 }

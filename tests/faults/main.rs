@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 #![allow(clippy::await_holding_lock)] // tests take turns on the machine, each on a runtime of its own
 
-mod base;
 #[allow(dead_code)] // the cluster tests use more of it
 #[path = "../cluster/etcd.rs"]
 mod etcd;
 #[allow(dead_code)] // the cluster tests use more of it
 #[path = "../cluster/harness.rs"]
 mod harness;
+
+mod fleet;
 mod load;
+mod reward;
+mod storm;

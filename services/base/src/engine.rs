@@ -57,6 +57,8 @@ pub(crate) enum Command {
     LinkDown {
         link: LinkId,
     },
+    /// This worker is leaving: requests that run go on elsewhere.
+    HandOver,
     /// The last handle is gone.
     Stop,
 }
@@ -77,6 +79,8 @@ pub(crate) struct Engine {
     next_request: u64,
     next_sequence: u64,
     next_session: u64,
+    /// When streams of workers that are going away were looked at.
+    left_at: Option<Instant>,
     metrics: BaseMetrics,
 }
 
@@ -104,6 +108,7 @@ impl Engine {
             next_request: 0,
             next_sequence: 0,
             next_session: 0,
+            left_at: None,
             metrics,
         }
     }
@@ -141,6 +146,7 @@ impl Engine {
             Command::Replies { link, batch } => {
                 if let Some(load) = &batch.load {
                     self.pacing.on_load(link, load);
+                    self.links.set_leaving(link, load.draining);
                 }
                 for (session, generation, reply) in batch.replies {
                     self.on_reply(session, generation, reply);
@@ -148,6 +154,7 @@ impl Engine {
             }
             Command::LinkUp { link, epoch } => self.links.came_up(link, epoch),
             Command::LinkDown { link } => self.on_link_down(link),
+            Command::HandOver => self.hand_over(),
             Command::Stop => {}
         }
     }
@@ -167,6 +174,7 @@ impl Engine {
         for (key, refusal) in ended {
             self.end_request(key, Err(refusal));
         }
+        self.leave_leaving_links(now);
         let closed = |choice: &Choice| choice.terms.iter().any(|term| term.can_open(now, &self.links));
         let closed: Vec<SequenceId> =
             self.choices.values().filter(|choice| closed(choice)).map(|choice| choice.sequence).collect();
@@ -339,6 +347,14 @@ impl Engine {
             Err(refusal) => request.outlet.send(Err(refusal)),
         }
         request.outlet.finish(&self.runtime);
+    }
+
+    /// Ends all requests in a way that makes their routers place them elsewhere, with their tokens so far.
+    fn hand_over(&mut self) {
+        let keys: Vec<_> = self.requests.keys().copied().collect();
+        for key in keys {
+            self.end_request(key, Err(Refusal::draining()));
+        }
     }
 
     /// One forward; false: there was nothing to do.

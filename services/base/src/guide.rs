@@ -3,7 +3,8 @@
 //! The engine pushes operations without waiting and hears of replies, of a stream that came up and of one that went
 //! down through its inbox. Each life of a stream has an epoch: operations meant for an earlier life are dropped.
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, sync::mpsc::Sender, time::Duration};
+use std::time::{Duration, Instant};
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, sync::mpsc::Sender};
 
 use futures_util::StreamExt as _;
 use tokio::{sync::mpsc, time::timeout};
@@ -20,7 +21,10 @@ const REDIAL_FIRST: Duration = Duration::from_millis(50);
 const REDIAL_LONGEST: Duration = Duration::from_secs(2);
 
 /// A worker that does not complete a dial within this is treated as away.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A worker that nobody waits for is dialled for so long: until then everyone knows that it is away.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// Messages on their way into a stream: the engine sends at most one for each step.
 const OUTGOING_MESSAGES_MAX: usize = 16;
@@ -29,6 +33,11 @@ const OUTGOING_MESSAGES_MAX: usize = 16;
 pub trait Scorer: Send + Sync + 'static {
     /// Opens a stream to a reward worker.
     fn dial(&self, worker: &RewardWorker) -> DialFuture;
+
+    /// Who serves a reward model now. Empty: nobody here knows better than the request's placement.
+    fn workers(&self, _reward: &str) -> Vec<RewardWorker> {
+        Vec::new()
+    }
 }
 
 pub type DialFuture = Pin<Box<dyn Future<Output = Result<LinkStream, LinkError>> + Send>>;
@@ -69,10 +78,21 @@ pub(crate) struct Links {
 struct LinkHandle {
     worker: RewardWorker,
     ops: mpsc::UnboundedSender<(Epoch, OpBatch)>,
-    /// The stream's life, while it is up.
-    up: Option<Epoch>,
+    state: LinkState,
+    /// Its worker is going away.
+    is_leaving: bool,
     /// Operations of this step, sent as one message.
     outbox: OpBatch,
+}
+
+enum LinkState {
+    /// For the first time.
+    Dialling,
+    Up(Epoch),
+    /// It is dialled again and again, by its task alone.
+    Down {
+        since: Instant,
+    },
 }
 
 // === impl GrpcScorer ===
@@ -172,28 +192,65 @@ impl Links {
         };
         self.runtime.spawn(task.run());
         self.by_worker.insert(worker.clone(), id);
-        self.links.insert(id, LinkHandle { worker: worker.clone(), ops, up: None, outbox: Vec::new() });
+        let state = LinkState::Dialling;
+        let link = LinkHandle { worker: worker.clone(), ops, state, is_leaving: false, outbox: Vec::new() };
+        self.links.insert(id, link);
         id
     }
 
     pub(crate) fn is_up(&self, id: LinkId) -> bool {
-        self.links.get(&id).is_some_and(|link| link.up.is_some())
+        self.links.get(&id).is_some_and(|link| link.epoch().is_some())
+    }
+
+    /// Whether a session may be opened there, as far as is known.
+    pub(crate) fn is_well(&self, worker: &RewardWorker) -> bool {
+        let link = self.by_worker.get(worker).and_then(|id| self.links.get(id));
+        link.is_none_or(|link| !link.is_leaving && !matches!(link.state, LinkState::Down { .. }))
+    }
+
+    /// Who serves a reward model now; empty: nobody knows.
+    pub(crate) fn serving(&self, reward: &str) -> Vec<RewardWorker> {
+        self.scorer.workers(reward)
+    }
+
+    pub(crate) fn set_leaving(&mut self, id: LinkId, is_leaving: bool) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.is_leaving = is_leaving;
+        }
+    }
+
+    /// Streams whose workers are going away.
+    pub(crate) fn leaving(&self) -> Vec<LinkId> {
+        let leaving =
+            |(id, link): (&LinkId, &LinkHandle)| (link.is_leaving && link.epoch().is_some()).then_some(*id);
+        self.links.iter().filter_map(leaving).collect()
+    }
+
+    /// Whether a stream that nobody uses has been down for so long that its worker will not come back.
+    pub(crate) fn is_given_up(&self, id: LinkId) -> bool {
+        let link = self.links.get(&id);
+        link.is_some_and(
+            |link| matches!(link.state, LinkState::Down { since } if since.elapsed() >= FORGET_AFTER),
+        )
     }
 
     pub(crate) fn came_up(&mut self, id: LinkId, epoch: Epoch) {
         if let Some(link) = self.links.get_mut(&id) {
-            link.up = Some(epoch);
+            link.state = LinkState::Up(epoch);
+            link.is_leaving = false;
         }
     }
 
     pub(crate) fn went_down(&mut self, id: LinkId) {
         if let Some(link) = self.links.get_mut(&id) {
-            link.up = None;
+            if !matches!(link.state, LinkState::Down { .. }) {
+                link.state = LinkState::Down { since: Instant::now() };
+            }
             link.outbox.clear();
         }
     }
 
-    /// Forgets a stream that is down and that nobody waits for: its worker may never come back.
+    /// Ends a stream that nobody uses: its worker is going away, or has been away for long.
     pub(crate) fn forget(&mut self, id: LinkId) {
         if let Some(link) = self.links.remove(&id) {
             self.by_worker.remove(&link.worker);
@@ -210,7 +267,7 @@ impl Links {
         op: SessionOp,
     ) {
         if let Some(link) = self.links.get_mut(&id)
-            && link.up.is_some()
+            && link.epoch().is_some()
         {
             link.outbox.push((session, generation, op));
         }
@@ -219,12 +276,24 @@ impl Links {
     /// Sends what has gathered: one message for each reward worker.
     pub(crate) fn flush(&mut self) {
         for link in self.links.values_mut() {
-            if let Some(epoch) = link.up
+            if let Some(epoch) = link.epoch()
                 && !link.outbox.is_empty()
             {
                 // The receiver lives as long as this handle.
                 let _ = link.ops.send((epoch, std::mem::take(&mut link.outbox)));
             }
+        }
+    }
+}
+
+// === impl LinkHandle ===
+
+impl LinkHandle {
+    /// The stream's life, while it is up.
+    fn epoch(&self) -> Option<Epoch> {
+        match self.state {
+            LinkState::Up(epoch) => Some(epoch),
+            LinkState::Dialling | LinkState::Down { .. } => None,
         }
     }
 }
@@ -259,7 +328,8 @@ impl LinkTask {
             if self.inbox.send(Command::LinkDown { link: self.id }).is_err() {
                 return;
             }
-            let rest = tokio::time::sleep(wait);
+            // Base workers that lost one reward worker together do not come back to it together.
+            let rest = tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..=1.0)));
             tokio::pin!(rest);
             loop {
                 tokio::select! {

@@ -1,7 +1,11 @@
 //! What the rest of the process holds of a base engine: it starts one, and hands placed requests to it.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::Instant,
 };
@@ -48,6 +52,7 @@ pub struct BaseHandle {
     settings: SharedSettings,
     inbox: mpsc::Sender<Command>,
     permits: Arc<Semaphore>,
+    is_draining: Arc<AtomicBool>,
     _stop: Arc<StopOnDrop>,
 }
 
@@ -87,7 +92,13 @@ impl BaseEngine {
         let engine = Engine::new(Arc::clone(&settings), executor, guide, runtime, BaseMetrics::new(metrics));
         thread::Builder::new().name("base-engine".into()).spawn(move || engine.run(&commands))?;
         let _stop = Arc::new(StopOnDrop(inbox.clone()));
-        Ok(BaseHandle { settings, inbox, permits: Arc::new(Semaphore::new(options.requests_max)), _stop })
+        Ok(BaseHandle {
+            settings,
+            inbox,
+            permits: Arc::new(Semaphore::new(options.requests_max)),
+            is_draining: Arc::default(),
+            _stop,
+        })
     }
 }
 
@@ -130,8 +141,21 @@ impl BaseHandle {
         Ok(receiver)
     }
 
+    /// From here on new requests are refused, so that their routers place them elsewhere.
+    pub fn begin_drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the requests that still run; their routers place them elsewhere, with their tokens so far.
+    pub fn hand_over(&self) {
+        let _ = self.inbox.send(Command::HandOver);
+    }
+
     /// A place for a request, or the reason why there is none.
     fn admit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        if self.is_draining.load(Ordering::Relaxed) {
+            return Err(Refusal::draining());
+        }
         Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             Refusal::exhausted(
                 "base_queue_full",

@@ -50,6 +50,7 @@ pub(crate) struct BaseMetrics {
     pub(crate) query_ids: Histogram,
     pub(crate) drafts: Family<VerdictLabel, Counter>,
     pub(crate) reward_losses: Counter,
+    pub(crate) reward_moves: Counter,
     pub(crate) resumed: Counter,
 }
 
@@ -106,6 +107,8 @@ impl BaseMetrics {
             drafts: metrics.register("drafts", "Drafts by verdict: accepted or refused", Family::default()),
             reward_losses: metrics
                 .counter("reward_losses", "Sessions lost with a reward worker or its stream"),
+            reward_moves: metrics
+                .counter("reward_moves", "Sessions moved away from reward workers that were leaving"),
             resumed: metrics.counter("resumed_answers", "Answers that began on another worker"),
         }
     }

@@ -98,22 +98,23 @@ impl Term {
         session: SessionId,
         links: &mut Links,
     ) -> Self {
-        let link = links.to(&workers[0]);
+        let well = workers.iter().position(|worker| links.is_well(worker));
+        let current = well.unwrap_or(0);
         Self {
             guide: Guide { reward: asked.reward.clone(), is_alone },
             asked,
             session,
-            link,
+            link: links.to(&workers[current]),
             generation: SessionGeneration(0),
+            losses: if well.is_some() { 0 } else { workers.len() },
             workers,
-            current: 0,
+            current,
             is_open: false,
             branch: 0,
             rows: VecDeque::new(),
             told: VecDeque::new(),
             owes_verdict: false,
             pace: SessionPace::default(),
-            losses: 0,
             not_before: None,
             opened: None,
             noise_scale: 0.0,
@@ -171,13 +172,54 @@ impl Term {
     pub(crate) fn lose(&mut self, links: &mut Links) {
         self.losses += 1;
         self.generation.0 += 1;
+        self.forget_session();
+        match self.next_well(links) {
+            Some(next) => self.current = next,
+            // Everyone is known to be away: nothing is gained by asking each of them first.
+            None => {
+                self.current = (self.current + 1) % self.workers.len();
+                self.losses = self.losses.max(self.workers.len());
+            }
+        }
+        self.link = links.to(&self.workers[self.current]);
         let rounds = (self.losses / self.workers.len()).min(16) as u32;
         self.not_before = rounds.checked_sub(1).map(|doublings| {
             Instant::now() + REOPEN_FIRST.saturating_mul(1 << doublings).min(REOPEN_LONGEST)
         });
-        self.forget_session();
-        self.current = (self.current + 1) % self.workers.len();
-        self.link = links.to(&self.workers[self.current]);
+    }
+
+    /// Leaves a worker that is going away for another one. False: there is none, and the session stays.
+    pub(crate) fn move_on(&mut self, links: &mut Links) -> bool {
+        let left = self.worker().clone();
+        let Some(next) = self.next_well(links) else {
+            // The list of workers may be a new one: the session is still where it was.
+            self.current = self.workers.iter().position(|worker| *worker == left).unwrap_or_else(|| {
+                self.workers.push(left);
+                self.workers.len() - 1
+            });
+            return false;
+        };
+        self.close(links);
+        self.generation.0 += 1;
+        self.current = next;
+        self.link = links.to(&self.workers[next]);
+        true
+    }
+
+    /// The next worker in line that is not known to be away; the cluster may have others than the placement named.
+    fn next_well(&mut self, links: &Links) -> Option<usize> {
+        let find = |workers: &[RewardWorker], current: usize| {
+            let in_line = (1..=workers.len()).map(|step| (current + step) % workers.len());
+            in_line.into_iter().find(|index| links.is_well(&workers[*index]))
+        };
+        find(&self.workers, self.current).or_else(|| {
+            let serving = links.serving(&self.asked.reward);
+            if !serving.is_empty() {
+                self.workers = serving;
+                self.current = 0;
+            }
+            find(&self.workers, self.current)
+        })
     }
 
     pub(crate) fn on_opened(&mut self, opened: Opened) {

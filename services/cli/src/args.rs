@@ -73,9 +73,12 @@ pub struct ProcessArgs {
     /// Where members are recorded: `etcd://host:port[,host:port][/prefix]`, or `memory` for fixed peers
     #[arg(long, env = "UNIARM_STORE", default_value = "memory")]
     pub store: String,
+    /// Seconds that this process stays recorded in etcd after it was killed or cut off; whole, at least 2
+    #[arg(long, env = "UNIARM_LEASE_TTL", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=3600))]
+    pub lease_ttl: u64,
     #[command(flatten)]
     pub log: LogArgs,
-    /// Seconds that running requests get to end after SIGTERM
+    /// Seconds that running requests get to end after SIGTERM; what then still runs goes on at another process
     #[arg(long, env = "UNIARM_DRAIN_TIMEOUT", default_value_t = 30.0)]
     pub drain_timeout: f32,
     /// Check the configuration, print it, and exit without starting anything

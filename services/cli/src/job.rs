@@ -4,8 +4,8 @@ use std::path::Path;
 
 use clap::Args;
 use futures_util::future::BoxFuture;
-use tonic::{Status, transport::Channel};
-use uniarm_proto::{GenerateRequest, Transcript, pb::inference_client::InferenceClient};
+use tonic::Status;
+use uniarm_proto::{ClusterClient, GenerateRequest, Transcript};
 use uniarm_trainer::cluster_job::{Cluster, IN_FLIGHT_MAX, JobOptions, ModelsConfig};
 
 use crate::{client, part::Part, worker};
@@ -13,9 +13,10 @@ use crate::{client, part::Part, worker};
 /// Where a job's questions go, and how many at once.
 #[derive(Debug, Clone, Args)]
 pub struct JobArgs {
-    /// A router that serves the models of the configuration [default: a cluster of its own for the length of the job]
-    #[arg(long, env = "UNIARM_ENDPOINT")]
-    pub endpoint: Option<String>,
+    /// A router that serves the models of the configuration; repeatable: where one is lost, the job goes on at another
+    /// [default: a cluster of its own for the length of the job]
+    #[arg(long, env = "UNIARM_ENDPOINT", value_delimiter = ',')]
+    pub endpoint: Vec<String>,
     /// Questions in flight at most; fewer while the cluster refuses
     #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N")]
     pub in_flight: usize,
@@ -26,7 +27,7 @@ pub struct JobArgs {
 
 /// A router that answers, and the process behind it where that is the job's own.
 pub struct JobCluster {
-    inference: InferenceClient<Channel>,
+    routers: ClusterClient,
     own: Option<Part>,
 }
 
@@ -52,8 +53,8 @@ pub async fn resolve(models: &ModelsConfig, folder: &Path) -> anyhow::Result<Mod
 impl JobCluster {
     /// Dials the router of `--endpoint`, or starts a cluster with `models` and waits until it is ready.
     pub async fn open(args: &JobArgs, models: &ModelsConfig) -> anyhow::Result<Self> {
-        if let Some(endpoint) = &args.endpoint {
-            return Ok(Self { inference: client::dial(endpoint).await?, own: None });
+        if !args.endpoint.is_empty() {
+            return Ok(Self { routers: client::dial(&args.endpoint).await?, own: None });
         }
         let mut flags = vec!["--grpc".to_owned(), "127.0.0.1:0".to_owned()];
         flags.extend(models.flags());
@@ -62,8 +63,8 @@ impl JobCluster {
             flags.push("--fused".to_owned());
         }
         let own = Part::start("up", &flags).await?;
-        let inference = client::dial(&format!("http://{}", own.address)).await?;
-        Ok(Self { inference, own: Some(own) })
+        let routers = client::dial(&[format!("http://{}", own.address)]).await?;
+        Ok(Self { routers, own: Some(own) })
     }
 
     pub async fn close(self) -> anyhow::Result<()> {
@@ -76,7 +77,6 @@ impl JobCluster {
 
 impl Cluster for JobCluster {
     fn answer(&self, request: GenerateRequest) -> BoxFuture<'_, Result<Transcript, Status>> {
-        let mut inference = self.inference.clone();
-        Box::pin(async move { client::generate(&mut inference, request, None, |_| {}).await })
+        Box::pin(client::generate(&self.routers, request, None, |_| {}))
     }
 }

@@ -14,6 +14,7 @@ mod models;
 mod oracle;
 mod part;
 mod roles;
+mod served;
 mod simulate;
 mod train;
 mod worker;

@@ -4,26 +4,30 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::task::JoinSet;
-use uniarm_base::{BaseHandle, GrpcScorer, server::BaseService};
+use uniarm_base::{GrpcScorer, server::BaseService};
 use uniarm_cluster::{EtcdOptions, MemberStore, MemoryStore, Registration, RegistrationState, StoreAddress};
 use uniarm_engine::fused::fuse;
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
-use uniarm_reward::{RewardHandle, server::RewardService};
 use uniarm_router::{RouterOptions, RouterService, peers};
 use uniarm_runtime::{
-    Admin, AdminOptions, LogFormat, Metrics, Readiness, Shutdown, TelemetryGuard, TelemetryOptions,
+    Admin, AdminOptions, LogFormat, Metrics, Readiness, RuntimeError, Shutdown, TelemetryGuard,
+    TelemetryOptions,
     grpc::{GrpcOptions, GrpcServer},
     telemetry,
 };
 
 use crate::{
     args::{BaseArgs, EngineArgs, LogArgs, LogForm, ProcessArgs, RewardArgs, RouterArgs, UpArgs},
-    local::LocalScorer,
+    local::{LocalScorer, StoreScorer},
+    served::Served,
     worker::{self, Loaded},
 };
 
 /// A restarted process finds the record of its former life until that one's lease ends.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The last part of a drain: streams that still run end, and are taken over elsewhere, before connections are cut.
+const HAND_OVER: Duration = Duration::from_secs(1);
 
 /// What every role starts with.
 struct Process {
@@ -60,7 +64,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     let options = RouterOptions { requests_max: args.requests_max };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
     let Some(member) = process.member(empty_member(Role::Router)).await? else { return Ok(()) };
-    process.serve(member, |server, _| server.add_service(service.inference_server()), None).await
+    process.serve(member, Served::Router(service), None).await
 }
 
 pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
@@ -84,11 +88,11 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
 async fn base_alone(process: Process, loaded: Loaded, args: BaseArgs) -> anyhow::Result<()> {
     let flags = (&args.engine, &args.exchange);
     let model = Box::new(loaded.llama);
-    let scorer = Arc::new(GrpcScorer);
+    let scorer = Arc::new(StoreScorer::new(GrpcScorer, process.store.watch()));
     let (handle, member) =
         worker::start_base(loaded.files, model, args.name, flags, scorer, &process.metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
-    process.serve(member, |server, member| add_base(server, handle, member), None).await
+    process.serve(member, Served::Base(handle), None).await
 }
 
 /// Both roles over one copy of the weights. Other base workers may use the reward role too: it has an address of its own.
@@ -111,13 +115,13 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
         return Ok(());
     };
     let flags = (&args.engine, &args.exchange);
-    let scorer = Arc::new(LocalScorer::beside(reward.clone(), reward_member.id.clone(), GrpcScorer));
+    let others = StoreScorer::new(GrpcScorer, process.store.watch());
+    let scorer = Arc::new(LocalScorer::beside(reward.clone(), reward_member.id.clone(), others));
     let (handle, member) =
         worker::start_base(loaded.files, Box::new(base_model), args.name, flags, scorer, metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
-    let reward_server = add_reward(server, reward, reward_member.clone());
-    let beside = Some((reward_member, reward_server));
-    process.serve(member, |server, member| add_base(server, handle, member), beside).await
+    let beside = Some((reward_member, server, Served::Reward(reward)));
+    process.serve(member, Served::Base(handle), beside).await
 }
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
@@ -131,17 +135,7 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     let (handle, member) =
         worker::start_reward(loaded.files, model, &args.models, &args.engine, &process.metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
-    process.serve(member, |server, member| add_reward(server, handle, member), None).await
-}
-
-fn add_base(server: GrpcServer, handle: BaseHandle, member: Member) -> GrpcServer {
-    let service = BaseService::new(handle, member);
-    server.add_service(service.base_server()).add_service(service.membership_server())
-}
-
-fn add_reward(server: GrpcServer, handle: RewardHandle, member: Member) -> GrpcServer {
-    let service = RewardService::new(handle, member);
-    server.add_service(service.reward_server()).add_service(service.membership_server())
+    process.serve(member, Served::Reward(handle), None).await
 }
 
 /// Router, base and reward in one process: the router dials the base worker on the loopback interface, base and reward
@@ -236,7 +230,8 @@ impl Process {
         let port = server.local_addr().port();
         let advertise = args.advertise.clone().unwrap_or_else(|| advertised(&server));
         let id = args.id.clone().unwrap_or_else(|| format!("{role}-{}-{port}", hostname()));
-        let store = uniarm_cluster::open(&address, EtcdOptions::default())?;
+        let lease_ttl = Duration::from_secs(args.lease_ttl);
+        let store = uniarm_cluster::open(&address, EtcdOptions { lease_ttl, ..EtcdOptions::default() })?;
         tracing::info!(%id, listen = %server.local_addr(), advertise, store = args.store, "starting");
         let id = MemberId(id);
         Ok(Some(Self {
@@ -286,17 +281,17 @@ impl Process {
     async fn serve(
         self,
         member: Member,
-        add: impl FnOnce(GrpcServer, Member) -> GrpcServer,
-        beside: Option<(Member, GrpcServer)>,
+        served: Served,
+        beside: Option<(Member, GrpcServer, Served)>,
     ) -> anyhow::Result<()> {
-        let Self { store, server, readiness, shutdown, .. } = self;
-        let own = (member.clone(), add(server, member.clone()));
+        let Self { store, server, readiness, shutdown, options, .. } = self;
         // The servers outlive the registrations: while they drain, nobody new is sent here.
         let serving = Shutdown::new();
-        let (mut members, mut servers) = (Vec::new(), JoinSet::new());
-        for (member, server) in std::iter::once(own).chain(beside) {
-            let server = server.add_descriptors(FILE_DESCRIPTOR_SET);
+        let (mut members, mut all, mut servers) = (Vec::new(), Vec::new(), JoinSet::new());
+        for (member, server, served) in std::iter::once((member, server, served)).chain(beside) {
+            let server = served.add_to(server, member.clone()).add_descriptors(FILE_DESCRIPTOR_SET);
             members.push((member, server.local_addr()));
+            all.push(served);
             servers.spawn(server.serve(serving.clone()));
         }
         let registered = tokio::select! {
@@ -318,17 +313,39 @@ impl Process {
                 Some(ended) = servers.join_next() => return Ok(ended??),
             }
             readiness.set_not_ready("draining");
+            all.iter().for_each(Served::begin_drain);
             for registration in registrations {
                 registration.leave().await;
             }
         }
         serving.begin();
-        while let Some(ended) = servers.join_next().await {
-            ended??;
-        }
+        drain(servers, &all, options.drain).await?;
         store.close().await;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Waits until all servers have ended. What still runs near the end of the drain is handed over.
+async fn drain(
+    mut servers: JoinSet<Result<(), RuntimeError>>,
+    all: &[Served],
+    drain: Duration,
+) -> anyhow::Result<()> {
+    let hand_over = tokio::time::sleep(drain.saturating_sub(HAND_OVER.min(drain / 2)));
+    tokio::pin!(hand_over);
+    let mut is_handed_over = false;
+    loop {
+        tokio::select! {
+            ended = servers.join_next() => match ended {
+                Some(ended) => ended??,
+                None => return Ok(()),
+            },
+            () = &mut hand_over, if !is_handed_over => {
+                is_handed_over = true;
+                all.iter().for_each(Served::hand_over);
+            }
+        }
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) struct Engine {
     connections: HashMap<ConnectionId, Peer>,
     backbone: Bytes,
     next_sequence: u64,
+    draining: bool,
     metrics: RewardMetrics,
 }
 
@@ -73,6 +74,7 @@ impl Engine {
             connections: HashMap::new(),
             backbone: Bytes::copy_from_slice(&backbone),
             next_sequence: 0,
+            draining: false,
             metrics,
         }
     }
@@ -110,6 +112,11 @@ impl Engine {
                 for op in ops {
                     self.apply_op(connection, op);
                 }
+            }
+            Command::Drain => {
+                self.draining = true;
+                let load = self.load();
+                self.connections.values_mut().for_each(|peer| peer.batch.load = Some(load.clone()));
             }
             Command::Disconnect { connection } => {
                 self.connections.remove(&connection);
@@ -391,6 +398,7 @@ impl Engine {
         let points = cost.points().iter().map(|(rows, seconds)| (*rows as f32, (seconds * 1e6) as f32));
         Load {
             step_points: points.collect(),
+            draining: self.draining,
             sessions: self.sessions.len() as u32,
             waiting: stats.waiting as u32,
             free_blocks: stats.free_blocks as u32,

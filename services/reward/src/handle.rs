@@ -83,6 +83,7 @@ pub(crate) enum Command {
     Disconnect {
         connection: ConnectionId,
     },
+    Drain,
 }
 
 /// An operation whose slow part is done.
@@ -128,6 +129,11 @@ impl RewardEngine {
 impl RewardHandle {
     pub fn catalogue(&self) -> &RewardCatalogue {
         &self.catalogue
+    }
+
+    /// Tells all base workers that this worker is going away; they move what they can, and leave.
+    pub fn begin_drain(&self) {
+        let _ = self.inbox.send(Command::Drain);
     }
 
     /// Opens a stream: operations in, replies out. The receiver ends if the engine does.

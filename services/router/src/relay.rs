@@ -13,6 +13,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{sleep, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming, transport::Channel};
 use uniarm_cluster::{Snapshot, SnapshotReceiver};
 use uniarm_proto::{
@@ -46,6 +47,8 @@ pub(crate) struct Relay {
     pub(crate) circuits: Arc<Mutex<Circuits>>,
     pub(crate) budget: Arc<Mutex<RetryBudget>>,
     pub(crate) metrics: RouterMetrics,
+    /// This router is leaving: streams end, and their clients go on at another one.
+    pub(crate) hand_over: CancellationToken,
 }
 
 /// What a client asked for, and how far it has come elsewhere.
@@ -118,7 +121,7 @@ impl Relay {
         relayed.place().await?;
         relayed.outcome = Some("cancelled");
         self.metrics.first_event.observe(began.elapsed().as_secs_f64());
-        Ok(unfold(relayed, |mut relayed| async move { Some((relayed.next().await?, relayed)) }))
+        Ok(unfold(relayed, |mut relayed| async move { Some((relayed.next_or_hand_over().await?, relayed)) }))
     }
 }
 
@@ -141,6 +144,19 @@ impl Relayed {
             outcome: None,
             _permit: permit,
         }
+    }
+
+    async fn next_or_hand_over(&mut self) -> Option<Result<pb::GenerateResponse, Status>> {
+        let hand_over = self.relay.hand_over.clone();
+        let handed_over = tokio::select! {
+            biased;
+            event = self.next() => return event,
+            () = hand_over.cancelled(), if !self.is_over => Refusal::draining(),
+        };
+        self.attempt = None;
+        self.is_over = true;
+        self.outcome = Some("handed_over");
+        Some(Err(handed_over.into()))
     }
 
     /// The next event that is new to the client; none after the last.

@@ -2,12 +2,16 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use futures_util::Stream;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
@@ -43,6 +47,7 @@ pub struct RouterService {
     relay: Relay,
     permits: Arc<Semaphore>,
     options: RouterOptions,
+    is_draining: Arc<AtomicBool>,
 }
 
 // === impl RouterOptions ===
@@ -64,15 +69,30 @@ impl RouterService {
             circuits: Arc::default(),
             budget: Arc::default(),
             metrics: RouterMetrics::new(metrics),
+            hand_over: CancellationToken::new(),
         };
-        Self { relay, permits: Arc::new(Semaphore::new(options.requests_max)), options }
+        let permits = Arc::new(Semaphore::new(options.requests_max));
+        Self { relay, permits, options, is_draining: Arc::default() }
     }
 
     pub fn inference_server(&self) -> InferenceServer<Self> {
         InferenceServer::new(self.clone()).max_decoding_message_size(REQUEST_MESSAGE_BYTES_MAX)
     }
 
+    /// From here on new requests are refused, so that their clients ask another router.
+    pub fn begin_drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the streams that still run; a `ClusterClient` goes on at another router.
+    pub fn hand_over(&self) {
+        self.relay.hand_over.cancel();
+    }
+
     async fn admit(&self, request: Request<pb::GenerateRequest>) -> Result<GenerateStream, Status> {
+        if self.is_draining.load(Ordering::Relaxed) {
+            return Err(Refusal::draining().into());
+        }
         let timeout = deadline::timeout(request.metadata()).map_err(Refusal::from)?;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut wire = request.into_inner();

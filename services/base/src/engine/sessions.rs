@@ -1,7 +1,7 @@
 //! The engine's side of the sessions: what reward workers say, how they are lost and opened again, and how far they
 //! run ahead.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uniarm_decode::scheduler::SequenceId;
 use uniarm_proto::{
@@ -17,6 +17,9 @@ use crate::{
     pacing::Bench,
     term::Opened,
 };
+
+/// How often streams of workers that are going away are looked at.
+const LEAVE_EVERY: Duration = Duration::from_millis(50);
 
 impl Engine {
     pub(super) fn on_reply(
@@ -90,14 +93,46 @@ impl Engine {
                 }
             }
         }
-        if lost.is_empty() {
-            self.links.forget(link);
-            self.pacing.forget(link);
-            self.alignment.forget(link);
+        if lost.is_empty() && self.links.is_given_up(link) {
+            self.forget_link(link);
         }
         for (sequence, index) in lost {
             self.lose_term(sequence, index, "its reward worker cannot be reached");
         }
+    }
+
+    /// Moves sessions away from workers that are going away, and ends the streams that have none left: a worker leaves
+    /// when its last one has ended.
+    pub(super) fn leave_leaving_links(&mut self, now: Instant) {
+        if self.left_at.is_some_and(|left_at| now - left_at < LEAVE_EVERY) {
+            return;
+        }
+        let leaving = self.links.leaving();
+        if leaving.is_empty() {
+            return;
+        }
+        self.left_at = Some(now);
+        for link in leaving {
+            let Self { choices, links, metrics, .. } = self;
+            let on_link = choices.values_mut().flat_map(|choice| &mut choice.terms);
+            let mut stay = 0;
+            for term in on_link.filter(|term| term.link == link) {
+                match term.move_on(links) {
+                    true => _ = metrics.reward_moves.inc(),
+                    false => stay += 1,
+                }
+            }
+            if stay == 0 {
+                links.flush(); // the sessions' ends
+                self.forget_link(link);
+            }
+        }
+    }
+
+    fn forget_link(&mut self, link: LinkId) {
+        self.links.forget(link);
+        self.pacing.forget(link);
+        self.alignment.forget(link);
     }
 
     /// The term goes to the next worker in line; where there is none, the request's policy decides.
