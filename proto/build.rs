@@ -2,8 +2,13 @@
 
 use prost::Message as _;
 
-const FILES: [&str; 4] =
-    ["uniarm/v1/types.proto", "uniarm/v1/inference.proto", "uniarm/v1/base.proto", "uniarm/v1/reward.proto"];
+const FILES: [&str; 5] = [
+    "uniarm/v1/types.proto",
+    "uniarm/v1/inference.proto",
+    "uniarm/v1/base.proto",
+    "uniarm/v1/reward.proto",
+    "uniarm/v1/status.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=uniarm");

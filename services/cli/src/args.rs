@@ -34,6 +34,8 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// List what a cluster serves
     Models(ModelsArgs),
+    /// Show who is in a cluster, and what they do
+    Status(StatusArgs),
     /// Make adapters of adapters
     Adapters(AdaptersArgs),
     /// Judge answers: fit, ask and compare what scores them for one objective
@@ -305,6 +307,18 @@ pub struct ModelsArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub endpoint: EndpointArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Look again each second, until interrupted
+    #[arg(long)]
+    pub watch: bool,
 }
 
 #[derive(Debug, Clone, Args)]

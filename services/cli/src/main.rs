@@ -16,6 +16,7 @@ mod part;
 mod roles;
 mod served;
 mod simulate;
+mod status;
 mod train;
 mod worker;
 
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
             Command::Reward(args) => roles::reward(args).await,
             Command::Generate(args) => generate::run(args).await,
             Command::Models(args) => models::run(args).await,
+            Command::Status(args) => status::run(args).await,
             Command::Adapters(args) => adapters::run(&args),
             Command::Label(args) => label::run(args).await,
             Command::Eval(args) => eval::run(args).await,

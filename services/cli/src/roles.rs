@@ -181,7 +181,8 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
 
     let ready = ready_line(front.local_addr(), &base_member, &reward_member);
     let service = RouterService::new(store.watch(), RouterOptions::default(), &metrics);
-    let front = front.add_service(service.inference_server()).add_descriptors(FILE_DESCRIPTOR_SET);
+    let front = front.add_service(service.inference_server()).add_service(service.status_server());
+    let front = front.add_descriptors(FILE_DESCRIPTOR_SET);
     let base_service = BaseService::new(base, base_member);
     let back = back.add_service(base_service.base_server()).add_descriptors(FILE_DESCRIPTOR_SET);
     readiness.set_ready();

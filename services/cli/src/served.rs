@@ -18,7 +18,9 @@ pub enum Served {
 impl Served {
     pub fn add_to(&self, server: GrpcServer, member: Member) -> GrpcServer {
         match self {
-            Self::Router(service) => server.add_service(service.inference_server()),
+            Self::Router(service) => {
+                server.add_service(service.inference_server()).add_service(service.status_server())
+            }
             Self::Base(handle) => {
                 let service = BaseService::new(handle.clone(), member);
                 server.add_service(service.base_server()).add_service(service.membership_server())

@@ -2,7 +2,7 @@
 //!
 //! `server` (the front door) → `place` (pure: which base worker, which reward workers) → `relay` (one request over its
 //! attempts), which asks `recovery` (pure: what to do after a loss) and `circuit` (pure: who is left alone for a while);
-//! `peers` (a cluster without a store) beside them.
+//! `peers` (a cluster without a store) and `report` (what operators see) beside them.
 
 mod circuit;
 mod load;
@@ -11,6 +11,7 @@ pub mod peers;
 pub mod place;
 mod recovery;
 mod relay;
+mod report;
 pub mod server;
 
 pub use load::{LoadGuard, LoadTable};

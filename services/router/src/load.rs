@@ -30,6 +30,11 @@ impl LoadTable {
         }
         LoadGuard { table: self.clone(), members }
     }
+
+    /// Members with something under way.
+    pub(crate) fn busy(&self) -> HashMap<MemberId, usize> {
+        self.under_way.lock().clone()
+    }
 }
 
 impl Loads for LoadTable {

@@ -44,7 +44,7 @@ pub struct RouterOptions {
 /// Serves `Inference` over the members of one cluster.
 #[derive(Clone)]
 pub struct RouterService {
-    relay: Relay,
+    pub(crate) relay: Relay,
     permits: Arc<Semaphore>,
     options: RouterOptions,
     is_draining: Arc<AtomicBool>,

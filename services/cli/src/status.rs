@@ -1,0 +1,196 @@
+//! `uniarm status`: who is in a cluster, as its routers see it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+use uniarm_proto::{Member, Role, client, pb, pb::status_client::StatusClient};
+
+use crate::args::StatusArgs;
+
+/// A router that does not answer within this is shown as away.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// The routers' views put together.
+#[derive(Default)]
+struct Overview {
+    /// By role, then id.
+    members: BTreeMap<(&'static str, String), Seen>,
+    /// Requests of members that have left the store.
+    leaving: BTreeMap<String, u32>,
+    /// Routers that do not answer, and why.
+    away: Vec<(String, String)>,
+}
+
+struct Seen {
+    member: Member,
+    /// Requests of all routers that were asked.
+    under_way: u32,
+    is_left_alone: bool,
+}
+
+pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
+    loop {
+        let overview = Overview::gather(&args.endpoint.endpoint).await?;
+        if overview.away.len() == args.endpoint.endpoint.len() {
+            let (endpoint, reason) = &overview.away[0];
+            bail!(
+                "no router answers: {endpoint}: {reason}; start one with `uniarm up`, or name it with --endpoint"
+            );
+        }
+        if args.watch && !args.json {
+            print!("\x1b[2J\x1b[H"); // an empty screen
+        }
+        match args.json {
+            true => println!("{}", overview.as_json()),
+            false => overview.print(),
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        sleep(WATCH_EVERY).await;
+    }
+}
+
+// === impl Overview ===
+
+impl Overview {
+    async fn gather(endpoints: &[String]) -> anyhow::Result<Self> {
+        let mut overview = Self::default();
+        for endpoint in endpoints {
+            let dial = client::endpoint(endpoint)
+                .with_context(|| format!("{endpoint:?} is not an address such as http://127.0.0.1:7000"))?;
+            let mut router = StatusClient::new(dial.connect_lazy());
+            match timeout(ANSWER_TIMEOUT, router.report(pb::ReportRequest {})).await {
+                Ok(Ok(report)) => overview.add(report.into_inner())?,
+                Ok(Err(status)) => overview.away.push((endpoint.clone(), status.message().to_owned())),
+                Err(_) => overview.away.push((endpoint.clone(), "no answer in time".into())),
+            }
+        }
+        Ok(overview)
+    }
+
+    fn add(&mut self, report: pb::ReportResponse) -> anyhow::Result<()> {
+        for seen in report.members {
+            let member =
+                Member::try_from(seen.member.context("a router reports a member without a record")?)?;
+            let key = (member.role.name(), member.id.to_string());
+            let known =
+                self.members.entry(key).or_insert(Seen { member, under_way: 0, is_left_alone: false });
+            known.under_way += seen.under_way;
+            known.is_left_alone |= seen.left_alone;
+        }
+        for gone in report.leaving {
+            *self.leaving.entry(gone.id).or_default() += gone.under_way;
+        }
+        Ok(())
+    }
+
+    fn print(&self) {
+        println!("{:<7} {:<24} {:<22} {:>7} {:>9}  SERVES", "ROLE", "ID", "ADDRESS", "UP", "UNDER WAY");
+        for ((role, id), seen) in &self.members {
+            let under_way = match seen.member.role {
+                Role::Router => "-".to_owned(),
+                Role::Base | Role::Reward => seen.under_way.to_string(),
+            };
+            let note = if seen.is_left_alone { "  (left alone: its connection broke)" } else { "" };
+            let (address, up) = (&seen.member.address, words(seen.age()));
+            println!(
+                "{role:<7} {id:<24} {address:<22} {up:>7} {under_way:>9}  {}{note}",
+                seen.serves().join(", ")
+            );
+        }
+        for (id, under_way) in &self.leaving {
+            println!(
+                "{:<7} {id:<24} {:<22} {:>7} {under_way:>9}  (not in the store: leaving, or lost)",
+                "-", "-", "-"
+            );
+        }
+        for (endpoint, reason) in &self.away {
+            println!("router at {endpoint} does not answer: {reason}");
+        }
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        let member = |((role, id), seen): (&(&str, String), &Seen)| {
+            json!({
+                "role": role,
+                "id": id,
+                "generation": seen.member.generation.0,
+                "address": seen.member.address,
+                "serves": seen.serves(),
+                "under_way": seen.under_way,
+                "left_alone": seen.is_left_alone,
+            })
+        };
+        let leaving = self.leaving.iter().map(|(id, under_way)| json!({ "id": id, "under_way": under_way }));
+        let away =
+            self.away.iter().map(|(endpoint, reason)| json!({ "endpoint": endpoint, "reason": reason }));
+        json!({
+            "members": self.members.iter().map(member).collect::<Vec<_>>(),
+            "leaving": leaving.collect::<Vec<_>>(),
+            "routers_away": away.collect::<Vec<_>>(),
+        })
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn serves(&self) -> Vec<&str> {
+        let base = self.member.base_model.iter().map(|model| model.name.as_str());
+        base.chain(self.member.reward_models.iter().map(|model| model.name.as_str())).collect()
+    }
+
+    /// A generation is the time at which its life began, in milliseconds, unless a clock was set back.
+    fn age(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(Duration::from_millis(self.member.generation.0))
+    }
+}
+
+fn words(age: Duration) -> String {
+    match age.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(under_way: u32, left_alone: bool) -> pb::ReportResponse {
+        let member = pb::Member { id: "base-0".into(), role: pb::Role::Base as i32, ..pb::Member::default() };
+        pb::ReportResponse {
+            revision: 1,
+            members: vec![pb::MemberReport { member: Some(member), under_way, left_alone }],
+            leaving: vec![pb::Leaving { id: "base-1".into(), under_way }],
+        }
+    }
+
+    #[test]
+    fn the_views_of_several_routers_add_up() {
+        let mut overview = Overview::default();
+        overview.add(report(2, false)).unwrap();
+        overview.add(report(3, true)).unwrap();
+        let json = overview.as_json();
+        assert_eq!(json["members"][0]["under_way"], 5);
+        assert_eq!(json["members"][0]["left_alone"], true);
+        assert_eq!(json["leaving"], json!([{ "id": "base-1", "under_way": 5 }]));
+    }
+
+    #[test]
+    fn ages_are_said_in_one_unit() {
+        let said = [59, 119, 120, 7200, 200_000].map(|seconds| words(Duration::from_secs(seconds)));
+        assert_eq!(said, ["59 s", "119 s", "2 min", "2 h", "2 d"]);
+    }
+}
