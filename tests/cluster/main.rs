@@ -15,5 +15,6 @@ mod hangup;
 mod harness;
 mod identical;
 mod jobs;
+mod resume;
 mod sessions;
 mod telemetry;
