@@ -203,53 +203,51 @@ impl AdapterConfig {
     }
 
     /// Suffix, shape and beginning of each tensor of one adapted layer.
-    fn tensors(&self, projection: Projection, width: usize) -> Vec<(&'static str, Vec<usize>, Start)> {
+    fn tensors(&self, projection: Projection, width: usize) -> Vec<(String, Vec<usize>, Start)> {
         let Projection { outputs, inputs, .. } = projection;
         let (rank, mixed) = (self.rank, self.mixed_rank);
         // PyTorch's own for linear layers, and Kaiming's at a = √5.
         let uniform = |fan_in: usize| Start::Uniform { bound: 1.0 / (fan_in as f32).sqrt() };
         match self.method {
             Method::Lora => vec![
-                ("lora_A.weight", vec![rank, inputs], uniform(inputs)),
-                ("lora_B.weight", vec![outputs, rank], Start::Zero),
+                ("lora_A.weight".to_owned(), vec![rank, inputs], uniform(inputs)),
+                ("lora_B.weight".to_owned(), vec![outputs, rank], Start::Zero),
             ],
             Method::Pblora => vec![
-                ("pblora_A", vec![rank + mixed, inputs], uniform(inputs)),
-                ("pblora_B", vec![outputs, rank + mixed], Start::Zero),
-                ("pblora_W1", vec![rank, rank], uniform(rank)),
-                ("pblora_W2", vec![self.objectives.len(), mixed * mixed], uniform(mixed)),
+                ("pblora_A".to_owned(), vec![rank + mixed, inputs], uniform(inputs)),
+                ("pblora_B".to_owned(), vec![outputs, rank + mixed], Start::Zero),
+                ("pblora_W1".to_owned(), vec![rank, rank], uniform(rank)),
+                ("pblora_W2".to_owned(), vec![self.objectives.len(), mixed * mixed], uniform(mixed)),
             ],
             Method::Moslora => {
                 let mut tensors = vec![
-                    ("moslora_A.weight", vec![rank, inputs], uniform(inputs)),
-                    ("moslora_B.weight", vec![outputs, rank], Start::Zero),
+                    ("moslora_A.weight".to_owned(), vec![rank, inputs], uniform(inputs)),
+                    ("moslora_B.weight".to_owned(), vec![outputs, rank], Start::Zero),
                 ];
-                let units = self.units();
-                match self.head {
-                    Head::Linear => {
-                        tensors.push((
-                            "moslora_gamma.weight",
-                            vec![rank, width],
-                            Start::Uniform { bound: GAMMA_BOUND },
-                        ));
-                        tensors.push((
-                            "moslora_beta.weight",
-                            vec![rank, width],
-                            Start::Uniform { bound: BETA_BOUND },
-                        ));
-                    }
-                    Head::Mlp => {
-                        tensors.push(("moslora_gamma.0.weight", vec![units, width], uniform(width)));
-                        tensors.push(("moslora_gamma.0.bias", vec![units], uniform(width)));
-                        tensors.push(("moslora_gamma.2.weight", vec![rank, units], uniform(units)));
-                        tensors.push(("moslora_gamma.2.bias", vec![rank], uniform(units)));
-                        tensors.push(("moslora_beta.0.weight", vec![units, width], uniform(width)));
-                        tensors.push(("moslora_beta.0.bias", vec![units], uniform(width)));
-                        tensors.push(("moslora_beta.2.weight", vec![rank, units], uniform(units)));
-                        tensors.push(("moslora_beta.2.bias", vec![rank], uniform(units)));
-                    }
+                for (name, bound) in [("gamma", GAMMA_BOUND), ("beta", BETA_BOUND)] {
+                    tensors.extend(self.head(name, width, bound));
                 }
                 tensors
+            }
+        }
+    }
+
+    /// The tensors of the map from v(p) to γ or β.
+    fn head(&self, name: &str, width: usize, bound: f32) -> Vec<(String, Vec<usize>, Start)> {
+        let (rank, units) = (self.rank, self.units());
+        let tensor = |suffix: &str, shape, bound| {
+            (format!("moslora_{name}.{suffix}"), shape, Start::Uniform { bound })
+        };
+        match self.head {
+            Head::Linear => vec![tensor("weight", vec![rank, width], bound)],
+            Head::Mlp => {
+                let [outer, inner] = [width, units].map(|fan_in| 1.0 / (fan_in as f32).sqrt());
+                vec![
+                    tensor("0.weight", vec![units, width], outer),
+                    tensor("0.bias", vec![units], outer),
+                    tensor("2.weight", vec![rank, units], inner),
+                    tensor("2.bias", vec![rank], inner),
+                ]
             }
         }
     }

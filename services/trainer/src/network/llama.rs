@@ -98,6 +98,10 @@ impl LlamaNetwork {
         options: NetworkOptions,
     ) -> anyhow::Result<Self> {
         adapter.check()?;
+        ensure!(
+            options.form == Form::Plain || options.device.is_cpu(),
+            "the fast form of operations is the CPU's alone"
+        );
         let config = files.config.clone();
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
         let device = &options.device;
