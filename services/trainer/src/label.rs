@@ -59,16 +59,14 @@ pub struct Style {
     pub system: Option<String>,
 }
 
-/// What becomes of an answer that `max_tokens` cut off. Training ends every answer with the end-of-text token, and must
-/// not learn to end in the middle of a sentence.
+/// What becomes of an answer that `max_tokens` cut off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unfinished {
-    /// Keep it up to its last whole sentence; drop it where there is none.
+    /// Its pairs say that it is not finished, so that training does not learn to end where it was cut off.
     #[default]
-    Trim,
-    Drop,
     Keep,
+    Drop,
 }
 
 /// What a labelling did: the file `summary.json`.
@@ -78,7 +76,7 @@ pub struct LabelSummary {
     pub answers: usize,
     /// Cut off by `max_tokens`.
     pub unfinished: usize,
-    /// Unfinished ones without a whole sentence, and empty ones.
+    /// Empty ones, and unfinished ones under `unfinished = "drop"`.
     pub dropped_answers: usize,
     pub styles: Vec<StyleSummary>,
     #[serde(flatten)]
@@ -230,6 +228,7 @@ impl<'a> Labelling<'a> {
             .map(|(index, scores)| Candidate {
                 prompt: self.plan[*index].prompt,
                 response: kept[*index].unwrap_or_default(),
+                finished: answers[*index].is_finished(),
                 scores,
             })
             .collect();
@@ -252,12 +251,8 @@ impl<'a> Labelling<'a> {
     /// What of an answer training may see.
     fn usable<'t>(&self, answer: &'t Answer) -> Option<&'t str> {
         let text = answer.text.trim();
-        let text = match (answer.is_finished(), self.config.unfinished) {
-            (true, _) | (false, Unfinished::Keep) => text,
-            (false, Unfinished::Trim) => whole_sentences(text),
-            (false, Unfinished::Drop) => "",
-        };
-        (!text.is_empty()).then_some(text)
+        let kept = answer.is_finished() || self.config.unfinished == Unfinished::Keep;
+        (kept && !text.is_empty()).then_some(text)
     }
 
     fn style_summaries(&self, answers: &[Answer], used: &[usize], scores: &[Vec<f64>]) -> Vec<StyleSummary> {
@@ -315,6 +310,9 @@ impl<'a> Labelling<'a> {
                 "response_a": a.response,
                 "response_b": b.response,
             });
+            if !(a.finished && b.finished) {
+                line["finished"] = json!({ "a": a.finished, "b": b.finished });
+            }
             for (index, objective) in self.config.objectives.iter().enumerate() {
                 line["scores"][&objective.name] = json!({ "a": a.scores[index], "b": b.scores[index] });
             }
@@ -332,35 +330,9 @@ fn styled(messages: &[Message], system: Option<&str>) -> Vec<ChatMessage> {
     system.into_iter().chain(own).collect()
 }
 
-/// Up to the last full stop, exclamation or question mark that ends a word; empty where there is none.
-fn whole_sentences(text: &str) -> &str {
-    let mut end = 0;
-    let mut characters = text.char_indices().peekable();
-    let mut before = ' ';
-    while let Some((index, character)) = characters.next() {
-        let next = characters.peek().map(|(_, next)| *next);
-        // "1." begins the item of a list, and ends nothing.
-        if matches!(character, '.' | '!' | '?')
-            && !before.is_ascii_digit()
-            && next.is_none_or(char::is_whitespace)
-        {
-            end = index + character.len_utf8();
-        }
-        before = character;
-    }
-    &text[..end]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_unfinished_answer_ends_with_its_last_whole_sentence() {
-        assert_eq!(whole_sentences("Eat well. Sleep 7.5 hours! And th"), "Eat well. Sleep 7.5 hours!");
-        assert_eq!(whole_sentences("Do this:\n1. Eat well.\n2. Sle"), "Do this:\n1. Eat well.");
-        assert_eq!(whole_sentences("No end in sight"), "");
-    }
 
     #[test]
     fn a_style_replaces_the_system_text_and_nothing_else() {

@@ -30,6 +30,8 @@ pub struct Pair {
     pub messages: Vec<Message>,
     /// Answers a and b. Different, and not empty.
     pub responses: [String; 2],
+    /// Whether each answer is whole. One that a limit cut off says nothing of where to end.
+    pub finished: [bool; 2],
     /// By objective.
     pub judgements: BTreeMap<String, Judgement>,
     pub place: Place,
@@ -165,6 +167,9 @@ impl Pair {
         if let Some(id) = &self.id {
             line["id"] = json!(id);
         }
+        if self.finished != [true; 2] {
+            line["finished"] = json!({ "a": self.finished[0], "b": self.finished[1] });
+        }
         for (objective, judgement) in &self.judgements {
             if let Some(side) = judgement.preferred {
                 line["preferred"][objective] = json!(side);
@@ -176,7 +181,7 @@ impl Pair {
         line
     }
 
-    /// Digest of conversation and answers, without what is thought of them.
+    /// Digest of conversation, answers and their ends, without what is thought of them.
     fn content(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         let messages = self.messages.iter().flat_map(|message| [&message.role, &message.content]);
@@ -184,6 +189,7 @@ impl Pair {
             hash.update((text.len() as u64).to_le_bytes());
             hash.update(text);
         }
+        hash.update(self.finished.map(u8::from));
         hash.finalize().into()
     }
 }

@@ -35,6 +35,7 @@ pub enum Prefer {
 pub struct Candidate<'a> {
     pub prompt: usize,
     pub response: &'a str,
+    pub finished: bool,
     /// One for each objective.
     pub scores: &'a [f64],
 }
@@ -168,6 +169,7 @@ mod tests {
         let candidate = |(scores, text): (&'static [f64; 2], &'static String)| Candidate {
             prompt: 0,
             response: text,
+            finished: true,
             scores,
         };
         let (scores, texts) = (Box::leak(scores.to_vec().into_boxed_slice()), Box::leak(Box::new(texts)));

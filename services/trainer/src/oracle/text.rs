@@ -1,4 +1,4 @@
-//! Oracles that count: words, syllables, swear words.
+//! Oracles that count: characters, syllables, swear words.
 
 use rustrict::{Censor, Type};
 
@@ -6,7 +6,8 @@ use super::{Answer, Oracle, OracleError};
 
 const VOWELS: &str = "aeiouyàáâãäåæèéêëìíîïòóôõöøœùúûü";
 
-/// −ln(max(1, words)): half as long is ln 2 better, whatever the length. A word is what stands between white space.
+/// −ln(max(1, characters)): half as long is ln 2 better, whatever the length. White space at the ends does not count.
+/// Characters and not words, because a model that is rewarded for few words learns to write rows of punctuation.
 pub struct Brevity;
 
 /// Flesch reading ease: 206.835 − 1.015 · words / sentences − 84.6 · syllables / words [Flesch 1948]. Everyday prose
@@ -25,8 +26,8 @@ impl Oracle for Brevity {
     }
 
     fn score(&mut self, answers: &[Answer<'_>]) -> Result<Vec<f64>, OracleError> {
-        let words = |answer: &Answer<'_>| answer.response.split_whitespace().count();
-        Ok(answers.iter().map(|answer| -(words(answer).max(1) as f64).ln()).collect())
+        let characters = |answer: &Answer<'_>| answer.response.trim().chars().count();
+        Ok(answers.iter().map(|answer| -(characters(answer).max(1) as f64).ln()).collect())
     }
 }
 
@@ -146,8 +147,8 @@ mod tests {
             Brevity.score(&[answer]).unwrap()[0]
         };
         assert_eq!(score(""), 0.0);
-        assert_eq!(score("one"), 0.0);
-        assert!((score("one two") - score("one  two\nthree four") - 2_f64.ln()).abs() < 1e-12);
+        assert_eq!(score("é"), 0.0);
+        assert!((score(" one two ") - score("one two\n3 more") - 2_f64.ln()).abs() < 1e-12);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use uniarm_model::Message;
 
 use super::{BadLine, Fault, Judgement, Pair, Place, Side};
 
-const FIELDS: [&str; 8] =
-    ["id", "meta", "prompt", "messages", "response_a", "response_b", "preferred", "scores"];
+const FIELDS: [&str; 9] =
+    ["id", "meta", "prompt", "messages", "response_a", "response_b", "finished", "preferred", "scores"];
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
 /// How Python and JavaScript write what JSON has no word for.
 const NOT_NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
@@ -34,6 +34,7 @@ pub(super) fn parse(text: &str, known: &[String], place: &Place) -> Result<Pair,
         id: line.get("id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned)),
         messages: conversation(line)?,
         responses,
+        finished: finished(line)?,
         judgements: judgements(line, known)?,
         place: place.clone(),
     })
@@ -105,6 +106,18 @@ fn message(value: &Value, path: &str) -> Result<Message, LineFault> {
         return Err(malformed(&format!("{path}.role"), &format!("'{role}' is none of {}", ROLES.join(", "))));
     }
     Ok(Message { role, content: filled(message, path, "content")? })
+}
+
+/// Whole answers, where the line does not say.
+fn finished(line: &Map<String, Value>) -> Result<[bool; 2], LineFault> {
+    let Some(value) = line.get("finished") else { return Ok([true; 2]) };
+    let sides = object(value, "finished")?;
+    only(sides, "finished", &["a", "b"])?;
+    let finished = |side: &str| {
+        let value = needed(sides, "finished", side)?;
+        value.as_bool().ok_or_else(|| malformed(&joined("finished", side), "must be true or false"))
+    };
+    Ok([finished("a")?, finished("b")?])
 }
 
 fn judgements(line: &Map<String, Value>, known: &[String]) -> Result<BTreeMap<String, Judgement>, LineFault> {

@@ -89,6 +89,11 @@ fn every_kind_of_bad_line_is_named_with_file_line_and_field() {
             "messages[0].content",
         ),
         (
+            r#"{"prompt":"x","response_a":"y","response_b":"z","finished":{"a":true,"b":"no"},"preferred":{"o":"a"}}"#,
+            Fault::Malformed,
+            "finished.b",
+        ),
+        (
             r#"{"messages":[{"role":"user","text":"x"}],"response_a":"y","response_b":"z","preferred":{"o":"a"}}"#,
             Fault::UnknownField,
             "messages[0].text",
@@ -106,15 +111,16 @@ fn every_kind_of_bad_line_is_named_with_file_line_and_field() {
     }
     assert_eq!(found.bad.0.len(), cases.len());
     let error = read(&[file], &known, &known, OnBadLine::Fail).unwrap_err().to_string();
-    assert!(error.contains("20 lines of pairs") && error.contains("3 not_finite"), "{error}");
-    assert!(error.contains("and 10 more") && error.contains("pairs.jsonl:8: response_a:"), "{error}");
+    assert!(error.contains("21 lines of pairs") && error.contains("3 not_finite"), "{error}");
+    assert!(error.contains("and 11 more") && error.contains("pairs.jsonl:8: response_a:"), "{error}");
 }
 
 #[test]
 fn files_that_label_one_objective_each_make_one_pair() {
     let folder = tempfile::tempdir().unwrap();
     let line = |label: &str| {
-        format!(r#"{{"prompt":"x","response_a":"y","response_b":"z","id":"7","meta":[1],{label}}}"#)
+        let answers = r#""response_a":"y","response_b":"z","finished":{"a":true,"b":false}"#;
+        format!(r#"{{"prompt":"x",{answers},"id":"7","meta":[1],{label}}}"#)
     };
     let first = written(&folder, "first", line(r#""preferred":{"o":"b"}"#));
     let second = written(&folder, "second", line(r#""scores":{"q":{"a":0.5,"b":-1}}"#) + "\r\n");
@@ -129,6 +135,7 @@ fn files_that_label_one_objective_each_make_one_pair() {
     let again = written(&folder, "again", pair.to_json().to_string());
     let reread = read(&[again], &known, &known, OnBadLine::Fail).unwrap();
     assert_eq!(reread.pairs[0].judgements, pair.judgements);
+    assert_eq!(reread.pairs[0].finished, [true, false]);
     assert_eq!(reread.pairs[0].content(), pair.content());
 
     let twice = read(&[first.clone(), first], &known, &[], OnBadLine::Fail).unwrap_err().to_string();

@@ -98,7 +98,7 @@ impl PairReader<'_> {
         for (side, field) in ["response_a", "response_b"].into_iter().enumerate() {
             let mut answer =
                 self.tokenizer.encode(&pair.responses[side], false).map_err(unreadable(field))?;
-            answer.push(end);
+            answer.extend(pair.finished[side].then_some(end));
             let all = prompt.len() + answer.len();
             if all > self.max_tokens {
                 let reason = format!("{all} tokens with the prompt; max_tokens is {}", self.max_tokens);
