@@ -6,12 +6,12 @@ UNIARM := $(or $(CARGO_TARGET_DIR),target)/release/uniarm
 WITH_MODEL := model=$$(scripts/fetch-demo-model.sh) && UNIARM_DEMO_MODEL="$$model"
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build demo up test test-faults bench peers performance experiment-exact clean
+.PHONY: help prerequisites build demo up test test-faults bench peers performance experiment-exact experiment-human clean
 
 help: ## List what can be made
 	@echo 'UniARM: a base model steered, token by token, toward the preference of each request.'
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 prerequisites: ## Check for a C compiler, Rust and Python, and install what may be installed
 	@scripts/prerequisites.sh
@@ -42,6 +42,9 @@ performance: build ## Measure everything and write docs/performance.md: ten minu
 
 experiment-exact: build ## Rebuild data, adapters and report of experiments/exact from nothing: hours; goes on where it stopped
 	experiments/run.sh exact
+
+experiment-human: build ## The same for experiments/human; UNIARM_HH names a folder with pairs of HH-RLHF
+	experiments/run.sh human
 
 clean: ## Remove what was built; models and tools stay in the cache folder
 	cargo clean

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Rebuilds an experiment from nothing: data, adapters, report. Interrupted anywhere, the same command goes on from there.
-# Usage: experiments/run.sh exact      UNIARM names the binary, UNIARM_WORK the folder for what is made (many megabytes).
+# Usage: experiments/run.sh NAME       UNIARM names the binary, UNIARM_WORK the folder for what is made (many megabytes).
+# NAME is a folder beside this script: data.sh makes labelled/pairs.jsonl, train-ADAPTER.toml trains runs/ADAPTER, and
+# eval.toml compares them. Adapters named genarm-OBJECTIVE are mixed into runs/soup.
 set -eu
 
 name=${1:?name an experiment: a folder beside this script, such as exact}
@@ -15,16 +17,18 @@ fail() { say "$*"; exit 1; }
 [ -f "$source/eval.toml" ] || fail "there is no experiment in $source"
 [ -x "$uniarm" ] || fail "there is no $uniarm; run make build"
 model=$("$root/scripts/fetch-demo-model.sh")
-export UNIARM_DEMO_MODEL="$model"
+export UNIARM="$uniarm" UNIARM_DEMO_MODEL="$model"
 # A router that happens to be named in the environment serves other models than this experiment's.
 unset UNIARM_ENDPOINT
 
 mkdir -p "$work/runs"
 # The configurations stand beside what they name.
-cp "$source"/*.toml "$source"/*.jsonl "$work"
+for file in "$source"/*.toml "$source"/*.jsonl; do
+    [ ! -f "$file" ] || cp "$file" "$work"
+done
 
-say "1/4 data: sampling and labelling answers"
-"$uniarm" label "$work/label.toml" --out "$work/labelled"
+say "1/4 data"
+(cd "$work" && "$source/data.sh")
 
 for config in "$work"/train-*.toml; do
     adapter=$(basename "$config" .toml)
@@ -36,8 +40,8 @@ done
 say "3/4 mixing the plain adapters for Rewarded Soups"
 if [ ! -f "$work/runs/soup/adapter_model.safetensors" ]; then
     set --
-    for objective in positive concise; do
-        set -- "$@" "$objective=$work/runs/genarm-$objective/adapter"
+    for run in "$work"/runs/genarm-*; do
+        set -- "$@" "${run##*/genarm-}=$run/adapter"
     done
     "$uniarm" adapters soup --output "$work/runs/soup" "$@"
 fi
@@ -47,5 +51,6 @@ say "4/4 evaluation"
 
 report=$root/docs/experiments/$name
 mkdir -p "$report"
-cp "$work"/report/report.* "$work"/report/*.svg "$work"/report/*.png "$work/labelled/summary.json" "$report"
+cp "$work"/report/report.* "$work"/report/*.svg "$work"/report/*.png "$report"
+[ ! -f "$work/labelled/summary.json" ] || cp "$work/labelled/summary.json" "$report"
 say "the report is $report/report.html"

@@ -1,12 +1,14 @@
-//! Prompts to answer: our own JSONL, MT-Bench's questions, or AlpacaEval's instructions.
+//! Prompts to answer: our own JSONL, MT-Bench's questions, AlpacaEval's instructions, or the conversations of pairs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use uniarm_model::Message;
+
+use crate::pairs::{self, OnBadLine};
 
 /// Bytes of a file of prompts: a hundred thousand long ones, read into memory.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -22,6 +24,8 @@ pub enum PromptFormat {
     MtBench,
     /// AlpacaEval's list of `{"instruction", …}`.
     AlpacaEval,
+    /// Preference pairs, of which only the conversations are used, each of them once.
+    Pairs,
 }
 
 /// A conversation that wants an answer.
@@ -96,6 +100,7 @@ pub fn read(file: &Path, format: PromptFormat) -> Result<Vec<Prompt>, PromptsErr
         PromptFormat::Jsonl => read_lines(file, &text, own_prompt)?,
         PromptFormat::MtBench => read_lines(file, &text, mt_bench_prompt)?,
         PromptFormat::AlpacaEval => alpaca_eval_prompts(file, &text)?,
+        PromptFormat::Pairs => conversations_of_pairs(file)?,
     };
     if prompts.is_empty() {
         return Err(PromptsError::Whole { file: file.to_owned(), reason: "has no prompts".into() });
@@ -164,6 +169,24 @@ fn alpaca_eval_prompts(file: &Path, text: &str) -> Result<Vec<Prompt>, PromptsEr
     items.into_iter().enumerate().map(prompt).collect()
 }
 
+fn conversations_of_pairs(file: &Path) -> Result<Vec<Prompt>, PromptsError> {
+    let read = pairs::read(&[file.to_owned()], &[], &[], OnBadLine::Fail)
+        .map_err(|error| PromptsError::Whole { file: file.to_owned(), reason: error.to_string() })?;
+    let mut seen = HashSet::new();
+    let first_of_its_kind = read.pairs.into_iter().filter(|pair| {
+        let texts = pair.messages.iter().map(|message| (message.role.clone(), message.content.clone()));
+        seen.insert(texts.collect::<Vec<_>>())
+    });
+    let prompt = |pair: pairs::Pair| Prompt {
+        id: pair.place.line.to_string(),
+        messages: pair.messages,
+        follow_ups: Vec::new(),
+        dataset: None,
+        line: pair.place.line,
+    };
+    Ok(first_of_its_kind.map(prompt).collect())
+}
+
 fn user(content: String) -> Message {
     Message { role: "user".into(), content }
 }
@@ -195,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn three_formats_become_the_same_prompts() {
+    fn all_formats_become_the_same_prompts() {
         let own =
             read_text("{\"id\": \"a\", \"prompt\": \"Hi\", \"meta\": {\"x\": 1}}\n", PromptFormat::Jsonl)
                 .unwrap();
@@ -208,6 +231,11 @@ mod tests {
         let alpaca = read_text(alpaca, PromptFormat::AlpacaEval).unwrap();
         assert_eq!(alpaca[0].messages, own[0].messages);
         assert_eq!(alpaca[0].dataset.as_deref(), Some("koala"));
+        let pair = |answer: &str| {
+            format!("{{\"prompt\":\"Hi\",\"response_a\":\"x\",\"response_b\":\"{answer}\",\"preferred\":{{}}}}\n")
+        };
+        let pairs = read_text(&(pair("y") + &pair("z")), PromptFormat::Pairs).unwrap();
+        assert_eq!((pairs.len(), &pairs[0].messages), (1, &own[0].messages));
     }
 
     #[test]

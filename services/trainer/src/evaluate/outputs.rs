@@ -33,7 +33,7 @@ pub fn write(plan: &Plan<'_>, scores: &[Vec<Vec<f64>>], out: &Path) -> anyhow::R
     }
     whole_file::write(&out.join("answers.jsonl"), lines.as_bytes())?;
     match plan.config.format {
-        PromptFormat::Jsonl => Ok(()),
+        PromptFormat::Jsonl | PromptFormat::Pairs => Ok(()),
         PromptFormat::MtBench => write_each(plan, out, "mt-bench/model_answer", "jsonl", mt_bench),
         PromptFormat::AlpacaEval => write_each(plan, out, "alpaca-eval", "json", alpaca_eval),
     }

@@ -258,6 +258,7 @@ mod tests {
                 id: None,
                 messages: vec![Message { role: "user".to_owned(), content: format!("question {i}") }],
                 responses,
+                finished: [true; 2],
                 judgements: BTreeMap::from([(
                     "cats".to_owned(),
                     Judgement { preferred: Some(preferred), scores: None },
