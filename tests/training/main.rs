@@ -7,6 +7,11 @@ mod scene;
 use std::{path::Path, time::Duration};
 
 use scene::Scene;
+use uniarm_model::OpenOptions;
+use uniarm_trainer::pairs::{
+    self, OnBadLine,
+    tokens::{PairReader, Ties},
+};
 
 /// Where ten kills fall within the run, and some milliseconds more: anywhere in a step, an evaluation or a checkpoint.
 fn random(seed: &mut u64) -> u64 {
@@ -41,6 +46,27 @@ fn a_run_killed_at_ten_random_points_ends_byte_identical() {
     }
     scene.finish("killed", &["--resume"]);
     assert_same_run(&undisturbed, &folder);
+}
+
+#[test]
+fn an_answer_that_was_cut_off_has_no_end_of_turn() {
+    let scene = Scene::new();
+    let line = r#"{"prompt":"x","response_a":"aa","response_b":"bb","finished":{"a":true,"b":false},"preferred":{}}"#;
+    std::fs::write(scene.path("cut.jsonl"), line).unwrap();
+    let mut read = pairs::read(&[scene.path("cut.jsonl")], &[], &[], OnBadLine::Fail).unwrap();
+    let files =
+        uniarm_model::open(scene.path("model").to_str().unwrap(), &OpenOptions::default()).unwrap();
+    let reader = PairReader {
+        tokenizer: files.tokenizer.as_ref().unwrap(),
+        template: files.template.as_ref().unwrap(),
+        system: None,
+        max_prompt_tokens: 100,
+        max_tokens: 200,
+    };
+    let end = reader.end_of_turn().unwrap();
+    let tokens = reader.read(&mut read, &[], Ties::Neutral).unwrap();
+    assert_eq!(tokens[0].answers.each_ref().map(Vec::len), [3, 2]);
+    assert_eq!(tokens[0].answers.each_ref().map(|answer| answer.ends_with(&[end])), [true, false]);
 }
 
 #[test]

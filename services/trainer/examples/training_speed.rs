@@ -81,6 +81,7 @@ fn measure(
         betas: vec![0.02; 2],
         global_beta: 0.02,
         global_weight: 0.5,
+        likelihood_weight: 0.0,
     };
     let mut gradient = vec![0.0; network.parameter_count()];
     network.add_gradient(&samples, &loss, &mut gradient)?;

@@ -9,7 +9,15 @@
 //! L        = μ log Σ exp(p_i ℓ_i / μ) − μ log k + λ L_global           smooth Tchebycheff
 //! ```
 //!
-//! Everything is a function of D alone, so one number per pair, dL/dD, is all that the network needs to know.
+//! D can grow by making b improbable, and a model does that to all words alike: what it writes instead is nobody's
+//! preference. With α > 0 the answers that are preferred stay probable [ours, as RPO and CPO do; off by default]:
+//!
+//! ```text
+//! L       += −α Σ p_i · mean over tokens of log π(the answer that objective i prefers)
+//! ```
+//!
+//! Everything is a function of the two sums of log-probabilities, so two numbers per pair, the slopes along them, are
+//! all that the network needs to know.
 
 /// How the losses of the objectives become one.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -32,6 +40,16 @@ pub struct Loss {
     pub global_beta: f64,
     /// λ
     pub global_weight: f64,
+    /// α
+    pub likelihood_weight: f64,
+}
+
+/// What the network says of an answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Likelihood {
+    /// log π, a sum over tokens.
+    pub sum: f64,
+    pub tokens: usize,
 }
 
 /// Which answer each objective prefers, and by how much.
@@ -50,15 +68,16 @@ pub struct LossValue {
     /// ℓ_i
     pub objectives: Vec<f64>,
     pub global: f64,
-    /// dL/dD
-    pub slope: f64,
+    /// dL/d log π of a and of b.
+    pub slopes: [f64; 2],
 }
 
 // === impl Loss ===
 
 impl Loss {
-    /// `difference` is D.
-    pub fn of(&self, preference: &[f32], labels: &Labels, difference: f64) -> LossValue {
+    /// `answers` are a and b.
+    pub fn of(&self, preference: &[f32], labels: &Labels, answers: [Likelihood; 2]) -> LossValue {
+        let difference = answers[0].sum - answers[1].sum;
         let preference: Vec<f64> = preference.iter().map(|weight| f64::from(*weight)).collect();
         let terms =
             labels.signs.iter().zip(&self.betas).map(|(sign, beta)| logistic(sign * beta, difference));
@@ -74,12 +93,26 @@ impl Loss {
         // A mixture of zero prefers neither answer.
         let direction = if mixture == 0.0 { 0.0 } else { mixture.signum() };
         let (global, global_slope) = logistic(direction * self.global_beta, difference);
+        let slope = mixed_slope + self.global_weight * global_slope;
+        let pulls = self.pulls(&preference, labels, answers);
         LossValue {
-            total: mixed + self.global_weight * global,
+            total: mixed
+                + self.global_weight * global
+                + pulls[0] * answers[0].sum
+                + pulls[1] * answers[1].sum,
             objectives,
             global,
-            slope: mixed_slope + self.global_weight * global_slope,
+            slopes: [slope + pulls[0], pulls[1] - slope],
         }
+    }
+
+    /// −α / tokens, times the weight of the objectives that prefer the answer.
+    fn pulls(&self, preference: &[f64], labels: &Labels, answers: [Likelihood; 2]) -> [f64; 2] {
+        let weight = |sign: f64| -> f64 {
+            preference.iter().zip(&labels.signs).filter(|(_, s)| **s == sign).map(|(p, _)| p).sum()
+        };
+        let pull = |sign: f64, tokens: usize| -self.likelihood_weight * weight(sign) / tokens.max(1) as f64;
+        [pull(1.0, answers[0].tokens), pull(-1.0, answers[1].tokens)]
     }
 }
 
@@ -106,46 +139,81 @@ mod tests {
     use super::*;
 
     fn loss(scalarisation: Scalarisation) -> Loss {
-        Loss { scalarisation, betas: vec![0.1, 0.3], global_beta: 0.2, global_weight: 0.5 }
+        Loss {
+            scalarisation,
+            betas: vec![0.1, 0.3],
+            global_beta: 0.2,
+            global_weight: 0.5,
+            likelihood_weight: 0.7,
+        }
+    }
+
+    /// Answers of three and five tokens whose sums are so far apart.
+    fn answers(difference: f64) -> [Likelihood; 2] {
+        [Likelihood { sum: difference - 9.0, tokens: 3 }, Likelihood { sum: -9.0, tokens: 5 }]
     }
 
     #[test]
-    fn slope_is_the_derivative_of_the_total() {
+    fn slopes_are_the_derivatives_of_the_total() {
         for scalarisation in [Scalarisation::Linear, Scalarisation::Tchebycheff { mu: 0.1 }] {
             let loss = loss(scalarisation);
             let labels = Labels { signs: vec![1.0, -1.0], margins: vec![0.4, -1.1] };
             for difference in [-30.0, -1.0, 0.0, 0.5, 40.0] {
-                let of = |d: f64| loss.of(&[0.3, 0.7], &labels, d);
-                let h = 1e-5;
-                let measured = (of(difference + h).total - of(difference - h).total) / (2.0 * h);
-                let slope = of(difference).slope;
-                assert!(
-                    (measured - slope).abs() < 1e-7,
-                    "{scalarisation:?} at {difference}: {measured} {slope}"
-                );
+                for side in [0, 1] {
+                    let of = |step: f64| {
+                        let mut answers = answers(difference);
+                        answers[side].sum += step;
+                        loss.of(&[0.3, 0.7], &labels, answers)
+                    };
+                    let h = 1e-5;
+                    let measured = (of(h).total - of(-h).total) / (2.0 * h);
+                    let slope = of(0.0).slopes[side];
+                    assert!(
+                        (measured - slope).abs() < 1e-7,
+                        "{scalarisation:?} at {difference}: {measured} {slope}"
+                    );
+                }
             }
         }
     }
 
     #[test]
     fn linear_loss_is_soft_label_bradley_terry_at_equal_betas() {
-        let loss = Loss { betas: vec![0.2, 0.2], global_weight: 0.0, ..loss(Scalarisation::Linear) };
+        let loss = Loss {
+            betas: vec![0.2, 0.2],
+            global_weight: 0.0,
+            likelihood_weight: 0.0,
+            ..loss(Scalarisation::Linear)
+        };
         let labels = Labels { signs: vec![1.0, -1.0], margins: vec![1.0, -1.0] };
         let (p, d) = (0.3_f64, 7.0_f64);
         let sigma = 1.0 / (1.0 + (-0.2 * d).exp());
         let expected = -(p * sigma.ln() + (1.0 - p) * (1.0 - sigma).ln());
-        let total = loss.of(&[0.3, 0.7], &labels, d).total;
+        let total = loss.of(&[0.3, 0.7], &labels, answers(d)).total;
         assert!((total - expected).abs() < 1e-7, "{total} {expected}");
         // Pairs in conflict carry no signal where the target equals what the model says already.
-        assert!(loss.of(&[0.5, 0.5], &labels, 0.0).slope.abs() < 1e-12);
+        assert!(loss.of(&[0.5, 0.5], &labels, answers(0.0)).slopes[0].abs() < 1e-12);
+    }
+
+    #[test]
+    fn likelihood_pulls_what_is_preferred_by_the_token() {
+        let loss = Loss { betas: vec![1e-9; 2], global_weight: 0.0, ..loss(Scalarisation::Linear) };
+        let labels = Labels { signs: vec![1.0, -1.0], margins: vec![1.0, -1.0] };
+        let value = loss.of(&[0.25, 0.75], &labels, answers(3.0));
+        let expected = 2_f64.ln() + 0.7 * (0.25 * 6.0 / 3.0 + 0.75 * 9.0 / 5.0);
+        assert!((value.total - expected).abs() < 1e-7, "{} {expected}", value.total);
+        // An objective that has no opinion pulls nothing.
+        let labels = Labels { signs: vec![0.0, -1.0], margins: vec![0.0, -1.0] };
+        assert!(loss.of(&[1.0, 0.0], &labels, answers(3.0)).slopes.iter().all(|slope| slope.abs() < 1e-7));
     }
 
     #[test]
     fn extreme_differences_stay_finite() {
         let labels = Labels { signs: vec![1.0, -1.0], margins: vec![0.0, 0.0] };
         for difference in [-1e6, 1e6] {
-            let value = loss(Scalarisation::Tchebycheff { mu: 0.01 }).of(&[0.5, 0.5], &labels, difference);
-            assert!(value.total.is_finite() && value.slope.is_finite());
+            let loss = loss(Scalarisation::Tchebycheff { mu: 0.01 });
+            let value = loss.of(&[0.5, 0.5], &labels, answers(difference));
+            assert!(value.total.is_finite() && value.slopes.iter().all(|slope| slope.is_finite()));
         }
     }
 }

@@ -8,7 +8,7 @@ mod ops;
 
 use std::ops::Range;
 
-use crate::loss::{Labels, Loss, LossValue};
+use crate::loss::{Labels, Likelihood, Loss, LossValue};
 
 pub use adapter::{AdapterConfig, Conditioning, Head, Method, Objective};
 pub use batch::Packed;
@@ -89,6 +89,15 @@ pub trait Network: Send {
     /// # Errors
     /// Where the file system does; the folder's files are replaced whole or not at all.
     fn save(&self, folder: &std::path::Path) -> anyhow::Result<()>;
+}
+
+// === impl TokenPair ===
+
+impl TokenPair {
+    /// What the loss wants to know of sums of log-probabilities of answers a and b.
+    pub fn likelihoods(&self, sums: [f64; 2]) -> [Likelihood; 2] {
+        [0, 1].map(|side| Likelihood { sum: sums[side], tokens: self.answers[side].len() })
+    }
 }
 
 // === impl Parameter ===

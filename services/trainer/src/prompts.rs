@@ -232,7 +232,9 @@ mod tests {
         assert_eq!(alpaca[0].messages, own[0].messages);
         assert_eq!(alpaca[0].dataset.as_deref(), Some("koala"));
         let pair = |answer: &str| {
-            format!("{{\"prompt\":\"Hi\",\"response_a\":\"x\",\"response_b\":\"{answer}\",\"preferred\":{{}}}}\n")
+            format!(
+                "{{\"prompt\":\"Hi\",\"response_a\":\"x\",\"response_b\":\"{answer}\",\"preferred\":{{}}}}\n"
+            )
         };
         let pairs = read_text(&(pair("y") + &pair("z")), PromptFormat::Pairs).unwrap();
         assert_eq!((pairs.len(), &pairs[0].messages), (1, &own[0].messages));

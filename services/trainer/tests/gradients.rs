@@ -113,6 +113,7 @@ fn loss() -> Loss {
         betas: vec![0.1, 0.2],
         global_beta: 0.15,
         global_weight: 0.5,
+        likelihood_weight: 0.6,
     }
 }
 
@@ -299,6 +300,7 @@ fn losses_and_gradients_match_the_recorded_ones() {
         betas: numbers(&recorded["beta"]),
         global_beta: recorded["beta_global"].as_f64().unwrap(),
         global_weight: recorded["lambda"].as_f64().unwrap(),
+        likelihood_weight: 0.0,
     };
     let files = open(&folder);
     for (name, method, conditioning) in [

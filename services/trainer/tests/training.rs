@@ -72,14 +72,14 @@ impl Network for Unigram {
     ) -> anyhow::Result<Vec<LossValue>> {
         let (probabilities, sides) = (self.probabilities(), self.log_probabilities(samples)?);
         let mut values = Vec::new();
-        for (sample, [a, b]) in samples.iter().zip(sides) {
-            let value = loss.of(sample.preference, &sample.pair.labels, a - b);
-            for (side, sign) in [(0, 1.0), (1, -1.0)] {
+        for (sample, sums) in samples.iter().zip(sides) {
+            let value = loss.of(sample.preference, &sample.pair.labels, sample.pair.likelihoods(sums));
+            for side in [0, 1] {
                 let answer = &sample.pair.answers[side];
                 for (token, probability) in probabilities.iter().enumerate() {
                     let count = answer.iter().filter(|other| **other as usize == token).count() as f64;
                     let slope = count - answer.len() as f64 * probability;
-                    gradient[token] += (value.slope * sign * slope) as f32;
+                    gradient[token] += (value.slopes[side] * slope) as f32;
                 }
             }
             values.push(value);

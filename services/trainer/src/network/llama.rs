@@ -329,8 +329,8 @@ impl Network for LlamaNetwork {
         let mut losses = Vec::new();
         let seed = |read: &[f32]| {
             let sides = sums(samples, read);
-            let of = |(sample, [a, b]): (&Sample<'_>, &[f64; 2])| {
-                loss.of(sample.preference, &sample.pair.labels, a - b)
+            let of = |(sample, sums): (&Sample<'_>, &[f64; 2])| {
+                loss.of(sample.preference, &sample.pair.labels, sample.pair.likelihoods(*sums))
             };
             losses = samples.iter().zip(&sides).map(of).collect();
             slopes(samples, &losses)
@@ -405,12 +405,12 @@ fn sums(samples: &[Sample<'_>], read: &[f32]) -> Vec<[f64; 2]> {
     samples.iter().map(|sample| [sum(&sample.pair.answers[0]), sum(&sample.pair.answers[1])]).collect()
 }
 
-/// dL/d log π of every predicted token: the slope of D for answer a, its negative for b.
+/// dL/d log π of every predicted token: that of the answer's sum.
 fn slopes(samples: &[Sample<'_>], losses: &[LossValue]) -> Vec<f32> {
     let of = |(sample, loss): (&Sample<'_>, &LossValue)| {
         let [a, b] = [0, 1].map(|side: usize| sample.pair.answers[side].len());
-        let slope = loss.slope as f32;
-        std::iter::repeat_n(slope, a).chain(std::iter::repeat_n(-slope, b)).collect::<Vec<_>>()
+        let slopes = loss.slopes.map(|slope| slope as f32);
+        std::iter::repeat_n(slopes[0], a).chain(std::iter::repeat_n(slopes[1], b)).collect::<Vec<_>>()
     };
     samples.iter().zip(losses).flat_map(of).collect()
 }

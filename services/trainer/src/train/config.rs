@@ -143,6 +143,8 @@ pub struct LossConfig {
     pub global_weight: f64,
     /// β_g
     pub global_beta: f64,
+    /// α, the weight of the likelihood of preferred answers.
+    pub likelihood_weight: f64,
 }
 
 /// AdamW under a cosine schedule.
@@ -235,6 +237,7 @@ impl TrainConfig {
         positive("concentration", self.concentration)?;
         positive("loss.global_beta", self.loss.global_beta)?;
         share("loss.global_weight", self.loss.global_weight, 1e3)?;
+        share("loss.likelihood_weight", self.loss.likelihood_weight, 1e3)?;
         if let Scalarisation::Tchebycheff { mu } = self.loss.scalarisation {
             positive("loss.scalarisation.tchebycheff.mu", mu)?;
         }
@@ -336,6 +339,7 @@ impl TrainConfig {
             betas: self.trained().iter().map(|objective| objective.beta).collect(),
             global_beta: self.loss.global_beta,
             global_weight: self.loss.global_weight,
+            likelihood_weight: self.loss.likelihood_weight,
         }
     }
 
@@ -365,7 +369,12 @@ impl TrainConfig {
 
 impl Default for LossConfig {
     fn default() -> Self {
-        Self { scalarisation: Scalarisation::Linear, global_weight: 0.5, global_beta: 0.01 }
+        Self {
+            scalarisation: Scalarisation::Linear,
+            global_weight: 0.5,
+            global_beta: 0.01,
+            likelihood_weight: 0.0,
+        }
     }
 }
 

@@ -52,8 +52,8 @@ pub fn evaluate(
     let plain: Vec<Sample<'_>> = samples.iter().map(|(_, sample)| *sample).collect();
     for pass in passes(&plain, config.pass_tokens) {
         let found = network.log_probabilities(&plain[pass.clone()])?;
-        for ((point, sample), [a, b]) in samples[pass].iter().zip(found) {
-            sums.add(*point, sample, loss, a - b);
+        for ((point, sample), both) in samples[pass].iter().zip(found) {
+            sums.add(*point, sample, loss, both);
         }
     }
     ranks.sum(&mut sums.0)?;
@@ -101,9 +101,10 @@ impl Sums {
         Self(vec![0.0; 2 + 2 * points])
     }
 
-    fn add(&mut self, point: usize, sample: &Sample<'_>, loss: &Loss, difference: f64) {
-        let labels = &sample.pair.labels;
-        self.0[0] += loss.of(sample.preference, labels, difference).total;
+    /// `both` are log π of answers a and b.
+    fn add(&mut self, point: usize, sample: &Sample<'_>, loss: &Loss, both: [f64; 2]) {
+        let (labels, difference) = (&sample.pair.labels, both[0] - both[1]);
+        self.0[0] += loss.of(sample.preference, labels, sample.pair.likelihoods(both)).total;
         self.0[1] += 1.0;
         let mixed = sample.preference.iter().zip(&labels.margins).map(|(p, margin)| f64::from(*p) * margin);
         let wanted = labels.signs.get(point).copied().unwrap_or_else(|| mixed.sum());
