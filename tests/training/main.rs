@@ -54,8 +54,7 @@ fn an_answer_that_was_cut_off_has_no_end_of_turn() {
     let line = r#"{"prompt":"x","response_a":"aa","response_b":"bb","finished":{"a":true,"b":false},"preferred":{}}"#;
     std::fs::write(scene.path("cut.jsonl"), line).unwrap();
     let mut read = pairs::read(&[scene.path("cut.jsonl")], &[], &[], OnBadLine::Fail).unwrap();
-    let files =
-        uniarm_model::open(scene.path("model").to_str().unwrap(), &OpenOptions::default()).unwrap();
+    let files = uniarm_model::open(scene.path("model").to_str().unwrap(), &OpenOptions::default()).unwrap();
     let reader = PairReader {
         tokenizer: files.tokenizer.as_ref().unwrap(),
         template: files.template.as_ref().unwrap(),

@@ -39,7 +39,7 @@ pub async fn run(args: LabelArgs) -> anyhow::Result<()> {
 
 fn print(config: &LabelConfig, summary: &LabelSummary) {
     println!(
-        "{} answers to {} prompts; {} cut off, {} without a whole sentence",
+        "{} answers to {} prompts; {} cut off, {} dropped",
         summary.answers, summary.prompts, summary.unfinished, summary.dropped_answers
     );
     let names: Vec<&str> = config.objectives.iter().map(|objective| objective.name.as_str()).collect();
@@ -48,13 +48,14 @@ fn print(config: &LabelConfig, summary: &LabelSummary) {
         let scores: Vec<String> = style.scores.iter().map(|score| format!("{score:.3}")).collect();
         println!("{:<24} {:>8.1}  {}", style.name, style.tokens, scores.join("  "));
     }
-    let pairing = &summary.pairing;
+    let (pairing, left_out) = (&summary.pairing, &summary.pairing.left_out);
     println!(
-        "{} pairs; {} repeated answers and {} pairs with a tie left out; {:.0} % in conflict, correlation {:.2}",
+        "{} pairs, {:.0} % in conflict, correlation {:.2}; left out: {} repeated answers, {} pairs with a tie, {} of two cut-off answers",
         pairing.pairs,
-        pairing.repeated_answers,
-        pairing.tied_pairs,
         100.0 * pairing.conflicting_share,
-        pairing.correlation
+        pairing.correlation,
+        left_out.repeated_answers,
+        left_out.tied_pairs,
+        left_out.cut_off_pairs
     );
 }

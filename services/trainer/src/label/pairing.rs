@@ -17,6 +17,9 @@ pub struct PairingConfig {
     /// Pairs of each prompt at most; all of them without it.
     pub per_prompt: Option<usize>,
     pub prefer: Prefer,
+    /// Leaves out pairs of two answers that were cut off: their length is that of the limit, so that an objective which
+    /// looks at length labels them at random.
+    pub drop_cut_off_pairs: bool,
 }
 
 /// Which pairs stay where there are more than `per_prompt`.
@@ -50,33 +53,45 @@ pub struct Paired {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PairingSummary {
     pub pairs: usize,
-    /// Answers that repeat another one to the same prompt.
-    pub repeated_answers: usize,
-    /// Pairs that some objective scores alike.
-    pub tied_pairs: usize,
+    #[serde(flatten)]
+    pub left_out: LeftOut,
     /// Share of pairs whose objectives disagree; the front lives on them.
     pub conflicting_share: f64,
     /// Correlation of the first two objectives' differences over the pairs; 0 where there is only one objective.
     pub correlation: f64,
 }
 
+/// What made no pair.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// Answers that repeat another one to the same prompt.
+    pub repeated_answers: usize,
+    /// Pairs that some objective scores alike.
+    pub tied_pairs: usize,
+    /// Pairs of two answers that were cut off, under `drop_cut_off_pairs`.
+    pub cut_off_pairs: usize,
+}
+
 /// Pairs within each prompt, in the order of the prompts.
 pub fn pair(candidates: &[Candidate<'_>], config: &PairingConfig, seed: u64) -> Paired {
     let mut by_prompt: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut seen = HashSet::new();
-    let mut repeated_answers = 0;
+    let mut left_out = LeftOut::default();
     for (index, candidate) in candidates.iter().enumerate() {
         match seen.insert((candidate.prompt, candidate.response)) {
             true => by_prompt.entry(candidate.prompt).or_default().push(index),
-            false => repeated_answers += 1,
+            false => left_out.repeated_answers += 1,
         }
     }
-    let (mut possible, mut tied_pairs) = (BTreeMap::new(), 0);
+    let cut_off = |[a, b]: &[usize; 2]| !candidates[*a].finished && !candidates[*b].finished;
+    let mut possible = BTreeMap::new();
     for (prompt, answers) in by_prompt {
-        let all = combinations(&answers);
+        let (dropped, all): (Vec<_>, Vec<_>) =
+            combinations(&answers).into_iter().partition(|pair| config.drop_cut_off_pairs && cut_off(pair));
+        left_out.cut_off_pairs += dropped.len();
         let (ties, told): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|pair| differences(candidates, *pair).any(|d| d == 0.0));
-        tied_pairs += ties.len();
+        left_out.tied_pairs += ties.len();
         possible.insert(prompt, told);
     }
     let scales = scales(candidates, possible.values().flatten());
@@ -95,7 +110,7 @@ pub fn pair(candidates: &[Candidate<'_>], config: &PairingConfig, seed: u64) -> 
         };
         pairs.extend(own.into_iter().map(side));
     }
-    let summary = summary(candidates, &pairs, repeated_answers, tied_pairs);
+    let summary = summary(candidates, &pairs, left_out);
     Paired { pairs, summary }
 }
 
@@ -143,12 +158,7 @@ fn draw(candidates: &[Candidate<'_>], [a, b]: [usize; 2], seed: u64, purpose: &s
     cluster_job::seed(seed, &[purpose, candidates[a].response, candidates[b].response])
 }
 
-fn summary(
-    candidates: &[Candidate<'_>],
-    pairs: &[[usize; 2]],
-    repeated_answers: usize,
-    tied_pairs: usize,
-) -> PairingSummary {
+fn summary(candidates: &[Candidate<'_>], pairs: &[[usize; 2]], left_out: LeftOut) -> PairingSummary {
     let all: Vec<Vec<f64>> = pairs.iter().map(|pair| differences(candidates, *pair).collect()).collect();
     let conflicts = all.iter().filter(|pair| pair.iter().any(|d| *d > 0.0) && pair.iter().any(|d| *d < 0.0));
     let conflicting_share = conflicts.count() as f64 / all.len().max(1) as f64;
@@ -157,7 +167,7 @@ fn summary(
         Some(first) if first.len() > 1 => product(0, 1) / (product(0, 0) * product(1, 1)).sqrt(),
         _ => 0.0,
     };
-    PairingSummary { pairs: pairs.len(), repeated_answers, tied_pairs, conflicting_share, correlation }
+    PairingSummary { pairs: pairs.len(), left_out, conflicting_share, correlation }
 }
 
 #[cfg(test)]
@@ -169,7 +179,8 @@ mod tests {
         let candidate = |(scores, text): (&'static [f64; 2], &'static String)| Candidate {
             prompt: 0,
             response: text,
-            finished: true,
+            // Answers of a negative score are taken for cut off.
+            finished: scores[0] >= 0.0,
             scores,
         };
         let (scores, texts) = (Box::leak(scores.to_vec().into_boxed_slice()), Box::leak(Box::new(texts)));
@@ -188,10 +199,20 @@ mod tests {
         let scores = [[0.0, 0.0], [0.0, 3.0], [1.0, 1.0], [5.0, -5.0]];
         let all = pairs(&scores, &PairingConfig::default());
         assert_eq!(sorted(&all), [[0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]);
-        assert_eq!((all.summary.tied_pairs, all.summary.pairs), (1, 5));
+        assert_eq!((all.summary.left_out.tied_pairs, all.summary.pairs), (1, 5));
         assert!(all.summary.correlation < 0.0 && all.summary.conflicting_share > 0.5);
-        let two = PairingConfig { per_prompt: Some(2), prefer: Prefer::Margin };
+        let two = PairingConfig { per_prompt: Some(2), ..PairingConfig::default() };
         assert_eq!(sorted(&pairs(&scores, &two)), [[0, 3], [1, 3]]);
+    }
+
+    #[test]
+    fn two_answers_that_were_cut_off_make_no_pair_where_that_is_asked_for() {
+        let scores = [[-1.0, 0.0], [-2.0, 3.0], [1.0, 1.0]];
+        let config = PairingConfig { drop_cut_off_pairs: true, ..PairingConfig::default() };
+        let paired = pairs(&scores, &config);
+        assert_eq!(sorted(&paired), [[0, 2], [1, 2]]);
+        assert_eq!(paired.summary.left_out.cut_off_pairs, 1);
+        assert_eq!(pairs(&scores, &PairingConfig::default()).pairs.len(), 3);
     }
 
     #[test]
