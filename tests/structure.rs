@@ -62,6 +62,7 @@ fn dependencies_stay_behind_their_walls() {
         "uniarm-router",
         "uniarm-base",
         "uniarm-reward",
+        "uniarm-batch",
         "uniarm-trainer",
         "uniarm",
     ];
@@ -89,6 +90,8 @@ fn dependencies_stay_behind_their_walls() {
     for knowing in ["uniarm-decode", "uniarm-model", "uniarm-engine"] {
         assert!(!router.contains(knowing), "a router cannot choose a token, but depends on {knowing}");
     }
+    // A router may run batches too.
+    assert_eq!(own_closure(&all, "uniarm-batch"), BTreeSet::from(["uniarm-proto".to_owned()]));
     assert!(!own_closure(&all, "uniarm-base").contains("uniarm-reward"));
     assert!(!own_closure(&all, "uniarm-reward").contains("uniarm-base"));
 }

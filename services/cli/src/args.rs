@@ -7,8 +7,8 @@ use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
 use crate::{
-    adapters::AdaptersArgs, bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs, oracle::OracleCommand,
-    simulate::args::SimulateArgs, train::TrainArgs,
+    adapters::AdaptersArgs, batch::BatchArgs, bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs,
+    oracle::OracleCommand, simulate::args::SimulateArgs, train::TrainArgs,
 };
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
@@ -32,6 +32,8 @@ pub enum Command {
     Reward(RewardArgs),
     /// Ask a cluster for an answer
     Generate(Box<GenerateArgs>),
+    /// Ask a cluster for an answer to each line of a file
+    Batch(Box<BatchArgs>),
     /// List what a cluster serves
     Models(ModelsArgs),
     /// Show who is in a cluster, and what they do

@@ -63,16 +63,26 @@ async fn request_of(args: &GenerateArgs, cluster: &ClusterClient) -> anyhow::Res
         request_id: args.request_id.clone().unwrap_or_default(),
         model: args.model.clone().unwrap_or_default(),
         input,
-        sampling: sampling_of(&args.sampling),
-        base_strength: args.guidance.base_strength,
-        guidance: guidance_of(&args.guidance)?,
-        on_reward_loss: match args.guidance.on_reward_loss {
+        ..template(&args.guidance, &args.sampling)?
+    })
+}
+
+/// What these flags say of a request that has no input yet.
+pub fn template(guidance: &GuidanceArgs, sampling: &SamplingArgs) -> anyhow::Result<GenerateRequest> {
+    Ok(GenerateRequest {
+        request_id: String::new(),
+        model: String::new(),
+        input: Input::Chat(Vec::new()),
+        sampling: sampling_of(sampling),
+        base_strength: guidance.base_strength,
+        guidance: guidance_of(guidance)?,
+        on_reward_loss: match guidance.on_reward_loss {
             LossPolicy::Wait => OnRewardLoss::Wait,
             LossPolicy::Fail => OnRewardLoss::Fail,
             LossPolicy::Unguided => OnRewardLoss::Unguided,
         },
         priority: Priority::Normal,
-        exchange: args.guidance.exchange.map(|exchange| match exchange {
+        exchange: guidance.exchange.map(|exchange| match exchange {
             ExchangeMode::Certified => Exchange::Certified,
             ExchangeMode::Dense => Exchange::Dense,
         }),

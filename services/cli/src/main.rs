@@ -2,6 +2,7 @@
 
 mod adapters;
 mod args;
+mod batch;
 mod bench;
 mod client;
 mod demo;
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
             Command::Base(args) => roles::base(args).await,
             Command::Reward(args) => roles::reward(args).await,
             Command::Generate(args) => generate::run(args).await,
+            Command::Batch(args) => batch::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Adapters(args) => adapters::run(&args),

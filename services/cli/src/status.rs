@@ -17,6 +17,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
+/// How full a pool is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PoolLoad {
+    pub under_way: u32,
+    pub capacity: u32,
+}
+
 /// The routers' views put together.
 #[derive(Default)]
 struct Overview {
@@ -58,6 +65,23 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
     }
 }
 
+/// Of all base workers, and of all reward workers.
+///
+/// # Errors
+/// When an address is none, or a router reports what is no member.
+pub async fn pool_loads(endpoints: &[String]) -> anyhow::Result<[PoolLoad; 2]> {
+    let overview = Overview::gather(endpoints).await?;
+    Ok([overview.load(Role::Base), overview.load(Role::Reward)])
+}
+
+// === impl PoolLoad ===
+
+impl std::fmt::Display for PoolLoad {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.under_way, self.capacity)
+    }
+}
+
 // === impl Overview ===
 
 impl Overview {
@@ -90,6 +114,15 @@ impl Overview {
             *self.leaving.entry(gone.id).or_default() += gone.under_way;
         }
         Ok(())
+    }
+
+    fn load(&self, role: Role) -> PoolLoad {
+        let mut load = PoolLoad::default();
+        for seen in self.members.values().filter(|seen| seen.member.role == role) {
+            load.under_way += seen.under_way;
+            load.capacity += seen.member.capacity;
+        }
+        load
     }
 
     fn print(&self) {

@@ -5,39 +5,28 @@
 
 mod journal;
 mod models;
-mod pace;
 
 use std::{
     collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic::Status;
+use uniarm_batch::{Away, Done, Drive, DriveOptions, PATIENCE, field_hint};
 use uniarm_proto::{
     ChatMessage, GenerateRequest, Input, OnRewardLoss, Priority, Sampling, Transcript, pb,
     transcript::finish_reason_name,
 };
 
-pub use journal::{Journal, JournalError};
+pub use journal::Journal;
 pub use models::{Identities, ModelsConfig};
-use pace::Pace;
+pub use uniarm_batch::{Cluster, LogError as JournalError, hexadecimal, seed};
 
 /// Questions in flight at most, where nobody says otherwise: rows beyond it make a step slower, not a token cheaper.
 pub const IN_FLIGHT_MAX: usize = 64;
-
-/// Without a single answer for this long the job gives up: longer than a worker takes to restart and load a model.
-const PATIENCE: Duration = Duration::from_secs(300);
-
-/// Wait after the first refusal of a question that names no delay of its own; it doubles with each further one.
-const RETRY_DELAY: Duration = Duration::from_millis(250);
-
-/// A cluster that was away is noticed again after this long at most.
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(15);
 
 /// What decides an answer, and nothing else, as a digest in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -62,11 +51,6 @@ pub struct Answer {
     pub finish_reason: String,
 }
 
-/// Whoever answers a request: a router, or in tests a function.
-pub trait Cluster: Send + Sync {
-    fn answer(&self, request: GenerateRequest) -> BoxFuture<'_, Result<Transcript, Status>>;
-}
-
 #[derive(Debug, Clone)]
 pub struct JobOptions {
     /// Questions in flight at most; fewer while the cluster refuses.
@@ -80,8 +64,8 @@ pub struct JobOptions {
 pub enum JobError {
     #[error("{origin}: {message}{field}\n{kept}", field = field_hint(status), message = status.message())]
     Refused { origin: String, status: Box<Status>, kept: Kept },
-    #[error("no answer for {} s, last because: {}\n{kept}", patience.as_secs(), status.message())]
-    Away { patience: Duration, status: Box<Status>, kept: Kept },
+    #[error("{away}\n{kept}")]
+    Away { away: Away, kept: Kept },
     #[error(transparent)]
     Journal(#[from] JournalError),
 }
@@ -93,33 +77,15 @@ pub struct Kept {
     asked: usize,
 }
 
-/// A question on its way, in its n-th attempt.
-struct Attempt {
-    index: usize,
-    number: u32,
-    wait: Duration,
-}
-
-/// How an attempt ended.
-struct Outcome {
-    index: usize,
-    number: u32,
-    begun: Instant,
-    result: Result<Transcript, Status>,
-}
-
 /// A job while it runs.
 struct Job<'a> {
     questions: &'a [Question],
-    cluster: &'a dyn Cluster,
-    options: &'a JobOptions,
-    open: VecDeque<Attempt>,
-    pace: Pace,
+    /// Questions that have not been asked yet.
+    open: VecDeque<usize>,
+    drive: Drive<'a>,
     bar: ProgressBar,
-    refusals: u64,
     tokens: u64,
     began: Instant,
-    last_answer: Instant,
 }
 
 /// Answers every question that the journal does not answer yet, and returns all answers in the order of the questions.
@@ -179,10 +145,6 @@ pub fn say_damaged(journal: &Journal) {
     }
 }
 
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// An unguided request of a job: it can wait for its reward, since nobody waits for the job.
 pub fn chat_request(messages: Vec<ChatMessage>, sampling: Sampling) -> GenerateRequest {
     GenerateRequest {
@@ -197,18 +159,6 @@ pub fn chat_request(messages: Vec<ChatMessage>, sampling: Sampling) -> GenerateR
         exchange: None,
         skip: 0,
     }
-}
-
-/// A seed that is a function of its reasons alone: another order of prompts changes no answer.
-pub fn seed(run: u64, reasons: &[&str]) -> u64 {
-    let mut digest = Sha256::new();
-    digest.update(run.to_le_bytes());
-    for reason in reasons {
-        digest.update((reason.len() as u64).to_le_bytes());
-        digest.update(reason);
-    }
-    let bytes: [u8; 8] = digest.finalize()[..8].try_into().expect("a digest of 32 bytes");
-    u64::from_le_bytes(bytes)
 }
 
 // === impl JobOptions ===
@@ -250,38 +200,38 @@ impl<'a> Job<'a> {
         bar.set_position((distinct - open.len()) as u64);
         // What an earlier life answered says nothing about this one's speed.
         bar.reset_eta();
-        let now = Instant::now();
+        let drive = DriveOptions {
+            in_flight_max: options.in_flight_max,
+            patience: options.patience,
+            // A question that fails by itself stops the job: its answer would be missing in whatever is made of it.
+            attempts_max: 1,
+        };
         Self {
             questions,
-            cluster,
-            options,
-            open: open
-                .iter()
-                .map(|index| Attempt { index: *index, number: 0, wait: Duration::ZERO })
-                .collect(),
-            pace: Pace::new(options.in_flight_max),
+            open: open.iter().copied().collect(),
+            drive: Drive::new(cluster, drive),
             bar,
-            refusals: 0,
             tokens: 0,
-            began: now,
-            last_answer: now,
+            began: Instant::now(),
         }
     }
 
     async fn run(&mut self, journal: &mut Journal) -> Result<(), JobError> {
-        let mut running = FuturesUnordered::new();
         loop {
-            while running.len() < self.pace.limit()
-                && let Some(attempt) = self.open.pop_front()
+            while self.drive.has_room()
+                && let Some(index) = self.open.pop_front()
             {
-                running.push(ask(self.cluster, self.questions[attempt.index].request.clone(), attempt));
+                self.drive.ask(index as u64, self.questions[index].request.clone());
             }
-            let Some(outcome) = running.next().await else { return Ok(()) };
-            match outcome.result {
-                Ok(transcript) => self.answered(outcome.index, &transcript, journal)?,
-                Err(status) => {
-                    let attempt = self.refused(outcome.index, outcome.number, outcome.begun, status)?;
-                    self.open.push_front(attempt);
+            match self.drive.next().await {
+                None => return Ok(()),
+                Some(Err(away)) => return Err(JobError::Away { away, kept: self.kept() }),
+                Some(Ok(Done { number, result: Ok(transcript) })) => {
+                    self.answered(number as usize, &transcript, journal)?;
+                }
+                Some(Ok(Done { number, result: Err(status) })) => {
+                    let origin = self.questions[number as usize].origin.clone();
+                    return Err(JobError::Refused { origin, status: Box::new(status), kept: self.kept() });
                 }
             }
         }
@@ -295,60 +245,16 @@ impl<'a> Job<'a> {
     ) -> Result<(), JobError> {
         let answer = Answer::of(transcript);
         self.tokens += u64::from(answer.tokens);
-        self.last_answer = Instant::now();
-        self.pace.answered();
         journal.append(&self.questions[index].key, answer)?;
         let speed = self.tokens as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
-        self.bar.set_message(format!("{speed:.0} tokens/s, {} refusals, ", self.refusals));
+        self.bar.set_message(format!("{speed:.0} tokens/s, {} refusals, ", self.drive.refusals()));
         self.bar.inc(1);
         Ok(())
-    }
-
-    /// The next attempt, or the reason why there is none.
-    fn refused(
-        &mut self,
-        index: usize,
-        number: u32,
-        begun: Instant,
-        status: Status,
-    ) -> Result<Attempt, JobError> {
-        if !is_temporary(status.code()) {
-            let origin = self.questions[index].origin.clone();
-            return Err(JobError::Refused { origin, status: Box::new(status), kept: self.kept() });
-        }
-        if self.last_answer.elapsed() > self.options.patience {
-            let patience = self.options.patience;
-            return Err(JobError::Away { patience, status: Box::new(status), kept: self.kept() });
-        }
-        self.refusals += 1;
-        self.pace.refused(begun);
-        let asked = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
-        let own = RETRY_DELAY.saturating_mul(1 << number.min(16)).min(RETRY_DELAY_MAX);
-        Ok(Attempt { index, number: number + 1, wait: asked.unwrap_or(own) })
     }
 
     fn kept(&self) -> Kept {
         Kept { answered: self.bar.position() as usize, asked: self.bar.length().unwrap_or(0) as usize }
     }
-}
-
-async fn ask(cluster: &dyn Cluster, request: GenerateRequest, attempt: Attempt) -> Outcome {
-    tokio::time::sleep(attempt.wait).await;
-    let begun = Instant::now();
-    let result = cluster.answer(request).await;
-    Outcome { index: attempt.index, number: attempt.number, begun, result }
-}
-
-/// Whether the same request may succeed later.
-fn is_temporary(code: Code) -> bool {
-    // `Unknown` is what a broken connection becomes.
-    matches!(code, Code::Unavailable | Code::ResourceExhausted | Code::Aborted | Code::Unknown)
-}
-
-fn field_hint(status: &Status) -> String {
-    let details = status.get_error_details();
-    let field = details.bad_request().and_then(|bad| bad.field_violations.first());
-    field.map_or(String::new(), |violation| format!(" (field {})", violation.field))
 }
 
 // === impl Answer ===

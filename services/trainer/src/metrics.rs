@@ -7,6 +7,7 @@ mod hypervolume;
 
 pub use bootstrap::{Bootstrap, Front, FrontIntervals, Interval, dominates, front_intervals};
 pub use hypervolume::hypervolume;
+pub use uniarm_batch::lattice;
 
 /// Least and largest value of each objective, over whatever is compared: what normalising needs.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -25,31 +26,6 @@ pub fn mean_inner_product(preferences: &[Vec<f32>], points: &[Vec<f64>]) -> f64 
         preference.iter().zip(point).map(|(weight, value)| f64::from(*weight) * value).sum()
     };
     preferences.iter().zip(points).map(product).sum::<f64>() / points.len().max(1) as f64
-}
-
-/// All preferences over `objectives` whose weights are multiples of 1/steps, ascending in the first, then the second,
-/// …: for two objectives (0, 1), (1/steps, 1 − 1/steps), …, (1, 0).
-///
-/// # Panics
-/// Without objectives or steps.
-pub fn lattice(objectives: usize, steps: usize) -> Vec<Vec<f32>> {
-    assert!(objectives > 0 && steps > 0, "a lattice has objectives and steps");
-    let mut points = Vec::new();
-    compositions(objectives, steps, &mut Vec::new(), &mut points);
-    let weight = |count: usize| (count as f64 / steps as f64) as f32;
-    points.into_iter().map(|counts| counts.into_iter().map(weight).collect()).collect()
-}
-
-fn compositions(parts: usize, sum: usize, begun: &mut Vec<usize>, done: &mut Vec<Vec<usize>>) {
-    if parts == 1 {
-        done.push(begun.iter().copied().chain([sum]).collect());
-        return;
-    }
-    for first in 0..=sum {
-        begun.push(first);
-        compositions(parts - 1, sum - first, begun, done);
-        begun.pop();
-    }
 }
 
 /// Steps from one point to the next, along a grid on which the weight of `objective` rises, that raise its score.
@@ -92,18 +68,6 @@ impl Ranges {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lattice_of_two_objectives_is_the_grid_and_of_three_the_simplex() {
-        let grid = lattice(2, 10);
-        assert_eq!(grid.len(), 11);
-        assert_eq!((grid[0].as_slice(), grid[3].as_slice()), ([0.0, 1.0].as_slice(), [0.3, 0.7].as_slice()));
-        let simplex = lattice(3, 4);
-        assert_eq!(simplex.len(), 15);
-        assert!(simplex.iter().all(|p| (p.iter().sum::<f32>() - 1.0).abs() < 1e-6));
-        assert!(simplex.windows(2).all(|pair| pair[0] < pair[1]), "ascending, so none twice");
-        assert_eq!(lattice(1, 5), [[1.0]]);
-    }
 
     #[test]
     fn inner_product_is_the_mean_over_the_grid() {

@@ -1,0 +1,305 @@
+//! One job: every line of its input asked, each answer in the output exactly once.
+//!
+//! The input is read twice. First all of it, to know its digest and its length and to name what is wrong before anything
+//! is asked; then again as the cluster takes it, so that memory does not grow with it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+};
+
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+use tonic::Status;
+use uniarm_proto::Transcript;
+
+use crate::{
+    answer::output_line,
+    digest::hexadecimal,
+    drive::{Away, Cluster, Done, Drive, DriveOptions},
+    failure::Failure,
+    fields::LineError,
+    ledger::{Identity, Ledger, LedgerError},
+    output::{Encoding, Order},
+    request::{Label, Plan, Planned},
+    source::{Line, Lines, Place, Source, SourceError},
+};
+
+/// Bad lines that are named before a job is refused.
+const BAD_LINES_SHOWN: usize = 10;
+
+/// Requests between the oldest unanswered one and the newest: what one long answer may hold back, in memory and in the
+/// journal.
+const AHEAD_MAX: u64 = 8192;
+
+#[derive(Debug, Clone)]
+pub struct JobOptions {
+    pub source: Source,
+    pub output: PathBuf,
+    pub order: Order,
+    pub plan: Plan,
+    /// Bad lines are written with their error, instead of refusing the whole input.
+    pub keep_going: bool,
+    pub drive: DriveOptions,
+}
+
+/// A job while it runs, for whoever shows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+pub struct Progress {
+    pub requests: u64,
+    pub done: u64,
+    pub failed: u64,
+    /// Done in earlier lives of the job.
+    pub kept: u64,
+    /// Of answers of this life.
+    pub tokens: u64,
+    pub in_flight: usize,
+    pub refusals: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error("{0}")]
+    Output(String),
+    #[error("{}", BadLines(.lines, *.count))]
+    BadLines { lines: Vec<(Place, LineError)>, count: u64 },
+    #[error("the input is empty")]
+    Empty,
+    #[error(
+        "the input changed while it was read; what is done is kept, restore the input and repeat the command"
+    )]
+    ChangedMeanwhile,
+    #[error("{away}\n{done} of {requests} are done and kept; repeat the command to go on from there")]
+    Away { away: Away, done: u64, requests: u64 },
+}
+
+/// The first of the bad lines, a line each.
+struct BadLines<'a>(&'a [(Place, LineError)], u64);
+
+/// A request, or why its line is none.
+type Reading = Result<Planned, (LineError, Label)>;
+
+/// What the first reading found.
+struct Survey {
+    digest: String,
+    requests: u64,
+}
+
+/// A job that asks.
+struct Job<'a> {
+    plan: &'a Plan,
+    lines: Lines,
+    ledger: Ledger,
+    drive: Drive<'a>,
+    /// Of what is in flight.
+    labels: HashMap<u64, Label>,
+    /// Requests of the last line that was read, the next one last.
+    open: Vec<(u64, Reading)>,
+    progress: Progress,
+}
+
+/// Runs a job to its end; `seen` is shown its progress after each line of output.
+///
+/// # Errors
+/// Bad lines, unless they are to be written; a cluster that stays away; files that cannot be read or written. What is
+/// done stays done, and the same call goes on from there.
+pub async fn run(
+    options: &JobOptions,
+    cluster: &dyn Cluster,
+    mut seen: impl FnMut(&Progress),
+) -> Result<Progress, JobError> {
+    let survey = tokio::task::block_in_place(|| survey(options))?;
+    let identity = identity(options, &survey);
+    let encoding = Encoding::of(&options.output).map_err(JobError::Output)?;
+    let ledger = Ledger::open(&options.output, identity, options.order, encoding)?;
+    let mut job = Job {
+        plan: &options.plan,
+        lines: options.source.lines(),
+        drive: Drive::new(cluster, options.drive.clone()),
+        labels: HashMap::new(),
+        open: Vec::new(),
+        progress: Progress { requests: survey.requests, kept: ledger.done(), ..Progress::default() },
+        ledger,
+    };
+    let ran = job.run(&mut seen).await;
+    job.ledger.close()?;
+    ran?;
+    if job.lines.digest() != survey.digest {
+        return Err(JobError::ChangedMeanwhile);
+    }
+    options.source.forget_copy(&options.output);
+    Ok(job.progress)
+}
+
+fn survey(options: &JobOptions) -> Result<Survey, JobError> {
+    let mut lines = options.source.lines();
+    let (mut bad, mut count) = (Vec::new(), 0);
+    let mut total = 0;
+    while let Some(line) = lines.next()? {
+        total += 1;
+        if options.keep_going {
+            continue;
+        }
+        if let Err((error, _)) = options.plan.read(&line) {
+            count += 1;
+            if bad.len() < BAD_LINES_SHOWN {
+                bad.push((line.place, error));
+            }
+        }
+    }
+    match (total, count) {
+        (0, _) => Err(JobError::Empty),
+        (_, 0) => Ok(Survey { digest: lines.digest(), requests: total * options.plan.width() }),
+        _ => Err(JobError::BadLines { lines: bad, count }),
+    }
+}
+
+fn identity(options: &JobOptions, survey: &Survey) -> Identity {
+    let digest = |bytes: &[u8]| hexadecimal(&Sha256::digest(bytes)[..16]);
+    let plan = &options.plan;
+    let preferences = serde_json::to_vec(&plan.fan_out).expect("strings and numbers");
+    let settings = [
+        ("--preferences", digest(&preferences)),
+        ("--seed", plan.seed.to_string()),
+        ("--raw", plan.is_raw.to_string()),
+        ("--as-finished", options.order.name().to_owned()),
+        ("--keep-going", options.keep_going.to_string()),
+        (
+            "the model, or a flag such as --preference or --temperature,",
+            digest(&plan.template().encode_to_vec()),
+        ),
+    ];
+    Identity {
+        input: survey.digest.clone(),
+        requests: survey.requests,
+        settings: settings
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect::<BTreeMap<_, _>>(),
+    }
+}
+
+// === impl Job ===
+
+impl Job<'_> {
+    async fn run(&mut self, seen: &mut impl FnMut(&Progress)) -> Result<(), JobError> {
+        loop {
+            while self.drive.has_room() && self.may_read_on() && self.ask_next()? {}
+            self.show(seen);
+            match self.drive.next().await {
+                None if self.is_at_end()? => return Ok(()),
+                None => {}
+                Some(Ok(Done { number, result })) => self.finish(number, result)?,
+                Some(Err(away)) => {
+                    let (done, requests) = (self.ledger.done(), self.progress.requests);
+                    return Err(JobError::Away { away, done, requests });
+                }
+            }
+        }
+    }
+
+    fn may_read_on(&self) -> bool {
+        let unread = self.lines.index() * self.plan.width();
+        let next = self.open.last().map_or(unread, |(number, _)| *number);
+        next < self.ledger.done_below() + AHEAD_MAX
+    }
+
+    /// False: all lines are read.
+    fn ask_next(&mut self) -> Result<bool, JobError> {
+        let Some((number, planned)) = self.next_request()? else { return Ok(false) };
+        match planned {
+            Ok(planned) => {
+                self.labels.insert(number, planned.label);
+                self.drive.ask(number, planned.request);
+            }
+            Err((error, label)) => {
+                let line = output_line(&label, Err(&Failure::from(&error)));
+                self.ledger.record(number, true, line)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next request that is not done.
+    fn next_request(&mut self) -> Result<Option<(u64, Reading)>, JobError> {
+        loop {
+            while let Some((number, planned)) = self.open.pop() {
+                if !self.ledger.is_done(number) {
+                    return Ok(Some((number, planned)));
+                }
+            }
+            let Some(line) = self.lines.next()? else { return Ok(None) };
+            self.open_line(&line);
+        }
+    }
+
+    fn open_line(&mut self, line: &Line) {
+        let first = line.index * self.plan.width();
+        if first + self.plan.width() <= self.ledger.done_below() {
+            return;
+        }
+        let planned: Vec<_> = match self.plan.read(line) {
+            Ok(planned) => planned.into_iter().map(Ok).collect(),
+            Err((error, labels)) => labels.into_iter().map(|label| Err((error.clone(), label))).collect(),
+        };
+        self.open.extend((first..).zip(planned));
+        self.open.reverse();
+    }
+
+    /// Nothing is in flight: is that because nothing is left?
+    fn is_at_end(&mut self) -> Result<bool, JobError> {
+        match self.next_request()? {
+            None => Ok(true),
+            Some(next) => {
+                self.open.push(next);
+                Ok(false)
+            }
+        }
+    }
+
+    fn finish(&mut self, number: u64, result: Result<Transcript, Status>) -> Result<(), JobError> {
+        let label = self.labels.remove(&number).expect("what is in flight has a label");
+        let line = match &result {
+            Ok(transcript) => {
+                self.progress.tokens += transcript.choices.iter().map(|c| c.tokens.len() as u64).sum::<u64>();
+                output_line(&label, Ok(transcript))
+            }
+            Err(status) => output_line(&label, Err(&Failure::from(status))),
+        };
+        Ok(self.ledger.record(number, result.is_err(), line)?)
+    }
+
+    fn show(&mut self, seen: &mut impl FnMut(&Progress)) {
+        self.progress.done = self.ledger.done();
+        self.progress.failed = self.ledger.failed();
+        self.progress.in_flight = self.drive.in_flight();
+        self.progress.refusals = self.drive.refusals();
+        seen(&self.progress);
+    }
+}
+
+// === impl BadLines ===
+
+impl std::fmt::Display for BadLines<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (place, error) in self.0 {
+            writeln!(f, "{place}: {error}")?;
+        }
+        let more = self.1.saturating_sub(self.0.len() as u64);
+        if more > 0 {
+            writeln!(f, "and {more} more")?;
+        }
+        write!(
+            f,
+            "{} lines are no requests; correct them, or write their errors into the output with --keep-going",
+            self.1
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,31 @@
+//! Many requests to a cluster, none lost and none twice: batches of lines, and the parts that other jobs share.
+//!
+//! Because a token is a function of models, request and position, a job that is killed and continued ends with the
+//! bytes of an undisturbed one.
+
+mod answer;
+mod append_log;
+mod digest;
+mod drive;
+mod failure;
+mod fields;
+mod job;
+mod ledger;
+mod openai;
+mod output;
+mod pace;
+mod preferences;
+mod request;
+mod source;
+
+pub use append_log::{AppendLog, LogError};
+pub use digest::{checksum, hexadecimal, seed};
+pub use drive::{Away, Cluster, Done, Drive, DriveOptions, PATIENCE, field_hint};
+pub use fields::{LineError, did_you_mean};
+pub use job::{JobError, JobOptions, Progress, run};
+pub use ledger::journal_path;
+pub use output::Order;
+pub use pace::Pace;
+pub use preferences::{Preference, Preferences, PreferencesError, lattice};
+pub use request::{Label, Plan, Planned};
+pub use source::{LINE_BYTES_MAX, Line, Lines, Place, Source, SourceError};

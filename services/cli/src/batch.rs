@@ -1,0 +1,157 @@
+//! `uniarm batch`: files of requests become files of answers.
+
+mod show;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use futures_util::future::BoxFuture;
+use tonic::Status;
+use uniarm_batch::{Cluster, DriveOptions, JobOptions, Order, PATIENCE, Plan, Preferences, Source};
+use uniarm_proto::{ClusterClient, GenerateRequest, Priority, Transcript, pb::ListModelsResponse};
+
+use crate::{
+    args::{EndpointArgs, GuidanceArgs, SamplingArgs},
+    client, generate,
+};
+use show::Display;
+
+/// Requests in flight at most, where nobody says otherwise; the pace finds what the pools take below it.
+const IN_FLIGHT_MAX: usize = 256;
+
+/// Attempts of a line that fails by a fault of its own: what was chance is over by then.
+const ATTEMPTS_MAX: u32 = 5;
+
+#[derive(Debug, Clone, Args)]
+pub struct BatchArgs {
+    /// JSONL files, .gz or not; patterns such as 'part-*.jsonl'; or - for standard input
+    #[arg(required = true, value_name = "INPUT")]
+    pub input: Vec<String>,
+    /// File for the answers, compressed if it ends in .gz; the same command goes on where it stopped
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub endpoint: EndpointArgs,
+    /// Ask each line under each of these preferences: grid:0.1, or a JSONL file of {"objective": weight}
+    #[arg(long, value_name = "grid:STEP|FILE")]
+    pub preferences: Option<Preferences>,
+    /// Objectives of the grid, comma-separated [default: all of the reward model]
+    #[arg(long, value_delimiter = ',', requires = "preferences")]
+    pub objectives: Vec<String>,
+    /// Write answers as they finish, not in the order of the input
+    #[arg(long)]
+    pub as_finished: bool,
+    /// Write bad lines with their error, instead of refusing the whole input
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Requests in flight at most; fewer while the cluster queues or refuses them
+    #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N")]
+    pub in_flight: usize,
+    /// Seconds until an answer is worth nothing
+    #[arg(long)]
+    pub timeout: Option<f64>,
+    /// Base model of lines that name none [default: the only one served]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Continue prompts as they are, without the chat template
+    #[arg(long)]
+    pub raw: bool,
+    #[command(flatten)]
+    pub guidance: GuidanceArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Print progress as a JSON object each second, and one at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The cluster as a job asks it.
+struct Routers {
+    client: ClusterClient,
+    timeout: Option<Duration>,
+}
+
+pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
+    let timeout =
+        args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
+    let client = client::dial(&args.endpoint.endpoint).await?;
+    let served =
+        client.list_models().await.map_err(|status| anyhow::anyhow!("{}", generate::sentence(&status)))?;
+    let options = JobOptions {
+        plan: plan(&args, &served)?,
+        source: tokio::task::block_in_place(|| Source::open(&args.input, &args.output))?,
+        output: args.output.clone(),
+        order: if args.as_finished { Order::Finished } else { Order::Input },
+        keep_going: args.keep_going,
+        drive: DriveOptions { in_flight_max: args.in_flight, patience: PATIENCE, attempts_max: ATTEMPTS_MAX },
+    };
+    let mut display = Display::new(args.json, &args.endpoint.endpoint);
+    let ran =
+        uniarm_batch::run(&options, &Routers { client, timeout }, |progress| display.show(progress)).await;
+    display.clear();
+    let progress = ran?;
+    display.end(&progress, &args.output);
+    if progress.failed > 0 {
+        bail!(
+            "{} of {} requests have no answer; {} has their errors",
+            progress.failed,
+            progress.requests,
+            args.output.display()
+        );
+    }
+    Ok(())
+}
+
+fn plan(args: &BatchArgs, served: &ListModelsResponse) -> anyhow::Result<Plan> {
+    let mut defaults = generate::template(&args.guidance, &args.sampling)?;
+    defaults.model = match (&args.model, served.base_models.as_slice()) {
+        (Some(name), _) => name.clone(),
+        // By name: another model under the same address is another job.
+        (None, [only]) => only.name.clone(),
+        (None, _) => String::new(),
+    };
+    // Nobody waits for a line; whoever waits for an answer goes first.
+    defaults.priority = Priority::Low;
+    let fan_out = match &args.preferences {
+        None => Vec::new(),
+        Some(_) if args.guidance.preference.is_some() => {
+            bail!(
+                "--preference gives every line one preference, --preferences several; leave one of them out"
+            )
+        }
+        Some(preferences) => {
+            let objectives = match args.objectives.is_empty() {
+                true => objectives(args.guidance.reward.as_deref(), served),
+                false => args.objectives.clone(),
+            };
+            preferences.read(&objectives)?
+        }
+    };
+    let has_template = served
+        .base_models
+        .iter()
+        .find(|model| model.name == defaults.model)
+        .is_none_or(|model| model.has_chat_template);
+    Ok(Plan { defaults, is_raw: args.raw || !has_template, fan_out, seed: args.sampling.seed.unwrap_or(0) })
+}
+
+/// Of the reward model that is named; else of the first that has several; else of all that have one.
+fn objectives(reward: Option<&str>, served: &ListModelsResponse) -> Vec<String> {
+    let models = &served.reward_models;
+    let several = || models.iter().find(|model| model.objectives.len() > 1);
+    let one = match reward {
+        Some(name) => models.iter().find(|model| model.name == name),
+        None => several(),
+    };
+    let of: Vec<_> = one.map_or_else(|| models.iter().collect(), |model| vec![model]);
+    of.into_iter().flat_map(|model| &model.objectives).map(|objective| objective.name.clone()).collect()
+}
+
+// === impl Routers ===
+
+impl Cluster for Routers {
+    fn answer(&self, request: GenerateRequest) -> BoxFuture<'_, Result<Transcript, Status>> {
+        Box::pin(self.client.complete(request, self.timeout))
+    }
+}
