@@ -1,8 +1,10 @@
-//! Clients in other languages: Python's grpcio from our .proto files, and grpcurl by reflection.
+//! Clients in other languages: our Python package, Python's grpcio from our .proto files, and grpcurl by reflection.
 
 use std::process::Command;
 
-use crate::harness::{Cluster, PROMPTED, machine, repository};
+use uniarm_proto::{ClusterClient, Sampling, Transcript};
+
+use crate::harness::{Cluster, PROMPTED, Running, machine, repository, request};
 
 #[test]
 fn python_and_grpcurl_stream_an_answer() {
@@ -13,4 +15,47 @@ fn python_and_grpcurl_stream_an_answer() {
     let output = Command::new("sh").arg(script).arg(endpoint).output().unwrap();
     println!("{}", String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Ids and text of an answer, as the Python client prints them.
+fn plain(transcript: &Transcript) -> serde_json::Value {
+    let choice = &transcript.choices[0];
+    serde_json::json!({ "ids": choice.tokens, "text": choice.text })
+}
+
+#[tokio::test]
+async fn the_python_client_gets_the_bytes_of_the_rust_client_though_its_router_dies() {
+    let _machine = machine();
+    let cluster = Cluster::three_processes(&[], &PROMPTED);
+    let peers = ["--base-peer", &cluster.base().address, "--reward-peer", &cluster.reward().address];
+    let other = Running::start("router", &peers);
+    cluster.client().await;
+    let client = ClusterClient::new(&[&other.address]).unwrap();
+    let guided = request("Describe the sea.", &[("positive", 0.5), ("concise", 0.5)]);
+    let mut long = request("Tell me a story.", &[("positive", 1.0)]);
+    let sampling =
+        Sampling { temperature: 1.0, seed: Some(11), max_tokens: 96, ignore_eos: true, ..long.sampling };
+    long.sampling = sampling;
+    let mut expected = Vec::new();
+    for request in [guided, long] {
+        expected.push(plain(&client.complete(request, None).await.unwrap()));
+    }
+
+    let router = &cluster.router;
+    let script = repository().join("tests/clients/package.sh");
+    let output = Command::new("sh")
+        .arg(script)
+        .args([&router.address, &other.address, &router.id().to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    if said.contains("skipped:") {
+        return println!("{said}");
+    }
+    let answers: serde_json::Value = serde_json::from_str(&said).unwrap();
+    for name in ["guided", "batch", "asynchronous"] {
+        assert_eq!(answers[name], expected[0], "{name}");
+    }
+    assert_eq!(answers["killed"], expected[1]);
 }

@@ -115,6 +115,11 @@ impl Running {
         *self = Self::start(&self.role, &flags);
     }
 
+    /// Of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn role(&self) -> &str {
         &self.role
     }

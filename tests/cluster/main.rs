@@ -4,6 +4,7 @@
 #![allow(clippy::await_holding_lock)] // tests take turns on the machine, each on a runtime of its own
 
 mod bad_input;
+mod batches;
 mod bench;
 mod clients;
 mod demo;

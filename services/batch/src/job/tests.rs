@@ -127,12 +127,12 @@ async fn a_job_whose_cluster_goes_away_goes_on_later_to_the_same_bytes() {
 async fn bad_lines_refuse_the_input_or_are_written_with_their_error() {
     let folder = tempfile::tempdir().unwrap();
     let input =
-        "{\"prompt\": \"good\"}\n{\"prompt\": \"Hi\", \"top_q\": 1}\nnonsense\n{\"prompt\": \"bad\"}\n";
+        "{\"prompt\": \"good\"}\n{\"prompt\": \"Hi\", \"top_pp\": 1}\nnonsense\n{\"prompt\": \"bad\"}\n";
     std::fs::write(folder.path().join("in-0.jsonl"), input).unwrap();
     let mut options = options(folder.path(), "out");
     options.plan.fan_out.clear();
     let error = run(&options, &Function::living(usize::MAX), |_| {}).await.unwrap_err().to_string();
-    assert!(error.contains("in-0.jsonl:2: top_q: is unknown; did you mean top_p?"), "{error}");
+    assert!(error.contains("in-0.jsonl:2: top_pp: is unknown; did you mean top_p?"), "{error}");
     assert!(
         error.contains("in-0.jsonl:3: is no JSON object") && error.contains("2 lines are no requests"),
         "{error}"
@@ -145,7 +145,7 @@ async fn bad_lines_refuse_the_input_or_are_written_with_their_error() {
     let lines: Vec<serde_json::Value> =
         output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines[0]["text"].as_str().unwrap().starts_with("good"));
-    assert_eq!(lines[1]["error"]["field"], "top_q");
+    assert_eq!(lines[1]["error"]["field"], "top_pp");
     assert_eq!((&lines[2]["id"], &lines[2]["error"]["code"]), (&"3".into(), &"invalid_argument".into()));
     assert_eq!(lines[3]["error"]["field"], "input.chat");
 }
