@@ -7,8 +7,16 @@ use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
 use crate::{
-    adapters::AdaptersArgs, batch::BatchArgs, bench::args::BenchArgs, eval::EvalArgs, label::LabelArgs,
-    oracle::OracleCommand, simulate::args::SimulateArgs, train::TrainArgs,
+    adapters::AdaptersArgs,
+    batch::BatchArgs,
+    bench::args::BenchArgs,
+    chat::ChatArgs,
+    eval::EvalArgs,
+    label::LabelArgs,
+    manual::{CompletionsArgs, ManArgs},
+    oracle::OracleCommand,
+    simulate::args::SimulateArgs,
+    train::TrainArgs,
 };
 
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
@@ -32,6 +40,8 @@ pub enum Command {
     Reward(RewardArgs),
     /// Ask a cluster for an answer
     Generate(Box<GenerateArgs>),
+    /// Talk with a cluster
+    Chat(Box<ChatArgs>),
     /// Ask a cluster for an answer to each line of a file
     Batch(Box<BatchArgs>),
     /// List what a cluster serves
@@ -57,6 +67,10 @@ pub enum Command {
     Simulate(Box<SimulateArgs>),
     /// Start a cluster of three processes, show one prompt under several preferences, and stop
     Demo(DemoArgs),
+    /// Print what a shell needs to complete this command line
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for each subcommand
+    Man(ManArgs),
 }
 
 /// What every long-running process has.
@@ -352,8 +366,14 @@ pub struct GenerateArgs {
     /// Idempotency id
     #[arg(long)]
     pub request_id: Option<String>,
-    /// Print one JSON object instead of streaming text
+    /// Show the answer beside the unguided one, and beside those under further preferences; repeatable
+    #[arg(long, value_name = "PREFERENCE", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["json", "color"])]
+    pub compare: Vec<String>,
+    /// Colour each token by what guidance did to it
     #[arg(long)]
+    pub color: bool,
+    /// Print one JSON object instead of streaming text
+    #[arg(long, conflicts_with = "color")]
     pub json: bool,
 }
 

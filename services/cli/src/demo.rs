@@ -13,14 +13,11 @@ use crate::{
     args::DemoArgs,
     client, generate,
     part::{Part, READY_TIMEOUT},
-    worker,
+    side_by_side, worker,
 };
 
 /// Strength w of the demo: prompted reward models are mild, so that 2 shows what they do.
 const PROMPTED_STRENGTH: f32 = 2.0;
-
-/// Narrowest column that reads well.
-const COLUMN_MIN: usize = 24;
 
 /// One column of the result.
 struct Column {
@@ -93,7 +90,8 @@ async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Re
         .collect::<Result<_, _>>()
         .map_err(|status| anyhow::anyhow!("{}", generate::sentence(&status)))?;
     progress.finish_and_clear();
-    print_side_by_side(&columns, &answers);
+    let titles = columns.iter().map(|column| column.title.as_str());
+    side_by_side::print(titles.zip(&answers));
     print_figures(&answers, began.elapsed());
     Ok(())
 }
@@ -180,33 +178,6 @@ async fn stop(parts: Vec<Part>) -> anyhow::Result<()> {
 
 // === printing ===
 
-fn print_side_by_side(columns: &[Column], answers: &[Transcript]) {
-    let terminal =
-        std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120_usize);
-    let width = (terminal / columns.len()).saturating_sub(3).max(COLUMN_MIN);
-    let cells: Vec<Vec<String>> = columns
-        .iter()
-        .zip(answers)
-        .map(|(column, answer)| {
-            let text = answer.choices.first().map_or("", |choice| choice.text.as_str());
-            let mut lines = wrap(&column.title, width);
-            lines.push("-".repeat(width));
-            lines.extend(wrap(text.trim(), width));
-            lines
-        })
-        .collect();
-    for row in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
-        let line: Vec<String> = cells
-            .iter()
-            .map(|cell| {
-                let text = cell.get(row).map_or("", String::as_str);
-                format!("{text}{}", " ".repeat(width.saturating_sub(text.chars().count())))
-            })
-            .collect();
-        println!("{}", line.join(" | ").trim_end());
-    }
-}
-
 fn print_figures(answers: &[Transcript], elapsed: Duration) {
     let mut tokens = 0;
     let mut guided = 0;
@@ -231,23 +202,4 @@ fn print_figures(answers: &[Transcript], elapsed: Duration) {
             100.0 * f64::from(certified) / f64::from(guided)
         );
     }
-}
-
-/// Lines of at most `width` characters, broken at spaces.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![];
-    for paragraph in text.lines() {
-        let mut line = String::new();
-        for word in paragraph.split_whitespace() {
-            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
-                lines.push(std::mem::take(&mut line));
-            }
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-        lines.push(line);
-    }
-    lines
 }

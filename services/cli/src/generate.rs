@@ -3,6 +3,7 @@
 use std::{io::Write as _, time::Duration};
 
 use anyhow::{Context as _, bail};
+use futures_util::future::join_all;
 use serde_json::json;
 use tonic::Status;
 use uniarm_decode::PreferenceSpec;
@@ -14,13 +15,20 @@ use uniarm_proto::{
 use crate::{
     args::{ExchangeMode, GenerateArgs, GuidanceArgs, LossPolicy, SamplingArgs},
     client::{self, ErrorObject},
+    side_by_side, tint,
 };
 
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
     let cluster = client::dial(&args.endpoint.endpoint).await?;
-    let request = request_of(&args, &cluster).await?;
+    let mut request = request_of(&args, &cluster).await?;
     let timeout =
         args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
+    if !args.compare.is_empty() {
+        return compare(&args.compare, &cluster, request, timeout).await;
+    }
+    if args.color {
+        request.sampling.logprobs.get_or_insert(1);
+    }
     if args.json {
         match client::generate(&cluster, request, timeout, |_| {}).await {
             Ok(transcript) => println!("{}", as_json(&transcript)),
@@ -34,7 +42,8 @@ pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
     let single = args.sampling.n == 1;
     let show = |event: &Event| {
         if let (true, Event::Tokens(tokens)) = (single, event) {
-            print!("{}", tokens.text);
+            let text = if args.color { tint::tinted(tokens) } else { tokens.text.clone() };
+            print!("{text}");
             // A closed pipe ends the program at the next print anyway.
             let _ = std::io::stdout().flush();
         }
@@ -50,7 +59,57 @@ pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
         }
     }
     eprintln!("{}", footer(&transcript));
+    if args.color {
+        eprintln!("[{}]", tint::LEGEND);
+    }
     Ok(())
+}
+
+/// The same request unguided, as asked, and under each of `preferences`, with the same noise.
+async fn compare(
+    preferences: &[String],
+    cluster: &ClusterClient,
+    request: GenerateRequest,
+    timeout: Option<Duration>,
+) -> anyhow::Result<()> {
+    let mut columns = vec![("unguided".to_owned(), Vec::new())];
+    if !request.guidance.is_empty() {
+        columns.push((title(&request.guidance), request.guidance.clone()));
+    }
+    for text in preferences.iter().filter(|text| !text.is_empty()) {
+        let preference = parse_preference(text).with_context(|| format!("--compare {text}"))?;
+        let mut guidance = request.guidance.clone();
+        match guidance.first_mut() {
+            Some(first) => first.preference = preference,
+            None => guidance.push(term(preference)),
+        }
+        columns.push((title(&guidance), guidance));
+    }
+    // Drawn once: what differs between the answers is the preference.
+    let sampling = Sampling {
+        seed: Some(request.sampling.seed.unwrap_or_else(rand::random)),
+        ..request.sampling.clone()
+    };
+    let asked = columns.iter().map(|(_, guidance)| {
+        let request =
+            GenerateRequest { guidance: guidance.clone(), sampling: sampling.clone(), ..request.clone() };
+        cluster.complete(request, timeout)
+    });
+    let answers: Result<Vec<Transcript>, Status> = join_all(asked).await.into_iter().collect();
+    let answers = answers.map_err(|status| anyhow::anyhow!("{}", sentence(&status)))?;
+    side_by_side::print(columns.iter().map(|(title, _)| title.as_str()).zip(&answers));
+    Ok(())
+}
+
+/// Guidance as the head of a column.
+fn title(guidance: &[GuidanceTerm]) -> String {
+    let of_term = |term: &GuidanceTerm| {
+        let weights: Vec<String> =
+            term.preference.iter().map(|(name, weight)| format!("{name} {weight}")).collect();
+        let name = if weights.is_empty() { term.reward.clone() } else { weights.join(", ") };
+        if term.strength == 1.0 { name } else { format!("{name} (strength {})", term.strength) }
+    };
+    guidance.iter().map(of_term).collect::<Vec<_>>().join(" + ")
 }
 
 async fn request_of(args: &GenerateArgs, cluster: &ClusterClient) -> anyhow::Result<GenerateRequest> {
@@ -125,9 +184,14 @@ fn guidance_of(args: &GuidanceArgs) -> anyhow::Result<Vec<GuidanceTerm>> {
     Ok(terms)
 }
 
-fn parse_preference(text: &str) -> anyhow::Result<Vec<(String, f32)>> {
+pub fn parse_preference(text: &str) -> anyhow::Result<Vec<(String, f32)>> {
     let spec: PreferenceSpec = text.parse()?;
     Ok(spec.iter().map(|(name, weight)| (name.to_owned(), weight)).collect())
+}
+
+/// Guidance by a preference alone.
+pub fn term(preference: Vec<(String, f32)>) -> GuidanceTerm {
+    GuidanceTerm { reward: String::new(), preference, strength: 1.0 }
 }
 
 /// `reward=NAME,strength=W,objective=weight,…`

@@ -4,6 +4,7 @@ mod adapters;
 mod args;
 mod batch;
 mod bench;
+mod chat;
 mod client;
 mod demo;
 mod eval;
@@ -11,13 +12,16 @@ mod generate;
 mod job;
 mod label;
 mod local;
+mod manual;
 mod models;
 mod oracle;
 mod part;
 mod roles;
 mod served;
+mod side_by_side;
 mod simulate;
 mod status;
+mod tint;
 mod train;
 mod worker;
 
@@ -41,6 +45,7 @@ fn main() -> std::process::ExitCode {
             Command::Base(args) => roles::base(args).await,
             Command::Reward(args) => roles::reward(args).await,
             Command::Generate(args) => generate::run(args).await,
+            Command::Chat(args) => chat::run(args).await,
             Command::Batch(args) => batch::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Status(args) => status::run(args).await,
@@ -52,6 +57,8 @@ fn main() -> std::process::ExitCode {
             Command::Oracle { command } => tokio::task::block_in_place(|| oracle::run(&command)),
             Command::Simulate(args) => simulate::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
+            Command::Completions(args) => manual::completions(&args),
+            Command::Man(args) => manual::man(&args),
         }
     });
     // A reading thread of a worker may still be in a forward: nobody waits for it.

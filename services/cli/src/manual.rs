@@ -1,0 +1,66 @@
+//! `uniarm completions` and `uniarm man`: what a shell and a reader want to know of the command line.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use crate::args::Cli;
+
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// The shell: `uniarm completions bash > /etc/bash_completion.d/uniarm`
+    pub shell: Shell,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// Write a page for each subcommand into this folder, instead of one page to standard output
+    #[arg(long)]
+    pub folder: Option<PathBuf>,
+}
+
+pub fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "uniarm", &mut script);
+    write_out(&script)
+}
+
+pub fn man(args: &ManArgs) -> anyhow::Result<()> {
+    match &args.folder {
+        Some(folder) => std::fs::create_dir_all(folder)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), folder))
+            .with_context(|| format!("cannot write pages into {}", folder.display())),
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            write_out(&page)
+        }
+    }
+}
+
+fn write_out(bytes: &[u8]) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    std::io::stdout().write_all(bytes).context("cannot write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_subcommand_has_a_page_and_every_shell_a_script() {
+        let folder = tempfile::tempdir().unwrap();
+        man(&ManArgs { folder: Some(folder.path().to_owned()) }).unwrap();
+        for command in Cli::command().get_subcommands() {
+            let page = folder.path().join(format!("uniarm-{}.1", command.get_name()));
+            assert!(page.exists(), "{} is missing", page.display());
+        }
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "uniarm", &mut script);
+            assert!(String::from_utf8(script).unwrap().contains("as-finished"), "{shell}");
+        }
+    }
+}
