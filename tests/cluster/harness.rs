@@ -41,6 +41,8 @@ pub struct Running {
 pub struct Cluster {
     pub router: Running,
     pub workers: Vec<Running>,
+    /// `host:port` of the HTTP front door; empty where there is none.
+    pub http: String,
 }
 
 /// Tests that load models take turns: two cores and a few gigabytes are shared.
@@ -178,8 +180,10 @@ pub fn http_get(address: &str, path: &str) -> String {
 impl Cluster {
     /// Everything in one process.
     pub fn up(flags: &[&str]) -> Self {
-        let flags = [&["--base", demo_model(), "--grpc", "127.0.0.1:0"], flags].concat();
-        Self { router: Running::start("up", &flags), workers: Vec::new() }
+        let http = free_address();
+        let flags =
+            [&["--base", demo_model(), "--grpc", "127.0.0.1:0", "--http-listen", &http], flags].concat();
+        Self { router: Running::start("up", &flags), workers: Vec::new(), http }
     }
 
     /// Router, base and reward as processes of their own that know each other's addresses.
@@ -189,8 +193,9 @@ impl Cluster {
             let reward = scope.spawn(|| worker("reward", reward_flags));
             (base.join().unwrap(), reward.join().unwrap())
         });
-        let peers = ["--base-peer", &base.address, "--reward-peer", &reward.address];
-        Self { router: Running::start("router", &peers), workers: vec![base, reward] }
+        let http = free_address();
+        let flags = ["--base-peer", &base.address, "--reward-peer", &reward.address, "--http-listen", &http];
+        Self { router: Running::start("router", &flags), workers: vec![base, reward], http }
     }
 
     /// A router, and one process that is base and reward worker over one copy of the weights.
@@ -198,7 +203,7 @@ impl Cluster {
         let reward = free_address();
         let base = worker("base", &[&["--fused-reward", &reward], reward_flags].concat());
         let peers = ["--base-peer", &base.address, "--reward-peer", &reward];
-        Self { router: Running::start("router", &peers), workers: vec![base] }
+        Self { router: Running::start("router", &peers), workers: vec![base], http: String::new() }
     }
 
     /// Router, base and reward as processes that meet through a store.
@@ -209,7 +214,8 @@ impl Cluster {
             let reward = scope.spawn(|| worker("reward", &[&store, reward_flags].concat()));
             (base.join().unwrap(), reward.join().unwrap())
         });
-        Self { router: Running::start("router", &store), workers: vec![base, reward] }
+        let http = String::new();
+        Self { router: Running::start("router", &store), workers: vec![base, reward], http }
     }
 
     /// Of metrics of the base worker, wherever it runs.

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod grpc;
+pub mod http;
 pub mod metrics;
 pub mod readiness;
 pub mod shutdown;

@@ -159,6 +159,9 @@ pub struct RouterArgs {
     /// Requests that are relayed at once; one more is refused
     #[arg(long, env = "UNIARM_REQUESTS_MAX", default_value_t = 4096)]
     pub requests_max: usize,
+    /// Address of the HTTP front door (host:port): OpenAI's API at /v1, a page to try it at /; none without it
+    #[arg(long, env = "UNIARM_HTTP_LISTEN")]
+    pub http_listen: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -298,6 +301,9 @@ pub struct UpArgs {
     /// Address of the gRPC front door
     #[arg(long, default_value = "127.0.0.1:7000")]
     pub grpc: String,
+    /// Address of the HTTP front door: OpenAI's API at /v1, a page to try it at /; `none` for none
+    #[arg(long, default_value = "127.0.0.1:7080")]
+    pub http_listen: String,
     /// Address of /metrics, /healthz and /readyz; none without it
     #[arg(long)]
     pub admin: Option<String>,

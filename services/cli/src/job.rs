@@ -56,7 +56,7 @@ impl JobCluster {
         if !args.endpoint.is_empty() {
             return Ok(Self { routers: client::dial(&args.endpoint).await?, own: None });
         }
-        let mut flags = vec!["--grpc".to_owned(), "127.0.0.1:0".to_owned()];
+        let mut flags = ["--grpc", "127.0.0.1:0", "--http-listen", "none"].map(str::to_owned).to_vec();
         flags.extend(models.flags());
         // One pass over one copy of the weights, where both roles have the same.
         if models.reward.is_none() {

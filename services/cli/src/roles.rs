@@ -13,6 +13,7 @@ use uniarm_runtime::{
     Admin, AdminOptions, LogFormat, Metrics, Readiness, RuntimeError, Shutdown, TelemetryGuard,
     TelemetryOptions,
     grpc::{GrpcOptions, GrpcServer},
+    http::HttpServer,
     telemetry,
 };
 
@@ -35,6 +36,8 @@ struct Process {
     advertise: String,
     store: Arc<dyn MemberStore>,
     server: GrpcServer,
+    /// The HTTP front door, of a router that has one.
+    http: Option<HttpServer>,
     options: GrpcOptions,
     readiness: Readiness,
     metrics: Metrics,
@@ -55,14 +58,19 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
         (StoreAddress::Etcd { .. }, true) => bail!("--base-peer and --reward-peer go with --store memory"),
         _ => {}
     }
-    let Some(process) = Process::start(Role::Router, &args.process, &format!("{args:#?}")).await? else {
+    let Some(mut process) = Process::start(Role::Router, &args.process, &format!("{args:#?}")).await? else {
         return Ok(());
+    };
+    let http = match &args.http_listen {
+        Some(address) => Some(HttpServer::bind(address, process.options.drain).await?),
+        None => None,
     };
     for peer in args.base_peer.iter().chain(&args.reward_peer) {
         tokio::spawn(peers::follow(peer.clone(), Arc::clone(&process.store), process.shutdown.clone()));
     }
     let options = RouterOptions { requests_max: args.requests_max };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
+    process.http = http.map(|http| http.with_routes(service.http_routes()));
     let Some(member) = process.member(empty_member(Role::Router)).await? else { return Ok(()) };
     process.serve(member, Served::Router(service), None).await
 }
@@ -147,6 +155,12 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let store = MemoryStore::new();
     let readiness = Readiness::starting();
     let front = GrpcServer::bind(&args.grpc, GrpcOptions::default(), readiness.clone()).await?;
+    let http = match args.http_listen.as_str() {
+        "none" => None,
+        address => {
+            Some(HttpServer::bind(address, GrpcOptions::default().drain).await.context("--http-listen")?)
+        }
+    };
     let back = GrpcServer::bind("127.0.0.1:0", GrpcOptions::default(), readiness.clone()).await?;
     let _admin = start_admin(args.admin.as_deref(), &metrics, "up", &readiness)?;
 
@@ -187,7 +201,12 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let back = back.add_service(base_service.base_server()).add_descriptors(FILE_DESCRIPTOR_SET);
     readiness.set_ready();
     println!("{ready}");
-    tokio::try_join!(front.serve(shutdown.clone()), back.serve(shutdown.clone()))?;
+    let door = async {
+        let Some(http) = http else { return Ok(()) };
+        println!("{}", door_line(http.local_addr()));
+        http.with_routes(service.http_routes()).serve(shutdown.clone()).await
+    };
+    tokio::try_join!(front.serve(shutdown.clone()), back.serve(shutdown.clone()), door)?;
     base_registration.leave().await;
     reward_registration.leave().await;
     store.close().await;
@@ -205,6 +224,10 @@ fn ready_line(front: std::net::SocketAddr, base: &Member, reward: &Member) -> St
         })
         .collect();
     format!("uniarm is ready at http://{front}: base {model}, rewards {}", rewards.join(", "))
+}
+
+fn door_line(address: std::net::SocketAddr) -> String {
+    format!("the playground is at http://{address}/, OpenAI's API at http://{address}/v1")
 }
 
 // === impl Process ===
@@ -240,6 +263,7 @@ impl Process {
             advertise,
             store,
             server,
+            http: None,
             options,
             readiness,
             metrics,
@@ -285,7 +309,7 @@ impl Process {
         served: Served,
         beside: Option<(Member, GrpcServer, Served)>,
     ) -> anyhow::Result<()> {
-        let Self { store, server, readiness, shutdown, options, .. } = self;
+        let Self { store, server, http, readiness, shutdown, options, .. } = self;
         // The servers outlive the registrations: while they drain, nobody new is sent here.
         let serving = Shutdown::new();
         let (mut members, mut all, mut servers) = (Vec::new(), Vec::new(), JoinSet::new());
@@ -294,6 +318,10 @@ impl Process {
             members.push((member, server.local_addr()));
             all.push(served);
             servers.spawn(server.serve(serving.clone()));
+        }
+        let door = http.as_ref().map(HttpServer::local_addr);
+        if let Some(http) = http {
+            servers.spawn(http.serve(serving.clone()));
         }
         let registered = tokio::select! {
             registered = register(&*store, &members) => Some(registered?),
@@ -305,6 +333,9 @@ impl Process {
             for (member, local) in &members {
                 tracing::info!(id = %member.id, generation = %member.generation, "ready");
                 println!("uniarm {} is ready at http://{local}", member.role);
+            }
+            if let Some(door) = door {
+                println!("{}", door_line(door));
             }
             tokio::select! {
                 () = shutdown.begun() => {}

@@ -2,9 +2,11 @@
 //!
 //! `server` (the front door) → `place` (pure: which base worker, which reward workers) → `relay` (one request over its
 //! attempts), which asks `recovery` (pure: what to do after a loss) and `circuit` (pure: who is left alone for a while);
-//! `peers` (a cluster without a store) and `report` (what operators see) beside them.
+//! `http` (the same front door in OpenAI's terms, and the playground), `peers` (a cluster without a store) and `report`
+//! (what operators see) beside them.
 
 mod circuit;
+mod http;
 mod load;
 mod metrics;
 pub mod peers;

@@ -17,12 +17,17 @@ impl RouterService {
     pub fn status_server(&self) -> StatusServer<Self> {
         StatusServer::new(self.clone())
     }
+
+    /// The cluster as this router sees it.
+    pub(crate) fn overview(&self) -> pb::ReportResponse {
+        report(&self.relay)
+    }
 }
 
 #[tonic::async_trait]
 impl Report for RouterService {
     async fn report(&self, _: Request<pb::ReportRequest>) -> Result<Response<pb::ReportResponse>, Status> {
-        Ok(Response::new(report(&self.relay)))
+        Ok(Response::new(self.overview()))
     }
 }
 

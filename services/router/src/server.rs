@@ -89,13 +89,33 @@ impl RouterService {
         self.relay.hand_over.cancel();
     }
 
-    async fn admit(&self, request: Request<pb::GenerateRequest>) -> Result<GenerateStream, Status> {
-        if self.is_draining.load(Ordering::Relaxed) {
+    /// No new requests are taken.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// The one way in, whichever protocol a request came by.
+    pub(crate) async fn answer(
+        &self,
+        wire: pb::GenerateRequest,
+        timeout: Option<Duration>,
+    ) -> Result<GenerateStream, Status> {
+        let admitted = self.admit(wire, timeout).await;
+        if admitted.is_err() {
+            self.relay.metrics.ended("refused");
+        }
+        admitted
+    }
+
+    async fn admit(
+        &self,
+        mut wire: pb::GenerateRequest,
+        timeout: Option<Duration>,
+    ) -> Result<GenerateStream, Status> {
+        if self.is_draining() {
             return Err(Refusal::draining().into());
         }
-        let timeout = deadline::timeout(request.metadata()).map_err(Refusal::from)?;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut wire = request.into_inner();
         let progress = Progress::from_wire(std::mem::take(&mut wire.resume)).map_err(Refusal::from)?;
         let mut request = GenerateRequest::try_from(wire).map_err(Refusal::from)?;
         progress.check(&request.sampling).map_err(Refusal::from)?;
@@ -114,9 +134,23 @@ impl RouterService {
         let relayed = self.relay.run(Asked { request, progress, deadline }, permit).await?;
         Ok(Box::pin(relayed))
     }
+
+    /// What this cluster serves now.
+    pub(crate) fn served(&self) -> pb::ListModelsResponse {
+        let snapshot = Arc::clone(&self.relay.members.borrow());
+        let mut base_models: Vec<_> =
+            snapshot.with_role(Role::Base).filter_map(|member| member.base_model.clone()).collect();
+        base_models.sort_by(|a, b| a.name.cmp(&b.name));
+        base_models.dedup_by(|a, b| a.name == b.name);
+        pb::ListModelsResponse {
+            base_models: base_models.into_iter().map(Into::into).collect(),
+            reward_models: rewards(&snapshot).into_iter().cloned().map(Into::into).collect(),
+        }
+    }
 }
 
-type GenerateStream = Pin<Box<dyn Stream<Item = Result<pb::GenerateResponse, Status>> + Send>>;
+/// Events of one request, as its worker sends them. Dropping it cancels the request.
+pub(crate) type GenerateStream = Pin<Box<dyn Stream<Item = Result<pb::GenerateResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Inference for RouterService {
@@ -126,27 +160,14 @@ impl Inference for RouterService {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<GenerateStream>, Status> {
-        match self.admit(request).await {
-            Ok(stream) => Ok(Response::new(stream)),
-            Err(status) => {
-                self.relay.metrics.ended("refused");
-                Err(status)
-            }
-        }
+        let timeout = deadline::timeout(request.metadata()).map_err(Refusal::from)?;
+        self.answer(request.into_inner(), timeout).await.map(Response::new)
     }
 
     async fn list_models(
         &self,
         _: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
-        let snapshot = Arc::clone(&self.relay.members.borrow());
-        let mut base_models: Vec<_> =
-            snapshot.with_role(Role::Base).filter_map(|member| member.base_model.clone()).collect();
-        base_models.sort_by(|a, b| a.name.cmp(&b.name));
-        base_models.dedup_by(|a, b| a.name == b.name);
-        Ok(Response::new(pb::ListModelsResponse {
-            base_models: base_models.into_iter().map(Into::into).collect(),
-            reward_models: rewards(&snapshot).into_iter().cloned().map(Into::into).collect(),
-        }))
+        Ok(Response::new(self.served()))
     }
 }

@@ -73,7 +73,8 @@ async fn up_flags(args: &BenchLoadArgs) -> anyhow::Result<Vec<String>> {
         None => worker::demo_model().await?,
     };
     let (engine, exchange) = (&args.engine, &args.exchange);
-    let mut flags = vec!["--grpc".to_owned(), "127.0.0.1:0".to_owned(), "--base".to_owned(), model];
+    let mut flags =
+        ["--grpc", "127.0.0.1:0", "--http-listen", "none", "--base", &model].map(str::to_owned).to_vec();
     let pairs = [
         ("--exchange", value_name(&exchange.exchange)),
         ("--list-length", exchange.list_length.to_string()),

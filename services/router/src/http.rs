@@ -1,0 +1,297 @@
+//! The HTTP front door: OpenAI's API over the admission, placement and recovery that gRPC has.
+//!
+//! `ask` (a body becomes a request; `fields` and `guidance` read it) → `RouterService::answer` → `answer` (events become
+//! objects; `logprobs` their details); `failure` is what any of it can end with, `catalogue` what is served.
+
+mod answer;
+mod ask;
+mod catalogue;
+mod failure;
+mod fields;
+mod guidance;
+mod logprobs;
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, to_bytes},
+    extract::{Path, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    response::{
+        IntoResponse, Response,
+        sse::{Event as Sent, KeepAlive, Sse},
+    },
+    routing::{get, post},
+};
+use futures_util::{Stream, StreamExt as _, stream::unfold};
+use serde_json::Value;
+use tonic::Status;
+use uniarm_proto::{
+    Transcript,
+    limits::{NAME_BYTES_MAX, REQUEST_MESSAGE_BYTES_MAX},
+    pb,
+};
+
+use crate::server::{GenerateStream, RouterService};
+use answer::Writer;
+use ask::{Ask, Call, Names};
+use failure::Failure;
+
+/// What the API is, for tools.
+const OPENAPI: &str = include_str!("http/openapi.json");
+
+/// A client sends its body within this, or loses the connection: one that dawdles holds memory.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Silence on a stream after which a comment is sent: proxies cut what looks dead, often after 30 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Nginx holds an answer back until it is whole, unless told otherwise.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+#[derive(Clone)]
+struct Door {
+    service: RouterService,
+    /// Seconds since 1970.
+    opened_at: u64,
+}
+
+/// A stream on its way to a client. Dropping it, as a client does that hangs up, cancels the request.
+struct Streamed {
+    events: GenerateStream,
+    writer: Writer,
+    names: Names,
+    ready: VecDeque<String>,
+    is_over: bool,
+}
+
+// === the door ===
+
+impl RouterService {
+    /// The routes of the HTTP front door.
+    pub fn http_routes(&self) -> Router {
+        let door = Door { service: self.clone(), opened_at: seconds_now() };
+        Router::new()
+            .route("/v1/chat/completions", post(chat))
+            .route("/v1/completions", post(completion))
+            .route("/v1/models", get(models))
+            .route("/v1/models/{*name}", get(model))
+            .route("/health", get(health))
+            .route("/status", get(status))
+            .route("/openapi.json", get(|| async { json_text(OPENAPI.into()) }))
+            .fallback(no_such_path)
+            .method_not_allowed_fallback(no_such_method)
+            .with_state(door)
+    }
+}
+
+async fn chat(State(door): State<Door>, request: Request) -> Response {
+    door.answer(Call::Chat, request).await
+}
+
+async fn completion(State(door): State<Door>, request: Request) -> Response {
+    door.answer(Call::Completion, request).await
+}
+
+async fn models(State(door): State<Door>) -> Response {
+    json_text(door.models().to_string())
+}
+
+async fn model(State(door): State<Door>, Path(name): Path<String>) -> Response {
+    let mut listed = door.models();
+    let found = listed["data"].as_array_mut().and_then(|models| {
+        let index = models.iter().position(|model| model["id"] == name.as_str())?;
+        Some(models.swap_remove(index))
+    });
+    match found {
+        Some(model) => json_text(model.to_string()),
+        None => {
+            let message = format!("{name:?} is not served; /v1/models lists what is");
+            Failure::at_the_door(StatusCode::NOT_FOUND, "not_found", message).into_response()
+        }
+    }
+}
+
+/// Whether a request would find somebody, for load balancers.
+async fn health(State(door): State<Door>) -> Response {
+    let unwell = |cause, message| {
+        Failure::at_the_door(StatusCode::SERVICE_UNAVAILABLE, cause, message).into_response()
+    };
+    if door.service.is_draining() {
+        return unwell("draining", "this router is leaving");
+    }
+    if door.service.served().base_models.is_empty() {
+        return unwell("no_base_worker", "no base worker is registered yet");
+    }
+    json_text(r#"{"status":"ok"}"#.into())
+}
+
+async fn status(State(door): State<Door>) -> Response {
+    json_text(catalogue::status(&door.service.overview()).to_string())
+}
+
+async fn no_such_path(uri: Uri) -> Failure {
+    let message = format!("{} is not here; /openapi.json lists what is", uri.path());
+    Failure::at_the_door(StatusCode::NOT_FOUND, "unknown_path", message)
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Failure {
+    let message = format!("{} is not for {method}; /openapi.json lists what is", uri.path());
+    Failure::at_the_door(StatusCode::METHOD_NOT_ALLOWED, "unknown_method", message)
+}
+
+// === impl Door ===
+
+impl Door {
+    fn models(&self) -> Value {
+        catalogue::models(&self.service.served(), self.opened_at)
+    }
+
+    async fn answer(&self, call: Call, request: Request) -> Response {
+        let request_id = match request_id(request.headers()) {
+            Ok(request_id) => request_id,
+            Err(failure) => return failure.into_response(),
+        };
+        let answered = self.try_answer(call, request, &request_id).await;
+        let mut response = answered.unwrap_or_else(IntoResponse::into_response);
+        if let Ok(value) = HeaderValue::try_from(request_id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        response
+    }
+
+    async fn try_answer(&self, call: Call, request: Request, request_id: &str) -> Result<Response, Failure> {
+        let body = body_of(request).await?;
+        let Ask { request, timeout, form } = Ask::read(call, &body, request_id).map_err(|refusal| {
+            self.service.relay.metrics.ended("refused");
+            Failure::of_body(refusal)
+        })?;
+        let answers = request.sampling.as_ref().and_then(|sampling| sampling.n).unwrap_or(1);
+        let (is_streamed, names) = (form.is_streamed, form.names.clone());
+        let failed = |status: Status| Failure::of_request(&status, &names);
+        let events = self.service.answer(request, timeout).await.map_err(failed)?;
+        let writer = Writer::new(form, request_id, answers, seconds_now());
+        if is_streamed {
+            return Ok(Streamed::begin(events, writer, names).await?.into_response());
+        }
+        whole(events, writer).await.map_err(failed)
+    }
+}
+
+/// The client's own name for its request, or one that is drawn.
+fn request_id(headers: &HeaderMap) -> Result<String, Failure> {
+    let Some(value) = headers.get(REQUEST_ID) else {
+        return Ok(format!("{:032x}", rand::random::<u128>()));
+    };
+    let id = value.to_str().ok().filter(|id| !id.is_empty() && id.len() <= NAME_BYTES_MAX);
+    id.map(str::to_owned).ok_or_else(|| {
+        let message = format!("x-request-id: wants 1..={NAME_BYTES_MAX} visible ASCII characters");
+        Failure::at_the_door(StatusCode::BAD_REQUEST, "invalid_argument", message)
+    })
+}
+
+async fn body_of(request: Request) -> Result<Bytes, Failure> {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
+    // Not politeness: a page of another site may post what it likes here, unless it is called JSON.
+    if kind.split(';').next().map(str::trim) != Some("application/json") {
+        let message = format!("content-type: is {kind:?}, wants application/json");
+        return Err(Failure::at_the_door(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_argument", message));
+    }
+    let read = to_bytes(request.into_body(), REQUEST_MESSAGE_BYTES_MAX);
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) => {
+            let message = format!("the body has more than {REQUEST_MESSAGE_BYTES_MAX} bytes, or broke off");
+            Err(Failure::at_the_door(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+        }
+        Err(_) => {
+            let message = format!("the body took more than {} s to arrive", BODY_TIMEOUT.as_secs());
+            Err(Failure::at_the_door(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
+        }
+    }
+}
+
+async fn whole(mut events: GenerateStream, mut writer: Writer) -> Result<Response, Status> {
+    let mut transcript = Transcript::default();
+    while let Some(response) = events.next().await {
+        let Some(event) = response?.event else { continue };
+        transcript.apply(&event).map_err(|error| Status::internal(error.to_string()))?;
+    }
+    Ok(json_text(writer.whole(&transcript).to_string()))
+}
+
+fn json_text(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], Body::from(text)).into_response()
+}
+
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+// === impl Streamed ===
+
+impl Streamed {
+    /// Waits for the first event: a request that ends before it still gets a status of its own.
+    async fn begin(mut events: GenerateStream, writer: Writer, names: Names) -> Result<Self, Failure> {
+        let first = events.next().await;
+        let mut streamed = Self { events, writer, names, ready: VecDeque::new(), is_over: false };
+        match first {
+            Some(Err(status)) => return Err(Failure::of_request(&status, &streamed.names)),
+            first => streamed.take(first),
+        }
+        Ok(streamed)
+    }
+
+    fn take(&mut self, next: Option<Result<pb::GenerateResponse, Status>>) {
+        match next {
+            Some(Ok(response)) => {
+                let chunks = response.event.map(|event| self.writer.chunks(event)).unwrap_or_default();
+                self.ready.extend(chunks.iter().map(Value::to_string));
+            }
+            Some(Err(status)) => {
+                self.is_over = true;
+                self.ready.push_back(Failure::of_request(&status, &self.names).body().to_string());
+            }
+            None => {
+                self.is_over = true;
+                self.ready.push_back("[DONE]".to_owned());
+            }
+        }
+    }
+
+    async fn next_data(&mut self) -> Option<String> {
+        loop {
+            if let Some(data) = self.ready.pop_front() {
+                return Some(data);
+            }
+            if self.is_over {
+                return None;
+            }
+            let next = self.events.next().await;
+            self.take(next);
+        }
+    }
+
+    fn into_events(self) -> impl Stream<Item = Result<Sent, Infallible>> {
+        unfold(self, |mut streamed| async move {
+            let data = streamed.next_data().await?;
+            Some((Ok(Sent::default().data(data)), streamed))
+        })
+    }
+}
+
+impl IntoResponse for Streamed {
+    fn into_response(self) -> Response {
+        let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+        let mut response = Sse::new(self.into_events()).keep_alive(keep_alive).into_response();
+        response.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+        response
+    }
+}

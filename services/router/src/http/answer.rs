@@ -1,0 +1,239 @@
+//! Events become OpenAI's objects: one for a whole answer, or a chunk for each event of a stream.
+
+use serde_json::{Map, Value, json};
+use uniarm_proto::{ChoiceTranscript, Event, Transcript, pb, transcript::finish_reason_name};
+
+use super::{
+    ask::{Call, Form},
+    guidance,
+    logprobs::{Detailed, decimal},
+};
+
+/// Turns the events of one request into the objects of its answer.
+pub(super) struct Writer {
+    form: Form,
+    /// Of the answer, and of each of its chunks.
+    head: Map<String, Value>,
+    answers: usize,
+    /// What only the first chunk says.
+    beginning: Option<Value>,
+    /// Characters of each answer's tokens so far, which log-probabilities of a completion count.
+    offsets: Vec<usize>,
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// `created`: seconds since 1970.
+    pub(super) fn new(form: Form, request_id: &str, answers: u32, created: u64) -> Self {
+        let id = match form.call {
+            Call::Chat => format!("chatcmpl-{request_id}"),
+            Call::Completion => format!("cmpl-{request_id}"),
+        };
+        let object = match (form.call, form.is_streamed) {
+            (Call::Chat, true) => "chat.completion.chunk",
+            (Call::Chat, false) => "chat.completion",
+            (Call::Completion, _) => "text_completion",
+        };
+        let head = [("id", json!(id)), ("object", json!(object)), ("created", json!(created))];
+        let head = head.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let answers = answers as usize;
+        Self { form, head, answers, beginning: None, offsets: vec![0; answers] }
+    }
+
+    /// The chunks of an event, in order.
+    pub(super) fn chunks(&mut self, event: Event) -> Vec<Value> {
+        match event {
+            Event::Started(started) => self.started(&started),
+            Event::Tokens(tokens) => self.tokens(&tokens).into_iter().collect(),
+            Event::Finished(finished) => {
+                let mut choice = self.piece(finished.choice, "");
+                finish(&mut choice, &finished);
+                vec![self.chunk(vec![choice])]
+            }
+            Event::Summary(summary) if self.form.has_usage => {
+                let mut chunk = self.chunk(Vec::new());
+                chunk["usage"] = usage(&summary);
+                chunk["uniarm"] = costs(&summary);
+                vec![chunk]
+            }
+            Event::Summary(_) => Vec::new(),
+        }
+    }
+
+    /// The answer as a whole.
+    pub(super) fn whole(&mut self, transcript: &Transcript) -> Value {
+        let started = transcript.started.clone().unwrap_or_default();
+        let summary = transcript.summary.unwrap_or_default();
+        let choices = transcript.choices.iter().enumerate();
+        let choices: Vec<_> = choices.map(|(index, choice)| self.choice(index, choice)).collect();
+        let mut answer = self.head.clone();
+        answer.insert("model".into(), json!(started.model));
+        answer.insert("choices".into(), Value::Array(choices));
+        answer.insert("usage".into(), usage(&summary));
+        let mut extension = beginning(&started);
+        merge(&mut extension, costs(&summary));
+        answer.insert("uniarm".into(), extension);
+        Value::Object(answer)
+    }
+
+    fn choice(&self, index: usize, answer: &ChoiceTranscript) -> Value {
+        let detailed = self.detailed(&answer.tokens, &answer.details);
+        let mut choice = match self.form.call {
+            Call::Chat => json!({
+                "index": index,
+                "message": { "role": "assistant", "content": answer.text, "refusal": null },
+                "logprobs": detailed.map(|detailed| detailed.of_chat()),
+            }),
+            Call::Completion => json!({
+                "index": index,
+                "text": answer.text,
+                "logprobs": detailed.map(|detailed| detailed.of_completion(0)),
+            }),
+        };
+        mark(&mut choice, &answer.unguided);
+        finish(&mut choice, &answer.finished.clone().unwrap_or_default());
+        choice
+    }
+
+    fn started(&mut self, started: &pb::Started) -> Vec<Value> {
+        self.head.insert("model".into(), json!(started.model));
+        self.beginning = Some(beginning(started));
+        if self.form.call == Call::Completion {
+            return Vec::new();
+        }
+        let opening = |index| {
+            json!({
+                "index": index,
+                "delta": { "role": "assistant", "content": "" },
+                "logprobs": null,
+                "finish_reason": null,
+            })
+        };
+        (0..self.answers).map(|index| self.chunk(vec![opening(index)])).collect()
+    }
+
+    /// Nothing where tokens have not made a whole character yet, and nothing else is to be said of them.
+    fn tokens(&mut self, tokens: &pb::Tokens) -> Option<Value> {
+        let detailed = self.detailed(&tokens.ids, &tokens.details);
+        if tokens.text.is_empty() && detailed.is_none() && tokens.unguided.is_empty() {
+            return None;
+        }
+        let mut choice = self.piece(tokens.choice, &tokens.text);
+        if let Some(detailed) = detailed {
+            let offset = &mut self.offsets[tokens.choice as usize];
+            choice["logprobs"] = match self.form.call {
+                Call::Chat => detailed.of_chat(),
+                Call::Completion => detailed.of_completion(*offset),
+            };
+            *offset += detailed.characters();
+        }
+        let positions: Vec<_> = tokens.unguided.iter().map(|index| tokens.position + index).collect();
+        mark(&mut choice, &positions);
+        Some(self.chunk(vec![choice]))
+    }
+
+    fn piece(&self, index: u32, text: &str) -> Value {
+        match self.form.call {
+            Call::Chat => {
+                let delta = if text.is_empty() { json!({}) } else { json!({ "content": text }) };
+                json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null })
+            }
+            Call::Completion => {
+                json!({ "index": index, "text": text, "logprobs": null, "finish_reason": null })
+            }
+        }
+    }
+
+    fn chunk(&mut self, choices: Vec<Value>) -> Value {
+        let mut chunk = self.head.clone();
+        chunk.insert("choices".into(), Value::Array(choices));
+        if self.form.has_usage {
+            chunk.insert("usage".into(), Value::Null);
+        }
+        if let Some(beginning) = self.beginning.take() {
+            chunk.insert("uniarm".into(), beginning);
+        }
+        Value::Object(chunk)
+    }
+
+    fn detailed<'a>(&self, ids: &'a [u32], details: &'a [pb::TokenDetail]) -> Option<Detailed<'a>> {
+        let shown = self.form.alternatives? as usize;
+        (!details.is_empty()).then_some(Detailed { ids, details, shown })
+    }
+}
+
+// === the extension `uniarm` ===
+
+/// What a request became: enough to ask it again.
+fn beginning(started: &pb::Started) -> Value {
+    json!({
+        "seed": started.seed,
+        "guidance": started.guidance.iter().map(guidance::as_json).collect::<Vec<_>>(),
+        "base_strength": decimal(started.base_strength.unwrap_or(1.0)),
+    })
+}
+
+/// What it cost, beyond tokens.
+fn costs(summary: &pb::Summary) -> Value {
+    let (usage, timing) = (summary.usage.unwrap_or_default(), summary.timing.unwrap_or_default());
+    let (exchange, speculation) =
+        (summary.exchange.unwrap_or_default(), summary.speculation.unwrap_or_default());
+    json!({
+        "unguided_tokens": usage.unguided_tokens,
+        "timing": {
+            "queue_ms": timing.queue_ms,
+            "first_token_ms": timing.first_token_ms,
+            "total_ms": timing.total_ms,
+            "reward_stall_ms": timing.reward_stall_ms,
+        },
+        "exchange": {
+            "bytes": exchange.bytes,
+            "certified": exchange.certified,
+            "queried": exchange.queried,
+            "dense": exchange.dense,
+        },
+        "speculation": {
+            "base_passes": speculation.base_passes,
+            "drafted": speculation.drafted,
+            "accepted": speculation.accepted,
+        },
+    })
+}
+
+fn usage(summary: &pb::Summary) -> Value {
+    let usage = summary.usage.unwrap_or_default();
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": { "cached_tokens": usage.cached_prompt_tokens },
+    })
+}
+
+/// Marks tokens that were chosen without their reward.
+fn mark(choice: &mut Value, unguided: &[u32]) {
+    if !unguided.is_empty() {
+        choice["uniarm"] = json!({ "unguided": unguided });
+    }
+}
+
+/// OpenAI knows no full context: to its clients it is a length, and the extension says which.
+fn finish(choice: &mut Value, finished: &pb::Finished) {
+    choice["finish_reason"] = json!(match finished.reason() {
+        pb::FinishReason::Context => "length",
+        _ => finish_reason_name(finished),
+    });
+    if finished.reason() == pb::FinishReason::Context {
+        choice["uniarm"]["finish_reason"] = json!("context");
+    }
+    if !finished.stop.is_empty() {
+        choice["uniarm"]["stop"] = json!(finished.stop);
+    }
+}
+
+fn merge(object: &mut Value, more: Value) {
+    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+        object.extend(more);
+    }
+}
