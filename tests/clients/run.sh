@@ -1,9 +1,9 @@
 #!/bin/sh
-# Tries a running cluster with clients that are not ours: Python's grpcio, and grpcurl by reflection.
-# Usage: tests/clients/run.sh ENDPOINT        ENDPOINT: http://HOST:PORT of a router or of `uniarm up`
+# Tries a running cluster with clients that are not ours: Python's grpcio, grpcurl by reflection, OpenAI's for Python.
+# Usage: tests/clients/run.sh ENDPOINT [HTTP]        ENDPOINT, HTTP: http://HOST:PORT of a router's two front doors
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# = 1 ] || { sed -n '2,3s/^# //p' "$0" >&2 && exit 2; }
+[ $# = 1 ] || [ $# = 2 ] || { sed -n '2,3s/^# //p' "$0" >&2 && exit 2; }
 
 status=0
 if python=$("$here/../../scripts/python-env.sh" clients -r "$here/python/requirements.txt"); then
@@ -12,4 +12,11 @@ else
     echo "skipped: python, because grpcio cannot be installed (see above)"
 fi
 "$here/grpcurl.sh" "$1" || status=1
+if [ $# = 2 ]; then
+    if python=$("$here/../../scripts/python-env.sh" openai openai==3.57.0); then
+        "$python" "$here/python/openai_check.py" "$2" || status=1
+    else
+        echo "skipped: openai, because its client cannot be installed (see above)"
+    fi
+fi
 exit $status

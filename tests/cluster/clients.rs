@@ -1,4 +1,4 @@
-//! Clients in other languages: our Python package, Python's grpcio from our .proto files, and grpcurl by reflection.
+//! Clients in other languages: our Python package, OpenAI's, Python's grpcio from our .proto files, grpcurl by reflection.
 
 use std::process::Command;
 
@@ -7,12 +7,13 @@ use uniarm_proto::{ClusterClient, Sampling, Transcript};
 use crate::harness::{Cluster, PROMPTED, Running, machine, repository, request};
 
 #[test]
-fn python_and_grpcurl_stream_an_answer() {
+fn python_grpcurl_and_openai_stream_an_answer() {
     let _machine = machine();
     let cluster = Cluster::up(&PROMPTED);
     let script = repository().join("tests/clients/run.sh");
     let endpoint = format!("http://{}", cluster.router.address);
-    let output = Command::new("sh").arg(script).arg(endpoint).output().unwrap();
+    let http = format!("http://{}", cluster.http);
+    let output = Command::new("sh").arg(script).arg(endpoint).arg(http).output().unwrap();
     println!("{}", String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -160,7 +160,7 @@ async fn http_has_the_bytes_of_grpc_and_names_the_field_that_is_wrong() {
         ),
         (
             "an unknown reward of a list",
-            json!({ "guidance": [{}, { "reward": "nobody" }] }),
+            json!({ "guidance": [{ "reward": "positive" }, { "reward": "nobody" }] }),
             404,
             json!("guidance[1].reward"),
         ),

@@ -340,11 +340,15 @@ impl Choice {
         if rows.iter().any(|(_, row)| row.is_whole()) {
             self.need = Mode::Dense;
         }
+        let unguided = rows.len() < self.terms.len();
         Some(Chosen {
             token,
             mode: (!rows.is_empty()).then_some(self.need),
-            unguided: rows.len() < self.terms.len(),
-            detail: rules.logprobs.map(|count| detail(token, count as usize, &base, &rows, rules.tokenizer)),
+            unguided,
+            detail: rules.logprobs.map(|count| pb::TokenDetail {
+                reward_logprobs: if unguided { Vec::new() } else { reward_logprobs(token, &rows) },
+                ..detail(token, count as usize, &base, &rows, rules.tokenizer)
+            }),
             stalled,
         })
     }
@@ -421,6 +425,11 @@ pub(crate) fn ends(tokenizer: &Tokenizer, asked: &AskedSampling, token: u32) -> 
     (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token)
 }
 
+/// What each reward thinks of a token.
+fn reward_logprobs(token: u32, rows: &[(f32, &TermRow)]) -> Vec<f32> {
+    rows.iter().map(|(_, row)| row.log_probability(token).unwrap_or(f32::NEG_INFINITY)).collect()
+}
+
 /// What the reward changed, for one token. Alternatives need whole rows, which such requests ask for.
 fn detail(
     token: u32,
@@ -437,7 +446,7 @@ fn detail(
     let mut detail = pb::TokenDetail {
         base_logprob: base.own[token as usize] - base_normalizer,
         reward_contribution: contribution(token),
-        alternatives: Vec::new(),
+        ..pb::TokenDetail::default()
     };
     if alternatives == 0 {
         return detail;

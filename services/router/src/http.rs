@@ -1,7 +1,8 @@
-//! The HTTP front door: OpenAI's API over the admission, placement and recovery that gRPC has.
+//! The HTTP front door: OpenAI's API over the admission, placement and recovery that gRPC has, and a page to try it.
 //!
 //! `ask` (a body becomes a request; `fields` and `guidance` read it) → `RouterService::answer` → `answer` (events become
-//! objects; `logprobs` their details); `failure` is what any of it can end with, `catalogue` what is served.
+//! objects; `logprobs` their details); `failure` is what any of it can end with, `catalogue` what is served, `page` the
+//! playground.
 
 mod answer;
 mod ask;
@@ -10,6 +11,7 @@ mod failure;
 mod fields;
 mod guidance;
 mod logprobs;
+mod page;
 
 use std::{
     collections::VecDeque,
@@ -86,6 +88,7 @@ impl RouterService {
             .route("/health", get(health))
             .route("/status", get(status))
             .route("/openapi.json", get(|| async { json_text(OPENAPI.into()) }))
+            .merge(page::routes())
             .fallback(no_such_path)
             .method_not_allowed_fallback(no_such_method)
             .with_state(door)

@@ -32,7 +32,7 @@ impl Detailed<'_> {
             });
             let mut entry = entry(chosen.text, chosen.logprob);
             entry["top_logprobs"] = top.collect();
-            entry["uniarm"] = extension(id, detail.base_logprob, detail.reward_contribution);
+            entry["uniarm"] = of_token(id, detail);
             entry
         });
         json!({ "content": entries.collect::<Vec<_>>(), "refusal": null })
@@ -51,7 +51,7 @@ impl Detailed<'_> {
             logprobs.push(decimal(chosen.logprob));
             tops.push(Value::Object(top));
             offsets.push(json!(offset));
-            extensions.push(extension(id, detail.base_logprob, detail.reward_contribution));
+            extensions.push(of_token(id, detail));
             offset += chosen.text.chars().count();
         }
         json!({
@@ -92,6 +92,12 @@ fn extension(id: u32, base_logprob: f32, reward_contribution: f32) -> Value {
     json!({ "id": id, "base_logprob": decimal(base_logprob), "reward_contribution": decimal(reward_contribution) })
 }
 
+fn of_token(id: u32, detail: &pb::TokenDetail) -> Value {
+    let mut extension = extension(id, detail.base_logprob, detail.reward_contribution);
+    extension["reward_logprobs"] = detail.reward_logprobs.iter().copied().map(decimal).collect();
+    extension
+}
+
 /// A number as short as its 32 bits are; widened to 64, it would print digits that say nothing.
 pub(super) fn decimal(number: f32) -> Value {
     number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
@@ -110,6 +116,7 @@ mod tests {
         let detail = pb::TokenDetail {
             base_logprob: -3.0,
             reward_contribution: -0.5,
+            reward_logprobs: vec![-0.25],
             alternatives: vec![alternative(1, "a", -0.1), alternative(9, " é", -4.0)],
         };
         let detailed = Detailed { ids: &[9], details: &[detail], shown: 1 };
@@ -119,6 +126,7 @@ mod tests {
         assert_eq!(entry["bytes"], json!([32, 195, 169]));
         assert_eq!(entry["top_logprobs"].as_array().unwrap().len(), 1);
         assert_eq!(entry["uniarm"]["base_logprob"], json!(-3.0));
+        assert_eq!(entry["uniarm"]["reward_logprobs"], json!([-0.25]));
         let completion = detailed.of_completion(7);
         assert_eq!(completion["text_offset"], json!([7]));
         assert_eq!(completion["top_logprobs"], json!([{ "a": -0.1 }]));
