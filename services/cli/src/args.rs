@@ -470,7 +470,7 @@ pub struct DemoArgs {
     /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
     #[arg(long)]
     pub model: Option<String>,
-    /// Adapter folder to steer with, instead of prompted reward models
+    /// Adapter folder to steer with [default: the one that ships, or system texts where --model names another model]
     #[arg(long)]
     pub adapter: Option<PathBuf>,
     /// Length of each answer

@@ -11,7 +11,9 @@ use uniarm_proto::{
 
 use crate::{
     args::DemoArgs,
-    client, generate,
+    client,
+    demo_adapter::DemoAdapter,
+    generate,
     part::{Part, READY_TIMEOUT},
     side_by_side, worker,
 };
@@ -33,23 +35,30 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
             worker::demo_model().await?
         }
     };
+    // The adapter that ships fits the demo model alone.
+    let shipped = (args.model.is_none() && args.adapter.is_none()).then(DemoAdapter::unpack).transpose()?;
+    let given = args.adapter.as_ref().map(|folder| folder.display().to_string());
+    let adapter = shipped.as_ref().map(DemoAdapter::flag).or(given);
     println!("demo 2/3  cluster: starting a reward worker, a base worker and a router");
     let mut parts = Vec::new();
-    let shown = show(&args, &model, &mut parts).await;
+    let shown = show(&args, &model, adapter.as_deref(), &mut parts).await;
     let stopped = stop(parts).await;
     shown?;
     stopped?;
     println!("\nAll three processes have stopped. Next: `uniarm up`, then in another terminal");
-    println!(
-        "  uniarm generate --preference positive=0.7,concise=0.3 --strength 2 \"Tell me about the sea.\""
-    );
+    println!("  uniarm generate --preference positive=0.7,concise=0.3 \"Tell me about the sea.\"");
     Ok(())
 }
 
-async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Result<()> {
+async fn show(
+    args: &DemoArgs,
+    model: &str,
+    adapter: Option<&str>,
+    parts: &mut Vec<Part>,
+) -> anyhow::Result<()> {
     let mut reward_flags = vec!["--model".to_owned(), model.to_owned()];
-    match &args.adapter {
-        Some(folder) => reward_flags.extend(["--adapter".to_owned(), folder.display().to_string()]),
+    match adapter {
+        Some(flag) => reward_flags.extend(["--adapter".to_owned(), flag.to_owned()]),
         None => {
             for (name, text) in worker::DEMO_PROMPTED {
                 reward_flags.extend(["--prompted".to_owned(), format!("{name}={text}")]);
@@ -65,7 +74,7 @@ async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Re
 
     let cluster = client::dial(&[format!("http://{router}")]).await?;
     let served = wait_for_models(&cluster).await?;
-    let columns = columns(args, &served);
+    let columns = columns(&served, adapter.is_some());
     println!("demo 3/3  prompt: {:?}, answered {} times in one batch\n", args.prompt, columns.len());
     let total = columns.len() as u64 * u64::from(args.max_tokens);
     let style =
@@ -97,8 +106,8 @@ async fn show(args: &DemoArgs, model: &str, parts: &mut Vec<Part>) -> anyhow::Re
 }
 
 /// The same prompt unguided and under three preferences over the first two objectives that can be mixed.
-fn columns(args: &DemoArgs, served: &pb::ListModelsResponse) -> Vec<Column> {
-    let (first, second, strength) = if args.adapter.is_some() {
+fn columns(served: &pb::ListModelsResponse, trained: bool) -> Vec<Column> {
+    let (first, second, strength) = if trained {
         let objectives =
             served.reward_models.first().map(|reward| reward.objectives.as_slice()).unwrap_or_default();
         match objectives {

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod client;
 mod demo;
+mod demo_adapter;
 mod eval;
 mod generate;
 mod job;

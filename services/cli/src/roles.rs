@@ -19,6 +19,7 @@ use uniarm_runtime::{
 
 use crate::{
     args::{BaseArgs, EngineArgs, LogArgs, LogForm, ProcessArgs, RewardArgs, RouterArgs, UpArgs},
+    demo_adapter::{self, DemoAdapter},
     local::{LocalScorer, StoreScorer},
     served::Served,
     worker::{self, Loaded},
@@ -165,15 +166,17 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let _admin = start_admin(args.admin.as_deref(), &metrics, "up", &readiness)?;
 
     let mut models = args.models.clone();
+    // The adapter that ships fits the demo model alone.
+    let shipped = (args.base.is_none() && !models.is_some()).then(DemoAdapter::unpack).transpose()?;
+    if let Some(shipped) = &shipped {
+        models.adapter.push(shipped.flag());
+        let others =
+            worker::DEMO_PROMPTED.iter().filter(|(name, _)| !demo_adapter::OBJECTIVES.contains(name));
+        models.prompted.extend(others.map(|(name, text)| format!("{name}={text}")));
+    }
     let base_source = match &args.base {
         Some(source) => source.clone(),
-        None => {
-            if models.adapter.is_empty() && models.system.is_none() && models.prompted.is_empty() {
-                models.prompted =
-                    worker::DEMO_PROMPTED.iter().map(|(name, text)| format!("{name}={text}")).collect();
-            }
-            worker::demo_model().await?
-        }
+        None => worker::demo_model().await?,
     };
     let reward_source = args.reward.clone().unwrap_or_else(|| base_source.clone());
     if args.fused && reward_source != base_source {

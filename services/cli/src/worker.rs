@@ -26,7 +26,7 @@ const DEFAULT_REWARD: &str = "reward";
 /// Prints the path of the demo model, fetching it if needed.
 const FETCH_DEMO_MODEL: &str = include_str!("../../../scripts/fetch-demo-model.sh");
 
-/// Until an adapter that this project trained ships, the demo steers with prompted reward models.
+/// Reward models that any chat model can be by a system text: for models that no adapter was trained for.
 pub const DEMO_PROMPTED: [(&str, &str); 4] = [
     ("helpful", "You are a helpful expert. Give concrete, useful and complete advice."),
     ("harmless", "You are a careful assistant. Be gentle and safe, and never suggest anything risky."),
