@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     path::PathBuf,
 };
 
@@ -40,7 +41,16 @@ pub struct JobOptions {
     pub plan: Plan,
     /// Bad lines are written with their error, instead of refusing the whole input.
     pub keep_going: bool,
+    pub part: Part,
     pub drive: DriveOptions,
+}
+
+/// Which lines a job takes, of `count` ranges of equal length: their outputs, one after the other, are the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// From 0.
+    pub index: u64,
+    pub count: u64,
 }
 
 /// A job while it runs, for whoever shows it.
@@ -81,18 +91,21 @@ pub enum JobError {
 struct BadLines<'a>(&'a [(Place, LineError)], u64);
 
 /// A request, or why its line is none.
-type Reading = Result<Planned, (LineError, Label)>;
+type Reading = Result<Planned, Box<(LineError, Label)>>;
 
 /// What the first reading found.
 struct Survey {
     digest: String,
-    requests: u64,
+    /// The lines of this part.
+    own: Range<u64>,
 }
 
 /// A job that asks.
 struct Job<'a> {
     plan: &'a Plan,
     lines: Lines,
+    /// The lines of this part.
+    own: Range<u64>,
     ledger: Ledger,
     drive: Drive<'a>,
     /// Of what is in flight.
@@ -113,16 +126,18 @@ pub async fn run(
     mut seen: impl FnMut(&Progress),
 ) -> Result<Progress, JobError> {
     let survey = tokio::task::block_in_place(|| survey(options))?;
-    let identity = identity(options, &survey);
+    let requests = (survey.own.end - survey.own.start) * options.plan.width();
+    let identity = identity(options, &survey.digest, requests);
     let encoding = Encoding::of(&options.output).map_err(JobError::Output)?;
     let ledger = Ledger::open(&options.output, identity, options.order, encoding)?;
     let mut job = Job {
         plan: &options.plan,
         lines: options.source.lines(),
+        own: survey.own.clone(),
         drive: Drive::new(cluster, options.drive.clone()),
         labels: HashMap::new(),
         open: Vec::new(),
-        progress: Progress { requests: survey.requests, kept: ledger.done(), ..Progress::default() },
+        progress: Progress { requests, kept: ledger.done(), ..Progress::default() },
         ledger,
     };
     let ran = job.run(&mut seen).await;
@@ -139,7 +154,7 @@ fn survey(options: &JobOptions) -> Result<Survey, JobError> {
     let mut lines = options.source.lines();
     let (mut bad, mut count) = (Vec::new(), 0);
     let mut total = 0;
-    while let Some(line) = lines.next()? {
+    while let Some(line) = lines.next_line()? {
         total += 1;
         if options.keep_going {
             continue;
@@ -153,12 +168,12 @@ fn survey(options: &JobOptions) -> Result<Survey, JobError> {
     }
     match (total, count) {
         (0, _) => Err(JobError::Empty),
-        (_, 0) => Ok(Survey { digest: lines.digest(), requests: total * options.plan.width() }),
+        (_, 0) => Ok(Survey { digest: lines.digest(), own: options.part.of(total) }),
         _ => Err(JobError::BadLines { lines: bad, count }),
     }
 }
 
-fn identity(options: &JobOptions, survey: &Survey) -> Identity {
+fn identity(options: &JobOptions, digest_of_input: &str, requests: u64) -> Identity {
     let digest = |bytes: &[u8]| hexadecimal(&Sha256::digest(bytes)[..16]);
     let plan = &options.plan;
     let preferences = serde_json::to_vec(&plan.fan_out).expect("strings and numbers");
@@ -168,18 +183,54 @@ fn identity(options: &JobOptions, survey: &Survey) -> Identity {
         ("--raw", plan.is_raw.to_string()),
         ("--as-finished", options.order.name().to_owned()),
         ("--keep-going", options.keep_going.to_string()),
+        ("--part", options.part.to_string()),
         (
             "the model, or a flag such as --preference or --temperature,",
             digest(&plan.template().encode_to_vec()),
         ),
     ];
     Identity {
-        input: survey.digest.clone(),
-        requests: survey.requests,
+        input: digest_of_input.to_owned(),
+        requests,
         settings: settings
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value))
             .collect::<BTreeMap<_, _>>(),
+    }
+}
+
+// === impl Part ===
+
+impl Part {
+    /// Of so many lines.
+    fn of(self, lines: u64) -> Range<u64> {
+        // Wide enough for any two numbers that count lines and parts.
+        let start = |index: u64| (u128::from(lines) * u128::from(index) / u128::from(self.count)) as u64;
+        start(self.index)..start(self.index + 1)
+    }
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self { index: 0, count: 1 }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
+    }
+}
+
+impl std::str::FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no part; 0/8 is the first of eight, 7/8 the last");
+        let (index, count) = text.split_once('/').ok_or_else(wrong)?;
+        let part =
+            Self { index: index.parse().map_err(|_| wrong())?, count: count.parse().map_err(|_| wrong())? };
+        if part.index < part.count { Ok(part) } else { Err(wrong()) }
     }
 }
 
@@ -193,7 +244,7 @@ impl Job<'_> {
             match self.drive.next().await {
                 None if self.is_at_end()? => return Ok(()),
                 None => {}
-                Some(Ok(Done { number, result })) => self.finish(number, result)?,
+                Some(Ok(Done { number, result })) => self.finish(number, &result)?,
                 Some(Err(away)) => {
                     let (done, requests) = (self.ledger.done(), self.progress.requests);
                     return Err(JobError::Away { away, done, requests });
@@ -203,7 +254,7 @@ impl Job<'_> {
     }
 
     fn may_read_on(&self) -> bool {
-        let unread = self.lines.index() * self.plan.width();
+        let unread = self.lines.index().saturating_sub(self.own.start) * self.plan.width();
         let next = self.open.last().map_or(unread, |(number, _)| *number);
         next < self.ledger.done_below() + AHEAD_MAX
     }
@@ -216,7 +267,8 @@ impl Job<'_> {
                 self.labels.insert(number, planned.label);
                 self.drive.ask(number, planned.request);
             }
-            Err((error, label)) => {
+            Err(bad) => {
+                let (error, label) = *bad;
                 let line = output_line(&label, Err(&Failure::from(&error)));
                 self.ledger.record(number, true, line)?;
             }
@@ -232,19 +284,24 @@ impl Job<'_> {
                     return Ok(Some((number, planned)));
                 }
             }
-            let Some(line) = self.lines.next()? else { return Ok(None) };
+            let Some(line) = self.lines.next_line()? else { return Ok(None) };
             self.open_line(&line);
         }
     }
 
     fn open_line(&mut self, line: &Line) {
-        let first = line.index * self.plan.width();
+        if !self.own.contains(&line.index) {
+            return;
+        }
+        let first = (line.index - self.own.start) * self.plan.width();
         if first + self.plan.width() <= self.ledger.done_below() {
             return;
         }
         let planned: Vec<_> = match self.plan.read(line) {
             Ok(planned) => planned.into_iter().map(Ok).collect(),
-            Err((error, labels)) => labels.into_iter().map(|label| Err((error.clone(), label))).collect(),
+            Err((error, labels)) => {
+                labels.into_iter().map(|label| Err(Box::new((error.clone(), label)))).collect()
+            }
         };
         self.open.extend((first..).zip(planned));
         self.open.reverse();
@@ -261,9 +318,9 @@ impl Job<'_> {
         }
     }
 
-    fn finish(&mut self, number: u64, result: Result<Transcript, Status>) -> Result<(), JobError> {
+    fn finish(&mut self, number: u64, result: &Result<Transcript, Status>) -> Result<(), JobError> {
         let label = self.labels.remove(&number).expect("what is in flight has a label");
-        let line = match &result {
+        let line = match result {
             Ok(transcript) => {
                 self.progress.tokens += transcript.choices.iter().map(|c| c.tokens.len() as u64).sum::<u64>();
                 output_line(&label, Ok(transcript))

@@ -22,7 +22,7 @@ pub use append_log::{AppendLog, LogError};
 pub use digest::{checksum, hexadecimal, seed};
 pub use drive::{Away, Cluster, Done, Drive, DriveOptions, PATIENCE, field_hint};
 pub use fields::{LineError, did_you_mean};
-pub use job::{JobError, JobOptions, Progress, run};
+pub use job::{JobError, JobOptions, Part, Progress, run};
 pub use ledger::journal_path;
 pub use output::Order;
 pub use pace::Pace;

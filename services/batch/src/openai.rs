@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use uniarm_proto::{ChoiceTranscript, Transcript, pb, transcript::finish_reason_name};
+use uniarm_proto::{ChoiceTranscript, Transcript, limits::LOGPROBS_MAX, pb, transcript::finish_reason_name};
 
 use crate::{
     digest,
@@ -103,10 +103,11 @@ pub(crate) fn read_line(
     };
     let body = fields.object("body")?.ok_or_else(|| fields.error("body", "is missing"))?;
     fields.finish(&LINE_FIELDS)?;
-    read_body(body, plan, label.form)
+    read_body(body, plan, label)
 }
 
-fn read_body(mut body: Fields, plan: &Plan, form: Form) -> Result<pb::GenerateRequest, LineError> {
+fn read_body(mut body: Fields, plan: &Plan, label: &mut Label) -> Result<pb::GenerateRequest, LineError> {
+    let form = label.form;
     let mut request = plan.template();
     request.input = Some(read_input(&mut body, form)?);
     if let Some(model) = body.take("model")? {
@@ -117,7 +118,10 @@ fn read_body(mut body: Fields, plan: &Plan, form: Form) -> Result<pb::GenerateRe
     if let Some(tokens) = body.take("max_completion_tokens")? {
         sampling.max_tokens = Some(tokens);
     }
-    read_logprobs(&mut body, form, sampling)?;
+    let shown = read_logprobs(&mut body, form)?;
+    // One more than is shown: the chosen token takes the last place where it is not among them.
+    sampling.logprobs = shown.map(|shown| (shown + 1).min(LOGPROBS_MAX));
+    label.alternatives = shown.unwrap_or(0) as usize;
     read_sampling(&mut body, sampling)?;
     refuse_what_is_not_served(&mut body)?;
     for name in IGNORED {
@@ -149,10 +153,9 @@ fn read_input(body: &mut Fields, form: Form) -> Result<pb::Input, LineError> {
     Ok(pb::Input { kind: Some(kind) })
 }
 
-/// Chats have a flag and a number, completions a number. The chosen token's own text and log-probability travel as an
-/// alternative, so that one is always asked for.
-fn read_logprobs(body: &mut Fields, form: Form, sampling: &mut pb::Sampling) -> Result<(), LineError> {
-    let wanted = match form {
+/// Alternatives to show: chats have a flag and a number, completions a number.
+fn read_logprobs(body: &mut Fields, form: Form) -> Result<Option<u32>, LineError> {
+    let shown = match form {
         Form::Completion => body.take::<u32>("logprobs")?,
         Form::Chat | Form::Short => {
             let top = body.take::<u32>("top_logprobs")?;
@@ -163,10 +166,12 @@ fn read_logprobs(body: &mut Fields, form: Form, sampling: &mut pb::Sampling) -> 
             is_wanted.then_some(top.unwrap_or(0))
         }
     };
-    if let Some(wanted) = wanted {
-        sampling.logprobs = Some(wanted.max(1));
+    match shown {
+        Some(shown) if shown > LOGPROBS_MAX => {
+            Err(body.error("logprobs", format!("asks for {shown} alternatives, the limit is {LOGPROBS_MAX}")))
+        }
+        shown => Ok(shown),
     }
-    Ok(())
 }
 
 /// Better no answer than one that looks as if it had heeded them.
@@ -199,7 +204,7 @@ pub(crate) fn write_line(label: &Label, result: Result<&Transcript, &Failure>) -
     let custom_id = custom_id(label);
     let name = |kind: &str| format!("{:016x}", digest::seed(0, &[kind, &custom_id]));
     let (status_code, body) = match result {
-        Ok(transcript) => (200, answer(label.form, transcript, &name("answer"))),
+        Ok(transcript) => (200, answer(label, transcript, &name("answer"))),
         Err(failure) => (failure.http_status(), failure.as_openai()),
     };
     let response = Response { status_code, request_id: format!("req_{}", name("request")), body };
@@ -215,16 +220,16 @@ fn custom_id(label: &Label) -> String {
     format!("{}#{}", label.id, weights.join(","))
 }
 
-fn answer(form: Form, transcript: &Transcript, name: &str) -> Value {
+fn answer(label: &Label, transcript: &Transcript, name: &str) -> Value {
     let started = transcript.started.clone().unwrap_or_default();
     let usage = transcript.summary.and_then(|summary| summary.usage).unwrap_or_default();
     let choices: Vec<Value> = transcript
         .choices
         .iter()
         .enumerate()
-        .map(|(index, choice)| choice_json(form, index, choice))
+        .map(|(index, choice)| choice_json(label, index, choice))
         .collect();
-    let (prefix, object) = match form {
+    let (prefix, object) = match label.form {
         Form::Completion => ("cmpl", "text_completion"),
         Form::Chat | Form::Short => ("chatcmpl", "chat.completion"),
     };
@@ -246,30 +251,30 @@ fn answer(form: Form, transcript: &Transcript, name: &str) -> Value {
     })
 }
 
-fn choice_json(form: Form, index: usize, choice: &ChoiceTranscript) -> Value {
+fn choice_json(label: &Label, index: usize, choice: &ChoiceTranscript) -> Value {
     let reason = choice.finished.as_ref().map(|finished| match finish_reason_name(finished) {
         "context" => "length",
         other => other,
     });
-    match form {
+    match label.form {
         Form::Completion => {
-            json!({ "index": index, "text": choice.text, "finish_reason": reason, "logprobs": completion_logprobs(choice) })
+            json!({ "index": index, "text": choice.text, "finish_reason": reason, "logprobs": completion_logprobs(choice, label.alternatives) })
         }
         Form::Chat | Form::Short => json!({
             "index": index,
             "message": { "role": "assistant", "content": choice.text, "refusal": null },
             "finish_reason": reason,
-            "logprobs": chat_logprobs(choice),
+            "logprobs": chat_logprobs(choice, label.alternatives),
         }),
     }
 }
 
 /// The chosen token among its alternatives.
-fn chosen<'a>(id: u32, detail: &'a pb::TokenDetail) -> Option<&'a pb::Alternative> {
+fn chosen(id: u32, detail: &pb::TokenDetail) -> Option<&pb::Alternative> {
     detail.alternatives.iter().find(|alternative| alternative.id == id)
 }
 
-fn chat_logprobs(choice: &ChoiceTranscript) -> Option<Value> {
+fn chat_logprobs(choice: &ChoiceTranscript, shown: usize) -> Option<Value> {
     if choice.details.is_empty() {
         return None;
     }
@@ -282,21 +287,26 @@ fn chat_logprobs(choice: &ChoiceTranscript) -> Option<Value> {
     };
     let token = |(id, detail): (&u32, &pb::TokenDetail)| {
         let mut token = chosen(*id, detail).map_or(json!({}), one);
-        token["top_logprobs"] = detail.alternatives.iter().map(one).collect();
+        token["top_logprobs"] = detail.alternatives.iter().take(shown).map(one).collect();
         token
     };
     let content: Vec<Value> = choice.tokens.iter().zip(&choice.details).map(token).collect();
     Some(json!({ "content": content, "refusal": null }))
 }
 
-fn completion_logprobs(choice: &ChoiceTranscript) -> Option<Value> {
+fn completion_logprobs(choice: &ChoiceTranscript, shown: usize) -> Option<Value> {
     if choice.details.is_empty() {
         return None;
     }
     let own: Vec<Option<&pb::Alternative>> =
         choice.tokens.iter().zip(&choice.details).map(|(id, detail)| chosen(*id, detail)).collect();
     let top = |detail: &pb::TokenDetail| -> Map<String, Value> {
-        detail.alternatives.iter().map(|one| (one.text.clone(), one.guided_logprob.into())).collect()
+        detail
+            .alternatives
+            .iter()
+            .take(shown)
+            .map(|one| (one.text.clone(), one.guided_logprob.into()))
+            .collect()
     };
     Some(json!({
         "tokens": own.iter().map(|one| one.map(|one| &one.text)).collect::<Vec<_>>(),

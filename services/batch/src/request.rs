@@ -77,6 +77,8 @@ pub struct Label {
     pub preference: Option<Preference>,
     /// As the line has it.
     pub meta: Option<Value>,
+    /// Of each token, in OpenAI's shape: how many alternatives are shown.
+    pub alternatives: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,10 +101,15 @@ impl Plan {
     /// The requests of a line, [`Self::width`] of them, each with its label. Of a line that is none, what is wrong, and
     /// labels as far as they can be read.
     pub fn read(&self, line: &Line) -> Result<Vec<Planned>, (LineError, Vec<Label>)> {
-        let mut label =
-            Label { form: Form::Short, id: (line.index + 1).to_string(), preference: None, meta: None };
+        let mut label = Label {
+            form: Form::Short,
+            id: (line.index + 1).to_string(),
+            preference: None,
+            meta: None,
+            alternatives: 0,
+        };
         let request = self.read_request(line, &mut label);
-        match request.and_then(|request| self.fan_out(request, &label)) {
+        match request.and_then(|request| self.fan_out(&request, &label)) {
             Ok(planned) => Ok(planned),
             Err(error) => Err((error, self.labels(&label))),
         }
@@ -162,7 +169,7 @@ impl Plan {
     }
 
     /// One request for each preference.
-    fn fan_out(&self, request: pb::GenerateRequest, label: &Label) -> Result<Vec<Planned>, LineError> {
+    fn fan_out(&self, request: &pb::GenerateRequest, label: &Label) -> Result<Vec<Planned>, LineError> {
         let mut planned = Vec::with_capacity(self.width() as usize);
         for label in self.labels(label) {
             let mut request = request.clone();

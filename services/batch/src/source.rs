@@ -161,7 +161,7 @@ fn open(file: &Path) -> io::Result<Box<dyn BufRead + Send>> {
 impl Lines {
     /// # Errors
     /// A file that cannot be read.
-    pub fn next(&mut self) -> Result<Option<Line>, SourceError> {
+    pub fn next_line(&mut self) -> Result<Option<Line>, SourceError> {
         loop {
             let Some((file, reader)) = &mut self.current else {
                 let Some(file) = self.files.next() else { return Ok(None) };

@@ -372,8 +372,8 @@ pub struct GenerateArgs {
     /// Idempotency id
     #[arg(long)]
     pub request_id: Option<String>,
-    /// Show the answer beside the unguided one, and beside those under further preferences; repeatable
-    #[arg(long, value_name = "PREFERENCE", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["json", "color"])]
+    /// Show the answer beside the unguided one, and beside that of this preference; repeatable; `unguided` adds none
+    #[arg(long, value_name = "PREFERENCE", conflicts_with_all = ["json", "color"])]
     pub compare: Vec<String>,
     /// Colour each token by what guidance did to it
     #[arg(long)]

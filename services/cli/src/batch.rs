@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use futures_util::future::BoxFuture;
 use tonic::Status;
-use uniarm_batch::{Cluster, DriveOptions, JobOptions, Order, PATIENCE, Plan, Preferences, Source};
+use uniarm_batch::{Cluster, DriveOptions, JobOptions, Order, PATIENCE, Part, Plan, Preferences, Source};
 use uniarm_proto::{ClusterClient, GenerateRequest, Priority, Transcript, pb::ListModelsResponse};
 
 use crate::{
@@ -45,6 +45,9 @@ pub struct BatchArgs {
     /// Write bad lines with their error, instead of refusing the whole input
     #[arg(long)]
     pub keep_going: bool,
+    /// Take one range of the lines: 0/8 is the first of eight
+    #[arg(long, default_value_t = Part::default(), value_name = "INDEX/COUNT")]
+    pub part: Part,
     /// Requests in flight at most; fewer while the cluster queues or refuses them
     #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N")]
     pub in_flight: usize,
@@ -84,6 +87,7 @@ pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
         output: args.output.clone(),
         order: if args.as_finished { Order::Finished } else { Order::Input },
         keep_going: args.keep_going,
+        part: args.part,
         drive: DriveOptions { in_flight_max: args.in_flight, patience: PATIENCE, attempts_max: ATTEMPTS_MAX },
     };
     let mut display = Display::new(args.json, &args.endpoint.endpoint);

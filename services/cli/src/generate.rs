@@ -18,6 +18,9 @@ use crate::{
     side_by_side, tint,
 };
 
+/// The column that every comparison has.
+const UNGUIDED: &str = "unguided";
+
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
     let cluster = client::dial(&args.endpoint.endpoint).await?;
     let mut request = request_of(&args, &cluster).await?;
@@ -72,11 +75,11 @@ async fn compare(
     request: GenerateRequest,
     timeout: Option<Duration>,
 ) -> anyhow::Result<()> {
-    let mut columns = vec![("unguided".to_owned(), Vec::new())];
+    let mut columns = vec![(UNGUIDED.to_owned(), Vec::new())];
     if !request.guidance.is_empty() {
         columns.push((title(&request.guidance), request.guidance.clone()));
     }
-    for text in preferences.iter().filter(|text| !text.is_empty()) {
+    for text in preferences.iter().filter(|text| *text != UNGUIDED) {
         let preference = parse_preference(text).with_context(|| format!("--compare {text}"))?;
         let mut guidance = request.guidance.clone();
         match guidance.first_mut() {

@@ -74,7 +74,7 @@ class Repeats:
         if rounds == 0:
             return 0.0
         # Between half of it and all: clients of one lost router do not come to the next one together.
-        return min(WAIT_FIRST * 2 ** min(rounds - 1, 16), WAIT_LONGEST) * (0.5 + 0.5 * die)
+        return min(WAIT_FIRST * float(2 ** min(rounds - 1, 16)), WAIT_LONGEST) * (0.5 + 0.5 * die)
 
 
 @dataclass

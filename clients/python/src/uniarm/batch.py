@@ -87,7 +87,7 @@ def _wait(error: errors.Error, attempt: int) -> float | None:
         return None
     if error.retry_after is not None:
         return error.retry_after
-    return min(_WAIT_FIRST * 2**attempt, _WAIT_LONGEST) * (0.5 + 0.5 * random.random())
+    return min(_WAIT_FIRST * float(2**attempt), _WAIT_LONGEST) * (0.5 + 0.5 * random.random())
 
 
 def _requests(requests: Iterable[str | Request]) -> Iterator[tuple[int, Request]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, Union
+from typing import Literal, TypedDict, TypeVar, Union
 
 from .v1 import inference_pb2, types_pb2
 
@@ -25,6 +25,9 @@ _FINISH_REASON: dict[int, "FinishReason"] = {
 }
 
 FinishReason = Literal["stop", "length", "context", "unknown"]
+
+# What a word of ours stands for in the contract.
+_Word = TypeVar("_Word")
 
 
 # === what is asked ===
@@ -177,7 +180,7 @@ def _term(term: Guidance) -> types_pb2.GuidanceTerm:
     return types_pb2.GuidanceTerm(reward=term.reward, preference=weights, strength=term.strength)
 
 
-def _one_of(name: str, value: str, known: Mapping[str, int]) -> int:
+def _one_of(name: str, value: str, known: Mapping[str, _Word]) -> _Word:
     if value not in known:
         raise ValueError(f"{name} is {value!r}, wants one of {', '.join(known)}")
     return known[value]

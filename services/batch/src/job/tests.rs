@@ -79,6 +79,7 @@ fn options(folder: &Path, output: &str) -> JobOptions {
         order: Order::Input,
         plan: Plan { defaults, is_raw: false, fan_out, seed: 9 },
         keep_going: false,
+        part: Part::default(),
         drive: DriveOptions { in_flight_max: 6, patience: Duration::from_millis(600), attempts_max: 3 },
     }
 }
@@ -121,6 +122,24 @@ async fn a_job_whose_cluster_goes_away_goes_on_later_to_the_same_bytes() {
     let asker = Function::living(0);
     run(&lives, &asker, |_| {}).await.unwrap();
     assert_eq!(asker.asked.load(Ordering::Relaxed), 0, "a finished job asks nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_one_after_the_other_are_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    write_input(folder.path());
+    let whole = options(folder.path(), "whole");
+    run(&whole, &Function::living(usize::MAX), |_| {}).await.unwrap();
+    let mut joined = String::new();
+    for index in 0..3 {
+        let part = Part { index, count: 3 };
+        let own = JobOptions { part, ..options(folder.path(), &format!("part-{index}")) };
+        run(&own, &Function::living(usize::MAX), |_| {}).await.unwrap();
+        joined += &std::fs::read_to_string(&own.output).unwrap();
+    }
+    assert_eq!(joined, std::fs::read_to_string(&whole.output).unwrap());
+    assert_eq!("2/3".parse(), Ok(Part { index: 2, count: 3 }));
+    assert!(["3/3", "0/0", "1", "-1/2", "a/b"].iter().all(|wrong| wrong.parse::<Part>().is_err()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,7 +25,7 @@ fn live(ledger: &mut Ledger, count: usize, dice: u64) {
     let mut open: Vec<u64> = (0..REQUESTS).filter(|number| !ledger.is_done(*number)).collect();
     for step in 0..count.min(open.len()) {
         let number = open.remove((dice as usize).wrapping_mul(step + 7) % open.len());
-        ledger.record(number, number % 5 == 0, line(number)).unwrap();
+        ledger.record(number, number.is_multiple_of(5), line(number)).unwrap();
     }
 }
 

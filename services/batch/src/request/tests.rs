@@ -149,7 +149,7 @@ proptest! {
         std::fs::write(&name, &bytes).unwrap();
         let mut lines = Source::open(&[name], folder.path()).unwrap().lines();
         let mut count = 0;
-        while let Ok(Some(line)) = lines.next() {
+        while let Ok(Some(line)) = lines.next_line() {
             prop_assert_eq!(line.index, count);
             count += 1;
             let _ = plan().read(&line);
