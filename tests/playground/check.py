@@ -44,7 +44,7 @@ CONTRAST = """() => {
 
 def ask(page, prompt="Tell me about the sea.", tokens=TOKENS):
     """Fills the form and presses the button; the answers may still run."""
-    page.get_by_label("Prompt").fill(prompt)
+    page.locator("#prompt").fill(prompt)
     slide(page, "#tokens", tokens)
     slide(page, "#temperature", 0.5)
     page.get_by_role("button", name="Generate").click()
@@ -90,7 +90,7 @@ def settings(page):
 
 def the_page_needs_nothing_from_elsewhere_and_is_small(page):
     seen = []
-    page.on("response", seen.append)
+    page.on("response", lambda response: seen.append(response))
     page.goto("/")
     expect(page.locator("#model option")).not_to_have_count(0)
     origin = page.url.rstrip("/")
@@ -135,7 +135,7 @@ def a_token_says_what_the_reward_changed_to_pointer_and_keyboard(page):
 
 def stop_ends_the_answers_here_and_in_the_cluster(page):
     slide(page, "#tokens", 256)
-    page.get_by_label("Prompt").fill("Count from one to a thousand, in words.")
+    page.locator("#prompt").fill("Count from one to a thousand, in words.")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".card").nth(1).locator(".token")).not_to_have_count(0, timeout=DEADLINE_MS)
     page.get_by_role("button", name="Stop").click()

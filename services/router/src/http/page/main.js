@@ -57,7 +57,7 @@ const reward = () => rewards.find(({ id }) => id === $("reward").value);
 function chooseReward() {
   const objectives = reward()?.objectives ?? [];
   const chips = objectives.map((name, index) => {
-    const box = Object.assign(document.createElement("input"), { type: "checkbox", value: name, checked: index < Math.min(2, OBJECTIVES_MAX) });
+    const box = Object.assign(document.createElement("input"), { type: "checkbox", value: name, checked: index < 2 });
     return node("label", "chip", box, node("span", "", name));
   });
   $("objectives").replaceChildren(...chips);
@@ -103,7 +103,7 @@ function terms(strengths) {
 /** Answers to run: a title, a subtitle, and a body each. */
 function planned() {
   const strength = Number($("strength").value);
-  const guided = (weights) => ({ title: "Guided", subtitle: `${words(preference.objectives, weights)} · strength ${strength}`, body: { ...common(), guidance: guidance(weights) } });
+  const guided = (weights) => ({ title: "Guided", subtitle: [words(preference.objectives, weights), `strength ${strength}`].filter(Boolean).join(" · "), body: { ...common(), guidance: guidance(weights) } });
   const unguided = { title: "Unguided", subtitle: "the base model alone", body: common() };
   if (!reward()) return [unguided];
   const isFront = form.elements.compare.value === "front";
@@ -129,7 +129,9 @@ async function sweepNow() {
       await sweep.run(preference, request, signal);
       announce("The sweep is done.");
     } catch (error) {
-      if (error.name !== "AbortError") complain(error instanceof TypeError ? "The router cannot be reached." : error.message);
+      if (signal.aborted) return;
+      running.abort();
+      complain(error instanceof TypeError ? "The router cannot be reached." : error.message);
     }
   });
 }
@@ -172,19 +174,22 @@ async function showPool() {
   if (!document.hidden) {
     try {
       const { members } = await status();
-      const chips = members.filter((member) => member.role !== "router").map((member) => {
-        const chip = node("li", "", node("b", "", member.role), ` ${member.serves.join(", ")} `, node("span", "", `${member.under_way}/${member.capacity}`));
-        if (member.left_alone) chip.dataset.unwell = "";
-        if (member.under_way > 0) chip.dataset.busy = "";
-        return chip;
-      });
-      $("pool").replaceChildren(...chips);
+      $("pool").replaceChildren(...members.filter((member) => member.role !== "router").map(memberChip));
     } catch {
-      $("pool").replaceChildren(Object.assign(node("li", "", "the router does not answer"), {}));
-      $("pool").firstChild.dataset.unwell = "";
+      const chip = node("li", "", "the router does not answer");
+      chip.dataset.unwell = "";
+      $("pool").replaceChildren(chip);
     }
   }
   setTimeout(showPool, POOL_EVERY_MS);
+}
+
+function memberChip(member) {
+  const load = node("span", "", `${member.under_way}/${member.capacity}`);
+  const chip = node("li", "", node("b", "", member.role), ` ${member.serves.join(", ")} `, load);
+  if (member.left_alone) chip.dataset.unwell = "";
+  if (member.under_way > 0) chip.dataset.busy = "";
+  return chip;
 }
 
 function showTheme(theme) {
