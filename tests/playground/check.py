@@ -194,8 +194,18 @@ def a_sweep_draws_a_front(page):
     expect(page.locator(".chart .dot")).to_have_count(6)
     rows = page.locator("#sweep tbody tr")
     expect(rows).to_have_count(6)
-    scores = [float(rows.nth(index).locator("td").nth(1).inner_text()) for index in (1, 5)]
-    assert scores[0] > scores[1], f"an answer for the first objective alone has less of it: {scores}"
+    first, second = (page.locator(".ends span").nth(index).inner_text() for index in (0, 1))
+    common, _ = settings(page)
+    strength = float(page.locator("#strength").input_value())
+    terms = [(first, strength), (first, 0), (second, 0)]
+    guidance = [{"reward": name, "preference": {name: 1}, "strength": weight} for name, weight in terms]
+    body = common | {"guidance": guidance, "logprobs": True}
+    [choice] = page.request.post("/v1/chat/completions", data=body).json()["choices"]
+    details = [entry["uniarm"] for entry in choice["logprobs"]["content"]]
+    for column, term in ((1, 1), (2, 2)):
+        wanted = sum(detail["reward_logprobs"][term] - detail["base_logprob"] for detail in details) / len(details)
+        shown = float(rows.nth(1).locator("td").nth(column).inner_text())
+        assert abs(shown - wanted) < 0.006, f"{terms[term][0]}: {shown} is drawn, {wanted} is right"
     rows.nth(1).get_by_role("button").click()
     expect(page.locator(".card")).to_have_count(1)
 
