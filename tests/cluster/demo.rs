@@ -7,8 +7,7 @@ use crate::harness::{demo_model, machine};
 /// What it prints.
 fn demo(flags: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uniarm"));
-    let output =
-        command.arg("demo").args(flags).env("UNIARM_DEMO_MODEL", demo_model()).output().unwrap();
+    let output = command.arg("demo").args(flags).env("UNIARM_DEMO_MODEL", demo_model()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     for expected in ["unguided", "positive 100 %", "concise 100 %", "bytes of reward logits", "have stopped"]
