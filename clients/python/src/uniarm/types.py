@@ -218,6 +218,8 @@ class TokenDetail:
     base_logprob: float
     reward_contribution: float
     alternatives: tuple[Alternative, ...]
+    # Log-probability under each term's reward model, in the order of the guidance.
+    reward_logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -372,7 +374,7 @@ def _detail(wire: inference_pb2.TokenDetail) -> TokenDetail:
         Alternative(one.id, one.text, one.base_logprob, one.reward_contribution, one.guided_logprob)
         for one in wire.alternatives
     )
-    return TokenDetail(wire.base_logprob, wire.reward_contribution, alternatives)
+    return TokenDetail(wire.base_logprob, wire.reward_contribution, alternatives, tuple(wire.reward_logprobs))
 
 
 def models_of_wire(wire: inference_pb2.ListModelsResponse) -> Models:

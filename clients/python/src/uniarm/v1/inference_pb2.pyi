@@ -102,14 +102,16 @@ class Tokens(_message.Message):
     def __init__(self, choice: _Optional[int] = ..., position: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., details: _Optional[_Iterable[_Union[TokenDetail, _Mapping]]] = ..., unguided: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TokenDetail(_message.Message):
-    __slots__ = ("base_logprob", "reward_contribution", "alternatives")
+    __slots__ = ("base_logprob", "reward_contribution", "alternatives", "reward_logprobs")
     BASE_LOGPROB_FIELD_NUMBER: _ClassVar[int]
     REWARD_CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    REWARD_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     base_logprob: float
     reward_contribution: float
     alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
-    def __init__(self, base_logprob: _Optional[float] = ..., reward_contribution: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
+    reward_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, base_logprob: _Optional[float] = ..., reward_contribution: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., reward_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Alternative(_message.Message):
     __slots__ = ("id", "text", "base_logprob", "reward_contribution", "guided_logprob")
