@@ -17,7 +17,7 @@ pub struct PairingConfig {
     /// Pairs of each prompt at most; all of them without it.
     pub per_prompt: Option<usize>,
     pub prefer: Prefer,
-    /// Leaves out pairs of two answers that were cut off: their length is that of the limit, so that an objective which
+    /// Leaves out, of the pairs that were chosen, those of two answers that were cut off: their length is that of the limit, so that an objective which
     /// looks at length labels them at random.
     pub drop_cut_off_pairs: bool,
 }
@@ -86,9 +86,7 @@ pub fn pair(candidates: &[Candidate<'_>], config: &PairingConfig, seed: u64) -> 
     let cut_off = |[a, b]: &[usize; 2]| !candidates[*a].finished && !candidates[*b].finished;
     let mut possible = BTreeMap::new();
     for (prompt, answers) in by_prompt {
-        let (dropped, all): (Vec<_>, Vec<_>) =
-            combinations(&answers).into_iter().partition(|pair| config.drop_cut_off_pairs && cut_off(pair));
-        left_out.cut_off_pairs += dropped.len();
+        let all = combinations(&answers);
         let (ties, told): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|pair| differences(candidates, *pair).any(|d| d == 0.0));
         left_out.tied_pairs += ties.len();
@@ -102,6 +100,11 @@ pub fn pair(candidates: &[Candidate<'_>], config: &PairingConfig, seed: u64) -> 
                 Prefer::Margin => -margin(candidates, pair, &scales),
                 Prefer::Draw => draw(candidates, pair, seed, "draw") as f64,
             });
+        }
+        if config.drop_cut_off_pairs {
+            let before = own.len();
+            own.retain(|pair| !cut_off(pair));
+            left_out.cut_off_pairs += before - own.len();
         }
         // Positions must not tell which answer is which.
         let side = |[a, b]: [usize; 2]| match draw(candidates, [a, b], seed, "side") % 2 {
