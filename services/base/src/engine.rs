@@ -8,11 +8,11 @@ mod begin;
 mod sessions;
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::mpsc,
-    time::{Duration, Instant},
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{self, Duration},
 };
 
+use tokio::time::Instant;
 use uniarm_decode::{
     Chooser,
     alignment::{Alignment, Group},
@@ -20,6 +20,7 @@ use uniarm_decode::{
 };
 use uniarm_engine::Executor;
 use uniarm_proto::{Event, Refusal, ReplyBatch, SessionId, pb};
+use uniarm_runtime::drive::{Commands, Turn, Turned};
 
 use crate::{
     accept::{Accepted, SharedSettings},
@@ -73,8 +74,9 @@ pub(crate) struct Engine {
     pacing: Pacing,
     alignment: Alignment<LinkId>,
     runtime: tokio::runtime::Handle,
-    requests: HashMap<RequestKey, Request>,
-    choices: HashMap<SequenceId, Choice>,
+    /// In an order: what is done for all of them is done in the same order in every run.
+    requests: BTreeMap<RequestKey, Request>,
+    choices: BTreeMap<SequenceId, Choice>,
     sessions: HashMap<SessionId, (SequenceId, usize)>,
     next_request: u64,
     next_sequence: u64,
@@ -102,41 +104,14 @@ impl Engine {
             pacing,
             alignment: Alignment::default(),
             runtime,
-            requests: HashMap::new(),
-            choices: HashMap::new(),
+            requests: BTreeMap::new(),
+            choices: BTreeMap::new(),
             sessions: HashMap::new(),
             next_request: 0,
             next_sequence: 0,
             next_session: 0,
             left_at: None,
             metrics,
-        }
-    }
-
-    /// Runs until the last handle is gone.
-    pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>) {
-        let mut busy = false;
-        loop {
-            if !busy {
-                let wait = if self.requests.is_empty() { IDLE_WAIT } else { STALLED_WAIT };
-                match commands.recv_timeout(wait) {
-                    Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                    Ok(command) => self.apply(command),
-                    Err(mpsc::RecvTimeoutError::Timeout) => {}
-                }
-            }
-            while let Ok(command) = commands.try_recv() {
-                if matches!(command, Command::Stop) {
-                    return;
-                }
-                self.apply(command);
-            }
-            self.look_after_requests();
-            self.decide_all();
-            self.feed_all();
-            self.links.flush();
-            busy = self.step();
-            self.report();
         }
     }
 
@@ -195,7 +170,7 @@ impl Engine {
 
     /// Streams whose sequences wait for each other.
     fn held_links(&mut self) -> Vec<LinkId> {
-        let mut groups: HashMap<LinkId, Group> = HashMap::new();
+        let mut groups: BTreeMap<LinkId, Group> = BTreeMap::new();
         for choice in self.choices.values() {
             if let Some(link) = choice.lock_step_link() {
                 let group = groups.entry(link).or_default();
@@ -400,8 +375,40 @@ impl Engine {
 
     fn report(&self) {
         let stats = self.executor.stats();
+        self.metrics.held.set(self.requests.len() as i64);
         self.metrics.running.set(stats.running as i64);
         self.metrics.waiting.set(stats.waiting as i64);
         self.metrics.free_blocks.set(stats.free_blocks as i64);
+    }
+}
+
+impl Turn for Engine {
+    type Command = Command;
+
+    fn turn(&mut self, commands: &mut Commands<Command>) -> Turned {
+        while let Some(command) = commands.next() {
+            if matches!(command, Command::Stop) {
+                return Turned::Ended;
+            }
+            self.apply(command);
+        }
+        if commands.is_closed() {
+            return Turned::Ended;
+        }
+        self.look_after_requests();
+        self.decide_all();
+        self.feed_all();
+        self.links.flush();
+        let busy = self.step();
+        self.report();
+        if busy { Turned::Busy } else { Turned::Idle }
+    }
+
+    fn patience(&self) -> Duration {
+        if self.requests.is_empty() { IDLE_WAIT } else { STALLED_WAIT }
+    }
+
+    fn now(&self) -> time::Instant {
+        self.executor.instant()
     }
 }

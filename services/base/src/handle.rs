@@ -1,20 +1,21 @@
 //! What the rest of the process holds of a base engine: it starts one, and hands placed requests to it.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread,
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
 use uniarm_engine::{Executor, ExecutorOptions};
 use uniarm_model::{Forward, ModelError};
-use uniarm_proto::{Event, Placed, Refusal};
-use uniarm_runtime::Metrics;
+use uniarm_proto::{Dice, Event, Placed, Refusal};
+use uniarm_runtime::{
+    Metrics,
+    drive::{Driver, Inbox, drive, inbox},
+};
 
 use crate::{
     accept::{Accepted, SharedSettings, decode_sampling},
@@ -25,13 +26,16 @@ use crate::{
     pacing::{PaceOptions, Pacing},
 };
 
-/// Limits of a base worker.
-#[derive(Debug, Clone)]
+/// Limits of a base worker, and how it is run.
+#[derive(Clone)]
 pub struct BaseOptions {
     pub executor: ExecutorOptions,
     /// Requests that it holds at once, running or waiting.
     pub requests_max: usize,
     pub pace: PaceOptions,
+    pub driver: Driver,
+    /// Of the waits before a lost reward worker is dialled again.
+    pub dice: Dice,
 }
 
 /// Starts engines.
@@ -50,20 +54,26 @@ pub enum StartError {
 #[derive(Clone)]
 pub struct BaseHandle {
     settings: SharedSettings,
-    inbox: mpsc::Sender<Command>,
+    inbox: Inbox<Command>,
     permits: Arc<Semaphore>,
     is_draining: Arc<AtomicBool>,
     _stop: Arc<StopOnDrop>,
 }
 
 /// Stops the engine with the last handle: the inbox alone cannot tell, because the streams hold it too.
-struct StopOnDrop(mpsc::Sender<Command>);
+struct StopOnDrop(Inbox<Command>);
 
 // === impl BaseOptions ===
 
 impl Default for BaseOptions {
     fn default() -> Self {
-        Self { executor: ExecutorOptions::default(), requests_max: 1024, pace: PaceOptions::default() }
+        Self {
+            executor: ExecutorOptions::default(),
+            requests_max: 1024,
+            pace: PaceOptions::default(),
+            driver: Driver::default(),
+            dice: Dice::default(),
+        }
     }
 }
 
@@ -82,15 +92,15 @@ impl BaseEngine {
         options: &BaseOptions,
         metrics: &Metrics,
     ) -> Result<BaseHandle, StartError> {
-        let (inbox, commands) = mpsc::channel();
+        let (inbox, commands) = inbox();
         let settings = Arc::new(settings);
         let runtime = tokio::runtime::Handle::current();
         let pace = if forward.is_shared() { options.pace.fused() } else { options.pace };
         let executor = Executor::new(forward, &options.executor)?;
-        let links = Links::new(scorer, runtime.clone(), inbox.clone());
+        let links = Links::new(scorer, options.dice.clone(), runtime.clone(), inbox.clone());
         let guide = (links, Pacing::new(pace));
         let engine = Engine::new(Arc::clone(&settings), executor, guide, runtime, BaseMetrics::new(metrics));
-        thread::Builder::new().name("base-engine".into()).spawn(move || engine.run(&commands))?;
+        drive(options.driver, "base-engine", engine, commands)?;
         let _stop = Arc::new(StopOnDrop(inbox.clone()));
         Ok(BaseHandle {
             settings,
@@ -113,17 +123,21 @@ impl BaseHandle {
         &self,
         placed: Placed,
         deadline: Option<Instant>,
-    ) -> Result<async_mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
+    ) -> Result<mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
         let accepted_at = Instant::now();
         let permit = self.admit()?;
         self.settings.check(&placed)?;
         let seed = placed.request.sampling.seed;
         let seed = seed.ok_or_else(|| Refusal::invalid("sampling.seed", "must be drawn by the router"))?;
         let input = placed.request.input.clone();
-        let settings = Arc::clone(&self.settings);
-        let prompt = tokio::task::spawn_blocking(move || settings.read(&input)).await;
-        let prompt = prompt.map_err(|_| Refusal::internal("reading the prompt panicked"))??;
-        let (events, receiver) = async_mpsc::channel(OUTLET_EVENTS_MAX);
+        let prompt = if input.is_tokens() {
+            self.settings.read(&input)?
+        } else {
+            let settings = Arc::clone(&self.settings);
+            let prompt = tokio::task::spawn_blocking(move || settings.read(&input)).await;
+            prompt.map_err(|_| Refusal::internal("reading the prompt panicked"))??
+        };
+        let (events, receiver) = mpsc::channel(OUTLET_EVENTS_MAX);
         let accepted = Accepted {
             prompt,
             seed,

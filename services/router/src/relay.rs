@@ -1,23 +1,21 @@
 //! One request over its attempts: placed, sent to a base worker, and placed again with its tokens so far when that one
 //! is lost. The client sees one stream.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream::unfold};
 use parking_lot::Mutex;
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{sleep, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming, transport::Channel};
 use uniarm_cluster::{Snapshot, SnapshotReceiver};
 use uniarm_proto::{
-    Event, Fault, GenerateRequest, Generation, Member, MemberId, Placed, Progress, Refusal, client, pb,
+    Dice, Event, Fault, GenerateRequest, Generation, Member, MemberId, Placed, Progress, Refusal,
+    client::{self, Dialer},
+    pb,
 };
 use uniarm_runtime::trace;
 
@@ -35,6 +33,7 @@ const DEADLINE_GRACE: Duration = Duration::from_millis(500);
 /// Connections to base workers, one for each life of a member.
 #[derive(Clone, Default)]
 pub(crate) struct Channels {
+    dialer: Dialer,
     open: Arc<Mutex<HashMap<(MemberId, Generation), Channel>>>,
 }
 
@@ -46,6 +45,7 @@ pub(crate) struct Relay {
     pub(crate) loads: LoadTable,
     pub(crate) circuits: Arc<Mutex<Circuits>>,
     pub(crate) budget: Arc<Mutex<RetryBudget>>,
+    pub(crate) dice: Dice,
     pub(crate) metrics: RouterMetrics,
     /// This router is leaving: streams end, and their clients go on at another one.
     pub(crate) hand_over: CancellationToken,
@@ -87,6 +87,10 @@ struct Attempt {
 // === impl Channels ===
 
 impl Channels {
+    pub(crate) fn over(dialer: Dialer) -> Self {
+        Self { dialer, open: Arc::default() }
+    }
+
     /// A channel to this life of the member; it connects when it is used.
     fn to(&self, member: &Member, snapshot: &Snapshot) -> Result<Channel, Refusal> {
         let mut open = self.open.lock();
@@ -97,10 +101,9 @@ impl Channels {
         if let Some(channel) = open.get(&key) {
             return Ok(channel.clone());
         }
-        let endpoint = client::endpoint(&member.address).map_err(|error| {
+        let channel = self.dialer.channel(&member.address).map_err(|error| {
             Refusal::internal(format!("the address {:?} of {} is wrong: {error}", member.address, member.id))
         })?;
-        let channel = endpoint.connect_lazy();
         open.insert(key, channel.clone());
         Ok(channel)
     }
@@ -235,7 +238,7 @@ impl Relayed {
                 Ok(placement) => placement,
                 Err(refusal) => {
                     let lost_for = self.lost_for();
-                    match self.recovery.on_nobody(lost_for, rand::random()) {
+                    match self.recovery.on_nobody(lost_for, self.relay.dice.roll()) {
                         Next::Again(wait) => self.pause(wait).await?,
                         // When every worker has failed, what the last one said is the better answer.
                         Next::GiveUp => return Err(last.unwrap_or_else(|| refusal.into())),
@@ -261,7 +264,7 @@ impl Relayed {
     fn placement(&mut self, snapshot: &Snapshot) -> Result<Placement, Refusal> {
         let sick = self.relay.circuits.lock().sick(Instant::now(), snapshot);
         let avoid = self.recovery.failed.union(&sick).cloned().collect();
-        let dice = [rand::random(), rand::random()];
+        let dice = [self.relay.dice.roll(), self.relay.dice.roll()];
         let loads = &self.relay.loads;
         let mut placement = match &self.placed {
             None => place(snapshot, &self.request, loads, dice, &avoid)?,
@@ -296,12 +299,12 @@ impl Relayed {
             return Err(late());
         }
         if fault == Fault::Connection {
-            self.relay.circuits.lock().on_loss(base, now, rand::random());
+            self.relay.circuits.lock().on_loss(base, now, self.relay.dice.roll());
         }
         let lost_for = self.lost_for();
         let next = {
             let mut budget = self.relay.budget.lock();
-            self.recovery.on_loss(&base.id, fault, lost_for, &mut budget, rand::random())
+            self.recovery.on_loss(&base.id, fault, lost_for, &mut budget, self.relay.dice.roll())
         };
         match next {
             Next::Again(wait) => {
@@ -348,7 +351,7 @@ async fn within<T>(
     answer: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
     let Some(deadline) = deadline else { return answer.await };
-    timeout_at((deadline + DEADLINE_GRACE).into(), answer).await.map_err(|_| late())?
+    timeout_at(deadline + DEADLINE_GRACE, answer).await.map_err(|_| late())?
 }
 
 fn late() -> Status {

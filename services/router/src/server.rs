@@ -6,16 +6,18 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::Stream;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
-    GenerateRequest, Progress, Refusal, Role, deadline,
+    Dice, GenerateRequest, Progress, Refusal, Role,
+    client::Dialer,
+    deadline,
     limits::REQUEST_MESSAGE_BYTES_MAX,
     pb::{
         self,
@@ -34,11 +36,14 @@ use crate::{
 /// What a refused client is told to wait.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Limits of a router.
-#[derive(Debug, Clone)]
+/// Limits of a router, and what it reaches the cluster through.
+#[derive(Clone)]
 pub struct RouterOptions {
     /// Requests that it relays at once.
     pub requests_max: usize,
+    pub dialer: Dialer,
+    /// Of ids, seeds, turns and waits.
+    pub dice: Dice,
 }
 
 /// Serves `Inference` over the members of one cluster.
@@ -54,7 +59,7 @@ pub struct RouterService {
 
 impl Default for RouterOptions {
     fn default() -> Self {
-        Self { requests_max: 4096 }
+        Self { requests_max: 4096, dialer: Dialer::default(), dice: Dice::default() }
     }
 }
 
@@ -64,10 +69,11 @@ impl RouterService {
     pub fn new(members: SnapshotReceiver, options: RouterOptions, metrics: &Metrics) -> Self {
         let relay = Relay {
             members,
-            channels: Channels::default(),
+            channels: Channels::over(options.dialer.clone()),
             loads: LoadTable::default(),
             circuits: Arc::default(),
             budget: Arc::default(),
+            dice: options.dice.clone(),
             metrics: RouterMetrics::new(metrics),
             hand_over: CancellationToken::new(),
         };
@@ -128,9 +134,9 @@ impl RouterService {
             )
         })?;
         if request.request_id.is_empty() {
-            request.request_id = format!("{:032x}", rand::random::<u128>());
+            request.request_id = format!("{:032x}", self.relay.dice.roll::<u128>());
         }
-        request.sampling.seed.get_or_insert_with(rand::random);
+        request.sampling.seed.get_or_insert_with(|| self.relay.dice.roll());
         let relayed = self.relay.run(Asked { request, progress, deadline }, permit).await?;
         Ok(Box::pin(relayed))
     }

@@ -91,7 +91,7 @@ impl Engine {
             tokens_max: tokens_max.min(self.executor.context_tokens()),
             root: CacheRoot(0),
             priority: rank(asked.priority),
-            deadline: request.deadline.map(|deadline| self.executor.time_of(deadline)),
+            deadline: request.deadline.map(|deadline| self.executor.time_of(deadline.into_std())),
         };
         self.executor.add(new, None)
     }

@@ -1,8 +1,9 @@
 //! The engine's side of the sessions: what reward workers say, how they are lost and opened again, and how far they
 //! run ahead.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use uniarm_decode::scheduler::SequenceId;
 use uniarm_proto::{
     Failure, FailureCode, OnRewardLoss, Refusal, SessionGeneration, SessionId, SessionPace, SessionReply,

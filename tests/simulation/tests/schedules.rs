@@ -1,0 +1,44 @@
+//! Schedules by the thousand. `UNIARM_SEED=n` runs one and shows its log, `UNIARM_SCHEDULES=n` runs so many.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
+
+use indicatif::{ProgressBar, ProgressStyle};
+use uniarm_simulation::{Pool, Schedule};
+
+/// Schedules of a usual run.
+const SCHEDULES: u64 = 2000;
+
+fn seeds() -> std::ops::Range<u64> {
+    let number = |variable: &str| std::env::var(variable).ok().map(|value| value.parse::<u64>().unwrap());
+    match (number("UNIARM_SEED"), number("UNIARM_SCHEDULES")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(schedules)) => 0..schedules,
+        (None, None) => 0..SCHEDULES,
+    }
+}
+
+#[test]
+fn every_schedule_of_faults_leaves_every_stream_what_it_was() {
+    let (pool, seeds) = (Pool::new(), seeds());
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} schedules, {eta} left").unwrap();
+    let progress = ProgressBar::new(seeds.end - seeds.start).with_style(style);
+    let mut failed = 0;
+    for seed in progress.wrap_iter(seeds) {
+        let schedule = Schedule::drawn(seed);
+        let outcome = pool.run(&schedule);
+        if !outcome.failures.is_empty() {
+            failed += 1;
+            println!("{schedule}  {}\n  again: UNIARM_SEED={seed}", outcome.failures.join("\n  "));
+        }
+    }
+    assert_eq!(failed, 0, "schedules failed; each can be run alone with its UNIARM_SEED");
+}
+
+#[test]
+fn a_seed_is_one_order_of_events() {
+    let pool = Pool::new();
+    for seed in 0..20 {
+        let schedule = Schedule::drawn(seed);
+        assert_eq!(pool.run(&schedule).trace, pool.run(&schedule).trace, "{schedule}");
+    }
+}
