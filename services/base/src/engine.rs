@@ -20,12 +20,16 @@ use uniarm_decode::{
 };
 use uniarm_engine::Executor;
 use uniarm_proto::{Event, Refusal, ReplyBatch, SessionId, pb};
-use uniarm_runtime::drive::{Commands, Turn, Turned};
+use uniarm_runtime::{
+    drain::DrainRate,
+    drive::{Commands, Turn, Turned},
+};
 
 use crate::{
     accept::{Accepted, SharedSettings},
     choice::{Choice, Chosen, Mode, RequestKey, Rules, ends},
     guide::{Epoch, LinkId, Links},
+    handle::RetryAfter,
     metrics::{BaseMetrics, OutcomeLabel, VerdictLabel},
     pacing::Pacing,
     request::Request,
@@ -39,9 +43,6 @@ const STALLED_WAIT: Duration = Duration::from_millis(5);
 
 /// Tokens of an answer after which its pace is looked at again.
 const PACE_TOKENS: usize = 8;
-
-/// What a refused client is told to wait: about the time in which a busy worker finishes a request.
-pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The inbox has no bound of its own: requests are bounded by their permits, and a session has at most two replies
 /// outstanding.
@@ -83,6 +84,8 @@ pub(crate) struct Engine {
     next_session: u64,
     /// When streams of workers that are going away were looked at.
     left_at: Option<Instant>,
+    drain: DrainRate,
+    retry_after: RetryAfter,
     metrics: BaseMetrics,
 }
 
@@ -94,6 +97,7 @@ impl Engine {
         executor: Executor,
         (links, pacing): (Links, Pacing),
         runtime: tokio::runtime::Handle,
+        retry_after: RetryAfter,
         metrics: BaseMetrics,
     ) -> Self {
         Self {
@@ -111,6 +115,8 @@ impl Engine {
             next_sequence: 0,
             next_session: 0,
             left_at: None,
+            drain: DrainRate::default(),
+            retry_after,
             metrics,
         }
     }
@@ -124,7 +130,7 @@ impl Engine {
                     self.links.set_leaving(link, load.draining);
                 }
                 for (session, generation, reply) in batch.replies {
-                    self.on_reply(session, generation, reply);
+                    self.on_reply(link, (session, generation), reply);
                 }
             }
             Command::LinkUp { link, epoch } => self.links.came_up(link, epoch),
@@ -232,6 +238,9 @@ impl Engine {
         let began = Instant::now();
         let choice = self.choices.get_mut(&sequence).expect("it was just decided");
         let request = self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
+        if let Some(previous) = choice.last_token_at {
+            self.drain.on_token(previous.elapsed());
+        }
         request.count(&chosen, &self.metrics, choice.last_token_at);
         if let Some(mode) = chosen.mode {
             for term in choice.terms.iter().filter(|term| request.list_length(term) > 0) {
@@ -315,6 +324,8 @@ impl Engine {
             Ok(()) => "ok",
             Err(refusal) => refusal.code.name(),
         };
+        self.drain.on_end(self.executor.now());
+        self.retry_after.set(self.drain.retry_after());
         self.metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
         request.log(outcome);
         match result {

@@ -1,8 +1,11 @@
 //! What the rest of the process holds of a base engine: it starts one, and hands placed requests to it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::{
@@ -14,12 +17,13 @@ use uniarm_model::{Forward, ModelError};
 use uniarm_proto::{Dice, Event, Placed, Refusal};
 use uniarm_runtime::{
     Metrics,
+    drain::DrainRate,
     drive::{Driver, Inbox, drive, inbox},
 };
 
 use crate::{
     accept::{Accepted, SharedSettings, decode_sampling},
-    engine::{Command, Engine, RETRY_AFTER},
+    engine::{Command, Engine},
     guide::{Links, Scorer},
     metrics::BaseMetrics,
     outlet::OUTLET_EVENTS_MAX,
@@ -57,7 +61,14 @@ pub struct BaseHandle {
     inbox: Inbox<Command>,
     permits: Arc<Semaphore>,
     is_draining: Arc<AtomicBool>,
+    retry_after: RetryAfter,
     _stop: Arc<StopOnDrop>,
+}
+
+/// What a refused client is told to wait, as the engine sees it.
+#[derive(Clone)]
+pub(crate) struct RetryAfter {
+    milliseconds: Arc<AtomicU64>,
 }
 
 /// Stops the engine with the last handle: the inbox alone cannot tell, because the streams hold it too.
@@ -99,7 +110,9 @@ impl BaseEngine {
         let executor = Executor::new(forward, &options.executor)?;
         let links = Links::new(scorer, options.dice.clone(), runtime.clone(), inbox.clone());
         let guide = (links, Pacing::new(pace));
-        let engine = Engine::new(Arc::clone(&settings), executor, guide, runtime, BaseMetrics::new(metrics));
+        let retry_after = RetryAfter::default();
+        let (shared, own) = (Arc::clone(&settings), BaseMetrics::new(metrics));
+        let engine = Engine::new(shared, executor, guide, runtime, retry_after.clone(), own);
         drive(options.driver, "base-engine", engine, commands)?;
         let _stop = Arc::new(StopOnDrop(inbox.clone()));
         Ok(BaseHandle {
@@ -107,6 +120,7 @@ impl BaseEngine {
             inbox,
             permits: Arc::new(Semaphore::new(options.requests_max)),
             is_draining: Arc::default(),
+            retry_after,
             _stop,
         })
     }
@@ -174,9 +188,29 @@ impl BaseHandle {
             Refusal::exhausted(
                 "base_queue_full",
                 "this base worker holds as many requests as it may",
-                RETRY_AFTER,
+                self.retry_after.get(),
             )
         })
+    }
+}
+
+// === impl RetryAfter ===
+
+impl RetryAfter {
+    pub(crate) fn set(&self, wait: Duration) {
+        self.milliseconds.store(wait.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_millis(self.milliseconds.load(Ordering::Relaxed))
+    }
+}
+
+impl Default for RetryAfter {
+    fn default() -> Self {
+        let retry_after = Self { milliseconds: Arc::default() };
+        retry_after.set(DrainRate::default().retry_after());
+        retry_after
     }
 }
 

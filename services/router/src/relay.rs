@@ -17,7 +17,7 @@ use uniarm_proto::{
     client::{self, Dialer},
     pb,
 };
-use uniarm_runtime::trace;
+use uniarm_runtime::{drain::DrainRate, trace};
 
 use crate::{
     circuit::Circuits,
@@ -46,9 +46,16 @@ pub(crate) struct Relay {
     pub(crate) circuits: Arc<Mutex<Circuits>>,
     pub(crate) budget: Arc<Mutex<RetryBudget>>,
     pub(crate) dice: Dice,
+    pub(crate) drain: Arc<Mutex<DrainMeter>>,
     pub(crate) metrics: RouterMetrics,
     /// This router is leaving: streams end, and their clients go on at another one.
     pub(crate) hand_over: CancellationToken,
+}
+
+/// How fast requests end here.
+pub(crate) struct DrainMeter {
+    began: Instant,
+    rate: DrainRate,
 }
 
 /// What a client asked for, and how far it has come elsewhere.
@@ -128,11 +135,32 @@ impl Relay {
     }
 }
 
+// === impl DrainMeter ===
+
+impl DrainMeter {
+    pub(crate) fn new() -> Self {
+        Self { began: Instant::now(), rate: DrainRate::default() }
+    }
+
+    pub(crate) fn retry_after(&self) -> Duration {
+        self.rate.retry_after()
+    }
+
+    fn on_begin(&mut self) {
+        self.rate.on_begin(self.began.elapsed());
+    }
+
+    fn on_end(&mut self) {
+        self.rate.on_end(self.began.elapsed());
+    }
+}
+
 // === impl Relayed ===
 
 impl Relayed {
     fn new(relay: Relay, asked: Asked, permit: OwnedSemaphorePermit) -> Self {
         relay.metrics.under_way.inc();
+        relay.drain.lock().on_begin();
         Self {
             relay,
             request: asked.request,
@@ -323,7 +351,8 @@ impl Relayed {
 
     async fn pause(&self, wait: Duration) -> Result<(), Status> {
         if self.deadline.is_some_and(|deadline| Instant::now() + wait >= deadline) {
-            return Err(late());
+            let reason = "nobody could take it, and it would pass before the next try";
+            return Err(Refusal::unmeetable(format!("the deadline cannot be met: {reason}")).into());
         }
         sleep(wait).await;
         Ok(())
@@ -333,6 +362,7 @@ impl Relayed {
 impl Drop for Relayed {
     fn drop(&mut self) {
         self.relay.metrics.under_way.dec();
+        self.relay.drain.lock().on_end();
         if let Some(outcome) = self.outcome {
             self.relay.metrics.ended(outcome);
         }
@@ -358,8 +388,14 @@ fn late() -> Status {
     Refusal::deadline("the deadline passed before the last token").into()
 }
 
-/// A worker's status as the client may see it: code, message and details, without its transport headers.
+/// A worker's status as the client may see it: code, message and details, without its transport headers. A broken
+/// connection is this router's own finding: its client may try again, which `Unknown` would not tell it.
 fn own(status: &Status) -> Status {
+    if Fault::of(status) == Fault::Connection {
+        let reason =
+            format!("the base worker was lost, and no other could take the request: {}", status.message());
+        return Refusal::unavailable("base_lost", reason).into();
+    }
     let details = uniarm_proto::Details::copy_from_slice(status.details());
     Status::with_details(status.code(), status.message(), details)
 }

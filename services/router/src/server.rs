@@ -6,10 +6,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use futures_util::Stream;
+use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -30,11 +30,8 @@ use crate::{
     load::LoadTable,
     metrics::RouterMetrics,
     place::rewards,
-    relay::{Asked, Channels, Relay},
+    relay::{Asked, Channels, DrainMeter, Relay},
 };
-
-/// What a refused client is told to wait.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Limits of a router, and what it reaches the cluster through.
 #[derive(Clone)]
@@ -74,6 +71,7 @@ impl RouterService {
             circuits: Arc::default(),
             budget: Arc::default(),
             dice: options.dice.clone(),
+            drain: Arc::new(Mutex::new(DrainMeter::new())),
             metrics: RouterMetrics::new(metrics),
             hand_over: CancellationToken::new(),
         };
@@ -130,7 +128,7 @@ impl RouterService {
             Refusal::exhausted(
                 "router_full",
                 format!("this router relays {limit} requests already"),
-                RETRY_AFTER,
+                self.relay.drain.lock().retry_after(),
             )
         })?;
         if request.request_id.is_empty() {

@@ -28,7 +28,7 @@ use tokio::{
 use tonic::Status;
 use uniarm_proto::{
     GenerateRequest, OnRewardLoss, Transcript,
-    refusal::{REWARD_LOST, cause_of},
+    refusal::{DEADLINE_UNMEETABLE, REWARD_LOST, cause_of},
 };
 
 /// How long a request insists on being taken, and longer than any fault of a schedule together with what it takes to
@@ -49,6 +49,18 @@ const QUIET_POLL: Duration = Duration::from_millis(600);
 pub struct Outcome {
     /// Equal for two runs of one seed.
     pub trace: u64,
+    /// Sentences; none: all is well.
+    pub failures: Vec<String>,
+}
+
+/// What the clients of an overloaded cluster heard.
+#[derive(Debug, Default)]
+pub struct Overload {
+    pub completed: usize,
+    /// Taken, and ended by their deadline.
+    pub late: usize,
+    /// After what time, and why.
+    pub refused: Vec<(Duration, Status)>,
     /// Sentences; none: all is well.
     pub failures: Vec<String>,
 }
@@ -86,7 +98,7 @@ impl Pool {
         let runtime = runtime();
         let (trace, mut failures) = runtime.block_on(self.live(schedule));
         // Everything is gone: what still waits for something would wait for ever.
-        runtime.block_on(sleep(QUIET_WITHIN));
+        runtime.block_on(async { sleep(QUIET_WITHIN).await });
         let left = runtime.metrics().num_alive_tasks();
         if left > 0 {
             failures.push(format!("{left} tasks are left when all processes have ended"));
@@ -122,6 +134,40 @@ impl Pool {
         let trace = cluster.network.trace();
         Arc::into_inner(cluster).unwrap().shut_down().await;
         (trace, failures)
+    }
+
+    /// So many requests within so much time on one worker of each kind, each with a deadline.
+    pub fn overload(&self, requests: u32, within: Duration, deadline: Duration) -> Overload {
+        let runtime = runtime();
+        runtime.block_on(async {
+            let cluster = Cluster::start(Shape::UNDISTURBED, 0).await;
+            let client = cluster.client("client");
+            let asked = (0..requests).map(|number| {
+                let request = &self.requests[number as usize % self.requests.len()];
+                let answers = client.clone();
+                async move {
+                    sleep(within * number / requests).await;
+                    let began = Instant::now();
+                    let answer = answers.complete(request.clone(), Some(deadline)).await;
+                    (number as usize % self.requests.len(), began.elapsed(), answer)
+                }
+            });
+            let mut overload = Overload::default();
+            for (index, took, answer) in futures_util::future::join_all(asked).await {
+                match answer {
+                    Ok(transcript) if transcript.choices == self.undisturbed[index].choices => {
+                        overload.completed += 1;
+                    }
+                    Ok(_) => overload.failures.push(format!("request-{index} was answered differently")),
+                    Err(status) if took >= deadline => {
+                        overload.late += usize::from(status.code() == tonic::Code::DeadlineExceeded);
+                    }
+                    Err(status) => overload.refused.push((took, status)),
+                }
+            }
+            overload.failures.extend(quiet(&cluster).await);
+            overload
+        })
     }
 
     /// One client and its request: what it got is what it would have got undisturbed, as far as it came.
@@ -192,6 +238,9 @@ fn check_end(
 ) -> Result<(), String> {
     let wishes_to_fail = request.on_reward_loss == OnRewardLoss::Fail;
     if wishes_to_fail && cause_of(status).as_deref() == Some(REWARD_LOST) {
+        return Ok(());
+    }
+    if client.timeout.is_some() && cause_of(status).as_deref() == Some(DEADLINE_UNMEETABLE) {
         return Ok(());
     }
     match client.timeout {

@@ -131,8 +131,9 @@ impl Network {
     }
 
     async fn dial(&self, from: &str, to: &str) -> io::Result<Box<dyn Wire>> {
-        let delay = self.lock().delay(from, to) + self.lock().delay(to, from);
-        sleep(delay).await;
+        let there = self.lock().delay(from, to);
+        let back = self.lock().delay(to, from);
+        sleep(there + back).await;
         if self.lock().is_unreachable(from, to) {
             std::future::pending::<()>().await; // until the dialler loses patience
         }
@@ -164,11 +165,14 @@ impl Network {
         for pipe in &state.pipes {
             let mut pipe = lock(pipe);
             match down {
-                Down::Killed if pipe.to == host || pipe.from == host => pipe.finish(End::Reset),
+                // Whoever read it is gone, whatever became of its writer.
+                Down::Killed if pipe.to == host => pipe.end = Some(End::Reset),
+                Down::Killed if pipe.from == host => pipe.finish(End::Reset),
                 Down::Vanished if pipe.to == host => pipe.finish(End::Lost),
                 Down::Vanished if pipe.from == host => pipe.finish(End::Silent),
-                _ => {}
+                _ => continue,
             }
+            pipe.wake();
         }
     }
 

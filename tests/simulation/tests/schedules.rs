@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressStyle};
+use tonic::Status;
+use tonic_types::StatusExt as _;
+use uniarm_proto::refusal::{DEADLINE_UNMEETABLE, cause_of};
 use uniarm_simulation::{Pool, Schedule};
 
 /// Schedules of a usual run.
@@ -41,4 +46,27 @@ fn a_seed_is_one_order_of_events() {
         let schedule = Schedule::drawn(seed);
         assert_eq!(pool.run(&schedule).trace, pool.run(&schedule).trace, "{schedule}");
     }
+}
+
+/// Ten times what one base worker can do: whoever is refused hears so at once and why, whoever is taken is answered.
+#[test]
+fn an_overloaded_cluster_refuses_at_once_and_answers_whom_it_took() {
+    let deadline = Duration::from_millis(400);
+    let overload = Pool::new().overload(2000, Duration::from_millis(800), deadline);
+    println!("{} answered, {} late, {} refused", overload.completed, overload.late, overload.refused.len());
+    assert_eq!(overload.failures, [""; 0]);
+    assert_eq!(overload.completed + overload.late + overload.refused.len(), 2000);
+    assert!(overload.completed >= 100 && overload.late <= overload.completed / 4, "{overload:?}");
+    for (took, status) in &overload.refused {
+        assert!(*took < Duration::from_millis(50), "{status:?} after {took:?}");
+        match cause_of(status).as_deref() {
+            Some(DEADLINE_UNMEETABLE) => {}
+            Some("base_queue_full") => assert!(retry_delay(status) > Duration::ZERO, "{status:?}"),
+            _ => panic!("{status:?}"),
+        }
+    }
+}
+
+fn retry_delay(status: &Status) -> Duration {
+    status.get_error_details().retry_info().and_then(|info| info.retry_delay).unwrap_or_default()
 }
