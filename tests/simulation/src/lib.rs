@@ -4,8 +4,9 @@
 //! their timeouts and signs of life, the memory store. Modelled: the wire (`network`), what a process sees of the store
 //! and the life of its record (`cluster`), the model's arithmetic and the time that it takes (`model`).
 //!
-//! One thread, one clock that jumps to the next timer, and all randomness from the seed: a schedule that fails prints and
-//! fails again (`tests/schedules.rs`).
+//! One thread, one clock that jumps to the next timer, and all randomness of ours from the seed: a schedule that fails
+//! prints and can be run again (`tests/schedules.rs`). About one run in a hundred takes another order, because tokio's
+//! `select!` in tonic's servers is not seeded.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
