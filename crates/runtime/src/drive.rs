@@ -139,7 +139,7 @@ impl<C> Drop for Inbox<C> {
 
 impl<C> Commands<C> {
     /// The next one, if it is here.
-    pub fn next(&mut self) -> Option<C> {
+    pub fn take(&mut self) -> Option<C> {
         if let Some(first) = self.first.take() {
             return Some(first);
         }
@@ -185,7 +185,7 @@ mod tests {
         type Command = u64;
 
         fn turn(&mut self, commands: &mut Commands<u64>) -> Turned {
-            match commands.next() {
+            match commands.take() {
                 Some(number) => {
                     self.total += number;
                     Turned::Busy

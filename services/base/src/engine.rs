@@ -397,7 +397,7 @@ impl Turn for Engine {
     type Command = Command;
 
     fn turn(&mut self, commands: &mut Commands<Command>) -> Turned {
-        while let Some(command) = commands.next() {
+        while let Some(command) = commands.take() {
             if matches!(command, Command::Stop) {
                 return Turned::Ended;
             }

@@ -397,7 +397,7 @@ impl Turn for Engine {
         {
             self.metrics.stall.observe((self.now() - since).as_secs_f64());
         }
-        while let Some(command) = commands.next() {
+        while let Some(command) = commands.take() {
             self.apply(command);
         }
         if commands.is_closed() {
