@@ -74,7 +74,7 @@ fn request(index: usize, random: &mut StdRng) -> GenerateRequest {
             stop_token_ids: if index % 8 == 6 { vec![3, 5, 8] } else { Vec::new() },
             logprobs: if unless_simple(index % 9 == 3) { Some(2) } else { None },
             n: if index % 10 == 3 { 2 } else { 1 },
-            ignore_eos: index % 2 == 0,
+            ignore_eos: index.is_multiple_of(2),
             ..Sampling::default()
         },
         base_strength: 1.0,
