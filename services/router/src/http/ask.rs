@@ -290,7 +290,8 @@ mod tests {
 
     fn chat(more: Value) -> Value {
         let mut body = json!({ "messages": [{ "role": "user", "content": "Hello" }] });
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let Value::Object(more) = more else { panic!("{more} is no object") };
+        body.as_object_mut().unwrap().extend(more);
         body
     }
 
