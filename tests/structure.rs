@@ -65,7 +65,6 @@ fn dependencies_stay_behind_their_walls() {
         "uniarm-batch",
         "uniarm-trainer",
         "uniarm",
-        "uniarm-simulation",
     ];
     only_in("tonic", &services);
 

@@ -5,8 +5,6 @@ pub mod prompt;
 
 use std::{
     collections::HashMap,
-    fmt,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,13 +26,8 @@ pub struct Executor {
     /// Block tables of the step's rows, one after the other; reused.
     blocks: Vec<u32>,
     costs: CostMeter,
-    clock: Clock,
     started: Instant,
 }
-
-/// What an executor tells the time by: the machine's clock, or one that a simulation holds.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
 
 /// Rows of the steps that are timed before work begins.
 const TRIAL_ROWS: [usize; 5] = [1, 2, 4, 8, 16];
@@ -57,7 +50,6 @@ pub struct ExecutorOptions {
     /// Sequences that wait for their first step.
     pub waiting_max: usize,
     pub prefix_cache: bool,
-    pub clock: Clock,
 }
 
 /// What one step did.
@@ -78,42 +70,11 @@ pub fn context_tokens(forward: &dyn Forward) -> usize {
     forward.context_tokens().min(forward.blocks() * forward.block_tokens())
 }
 
-// === impl Clock ===
-
-impl Clock {
-    pub fn new(now: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    fn now(&self) -> Instant {
-        (self.0)()
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self::new(Instant::now)
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
-    }
-}
-
 // === impl ExecutorOptions ===
 
 impl Default for ExecutorOptions {
     fn default() -> Self {
-        Self {
-            step_tokens: 512,
-            prefill_chunk: 256,
-            running_max: 256,
-            waiting_max: 1024,
-            prefix_cache: true,
-            clock: Clock::default(),
-        }
+        Self { step_tokens: 512, prefill_chunk: 256, running_max: 256, waiting_max: 1024, prefix_cache: true }
     }
 }
 
@@ -125,7 +86,7 @@ impl Executor {
     /// # Errors
     /// When the model cannot compute these steps.
     pub fn new(mut forward: Box<dyn Forward>, options: &ExecutorOptions) -> Result<Self, ModelError> {
-        let costs = time_trials(&mut *forward, &options.clock)?;
+        let costs = time_trials(&mut *forward)?;
         let scheduler = Scheduler::new(SchedulerOptions {
             block_tokens: forward.block_tokens(),
             blocks: forward.blocks(),
@@ -142,8 +103,7 @@ impl Executor {
             logits: Vec::new(),
             blocks: Vec::new(),
             costs,
-            clock: options.clock.clone(),
-            started: options.clock.now(),
+            started: Instant::now(),
         })
     }
 
@@ -159,12 +119,7 @@ impl Executor {
 
     /// Time as the scheduler counts it; deadlines of sequences are on this clock.
     pub fn now(&self) -> Duration {
-        self.instant() - self.started
-    }
-
-    /// Now, on the clock that this executor was given.
-    pub fn instant(&self) -> Instant {
-        self.clock.now()
+        self.started.elapsed()
     }
 
     /// The scheduler's time of an instant; one that has passed already is zero.
@@ -233,21 +188,21 @@ impl Executor {
         &mut self,
         mut deliver: impl FnMut(SequenceId, usize, &[f32]),
     ) -> Result<StepReport, ModelError> {
-        let began = self.instant();
+        let began = Instant::now();
         let plan = self.scheduler.plan(self.now());
         let mut report = StepReport {
             sequences: plan.rows.iter().map(|row| row.sequence).collect(),
             tokens: plan.rows.iter().map(|row| row.tokens.len()).sum(),
             preempted: plan.preempted.len(),
             expired: plan.expired.clone(),
-            schedule: self.instant() - began,
+            schedule: began.elapsed(),
             ..StepReport::default()
         };
         if plan.rows.is_empty() {
             return Ok(report);
         }
 
-        let began = self.instant();
+        let began = Instant::now();
         self.blocks.clear();
         self.blocks.extend(plan.rows.iter().flat_map(|row| &row.blocks).map(|block| block.0));
         let mut tables = self.blocks.as_slice();
@@ -263,7 +218,7 @@ impl Executor {
             })
             .collect();
         self.forward.forward(&rows, &mut self.logits)?; // (wanted rows, vocabulary)
-        report.forward = self.instant() - began;
+        report.forward = began.elapsed();
         self.costs.observe(report.tokens, report.forward.as_secs_f64());
 
         let mut wanted = self.logits.chunks_exact(self.forward.vocabulary());
@@ -279,7 +234,7 @@ impl Executor {
 }
 
 /// Times steps of few rows, before any sequence lives in the cache.
-fn time_trials(forward: &mut dyn Forward, clock: &Clock) -> Result<CostMeter, ModelError> {
+fn time_trials(forward: &mut dyn Forward) -> Result<CostMeter, ModelError> {
     let tables: Vec<[u32; 1]> = (0..forward.blocks() as u32).map(|block| [block]).collect();
     let mut logits = Vec::new();
     let mut costs = CostMeter::default();
@@ -291,9 +246,9 @@ fn time_trials(forward: &mut dyn Forward, clock: &Clock) -> Result<CostMeter, Mo
         forward.forward(&rows, &mut logits)?; // memory is touched for the first time
         let mut fastest = Duration::MAX;
         for _ in 0..TRIAL_REPEATS {
-            let began = clock.now();
+            let began = Instant::now();
             forward.forward(&rows, &mut logits)?;
-            fastest = fastest.min(clock.now() - began);
+            fastest = fastest.min(began.elapsed());
             if fastest > TRIAL_LONGEST {
                 break;
             }

@@ -1,12 +1,9 @@
 //! A placed request becomes what the engine works with: token ids, settings, a deadline. Off the engine's thread,
 //! because tokenising a long prompt must not hold up a step.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::Instant,
-};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use uniarm_decode::sampling::Sampling;
 use uniarm_engine::prompt::{Prompt, Reader};
 use uniarm_model::{ChatTemplate, Message, Tokenizer};

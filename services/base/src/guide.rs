@@ -3,27 +3,16 @@
 //! The engine pushes operations without waiting and hears of replies, of a stream that came up and of one that went
 //! down through its inbox. Each life of a stream has an epoch: operations meant for an earlier life are dropped.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::time::{Duration, Instant};
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, sync::mpsc::Sender};
 
 use futures_util::StreamExt as _;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout},
-};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use uniarm_proto::{
-    Dice, OpBatch, ProtocolError, ReplyBatch, RewardWorker, SessionGeneration, SessionId, SessionOp,
-    client::{self, Dialer},
-    pb,
+    OpBatch, ProtocolError, ReplyBatch, RewardWorker, SessionGeneration, SessionId, SessionOp, client, pb,
     session::{op_to_wire, reply_from_wire},
 };
-use uniarm_runtime::drive::Inbox;
 
 use crate::engine::Command;
 
@@ -67,11 +56,9 @@ pub enum LinkError {
 
 /// Dials reward workers over gRPC.
 #[derive(Default)]
-pub struct GrpcScorer {
-    pub dialer: Dialer,
-}
+pub struct GrpcScorer;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct LinkId(u64);
 
 /// One life of a stream.
@@ -81,11 +68,10 @@ pub(crate) struct Epoch(u64);
 /// The engine's side of all streams.
 pub(crate) struct Links {
     scorer: Arc<dyn Scorer>,
-    dice: Dice,
     runtime: tokio::runtime::Handle,
-    inbox: Inbox<Command>,
+    inbox: Sender<Command>,
     by_worker: HashMap<RewardWorker, LinkId>,
-    links: BTreeMap<LinkId, LinkHandle>,
+    links: HashMap<LinkId, LinkHandle>,
     next: u64,
 }
 
@@ -113,15 +99,15 @@ enum LinkState {
 
 impl Scorer for GrpcScorer {
     fn dial(&self, worker: &RewardWorker) -> DialFuture {
-        let (worker, dialer) = (worker.clone(), self.dialer.clone());
+        let worker = worker.clone();
         Box::pin(async move {
             let unreachable = |reason: String| LinkError::Unreachable {
                 worker: worker.member.to_string(),
                 address: worker.address.clone(),
                 reason,
             };
-            let channel = dialer.connect(&worker.address).await;
-            let channel = channel.map_err(|error| unreachable(reason_of(&error)))?;
+            let endpoint = client::endpoint(&worker.address).map_err(|e| unreachable(e.to_string()))?;
+            let channel = endpoint.connect().await.map_err(|error| unreachable(reason_of(&error)))?;
             let (ops, outgoing) = mpsc::channel::<OpBatch>(OUTGOING_MESSAGES_MAX);
             let outgoing = ReceiverStream::new(outgoing).map(ops_to_wire);
             let response = client::reward(channel).exchange(outgoing).await;
@@ -183,11 +169,10 @@ fn reason_of(error: &dyn std::error::Error) -> String {
 impl Links {
     pub(crate) fn new(
         scorer: Arc<dyn Scorer>,
-        dice: Dice,
         runtime: tokio::runtime::Handle,
-        inbox: Inbox<Command>,
+        inbox: Sender<Command>,
     ) -> Self {
-        Self { scorer, dice, runtime, inbox, by_worker: HashMap::new(), links: BTreeMap::new(), next: 0 }
+        Self { scorer, runtime, inbox, by_worker: HashMap::new(), links: HashMap::new(), next: 0 }
     }
 
     /// The stream to `worker`; a new one is dialled.
@@ -202,7 +187,6 @@ impl Links {
             id,
             worker: worker.clone(),
             scorer: Arc::clone(&self.scorer),
-            dice: self.dice.clone(),
             ops: incoming,
             inbox: self.inbox.clone(),
         };
@@ -319,9 +303,8 @@ struct LinkTask {
     id: LinkId,
     worker: RewardWorker,
     scorer: Arc<dyn Scorer>,
-    dice: Dice,
     ops: mpsc::UnboundedReceiver<(Epoch, OpBatch)>,
-    inbox: Inbox<Command>,
+    inbox: Sender<Command>,
 }
 
 // === impl LinkTask ===
@@ -346,11 +329,10 @@ impl LinkTask {
                 return;
             }
             // Base workers that lost one reward worker together do not come back to it together.
-            let rest = tokio::time::sleep(wait.mul_f64(0.5 + 0.5 * self.dice.roll::<f64>()));
+            let rest = tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..=1.0)));
             tokio::pin!(rest);
             loop {
                 tokio::select! {
-                    biased;
                     () = &mut rest => break,
                     stale = self.ops.recv() => if stale.is_none() { return },
                 }
@@ -364,7 +346,6 @@ impl LinkTask {
         self.inbox.send(Command::LinkUp { link: self.id, epoch }).ok()?;
         loop {
             tokio::select! {
-                biased;
                 batch = self.ops.recv() => {
                     let (meant_for, batch) = batch?;
                     if meant_for == epoch && stream.ops.send(batch).await.is_err() {

@@ -10,10 +10,9 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::time::Instant;
 use uniarm_cluster::Snapshot;
 use uniarm_proto::{Generation, Member, MemberId};
 

@@ -1,8 +1,7 @@
 //! The cluster as this router sees it, for operators.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use uniarm_proto::{
     Member,

@@ -6,19 +6,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::Stream;
-use parking_lot::Mutex;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
-    Dice, GenerateRequest, Progress, Refusal, Role,
-    client::Dialer,
-    deadline,
+    GenerateRequest, Progress, Refusal, Role, deadline,
     limits::REQUEST_MESSAGE_BYTES_MAX,
     pb::{
         self,
@@ -31,17 +28,17 @@ use crate::{
     load::LoadTable,
     metrics::RouterMetrics,
     place::rewards,
-    relay::{Asked, Channels, DrainMeter, Relay},
+    relay::{Asked, Channels, Relay},
 };
 
-/// Limits of a router, and what it reaches the cluster through.
-#[derive(Clone)]
+/// What a refused client is told to wait.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Limits of a router.
+#[derive(Debug, Clone)]
 pub struct RouterOptions {
     /// Requests that it relays at once.
     pub requests_max: usize,
-    pub dialer: Dialer,
-    /// Of ids, seeds, turns and waits.
-    pub dice: Dice,
 }
 
 /// Serves `Inference` over the members of one cluster.
@@ -57,7 +54,7 @@ pub struct RouterService {
 
 impl Default for RouterOptions {
     fn default() -> Self {
-        Self { requests_max: 4096, dialer: Dialer::default(), dice: Dice::default() }
+        Self { requests_max: 4096 }
     }
 }
 
@@ -67,12 +64,10 @@ impl RouterService {
     pub fn new(members: SnapshotReceiver, options: RouterOptions, metrics: &Metrics) -> Self {
         let relay = Relay {
             members,
-            channels: Channels::over(options.dialer.clone()),
+            channels: Channels::default(),
             loads: LoadTable::default(),
             circuits: Arc::default(),
             budget: Arc::default(),
-            dice: options.dice.clone(),
-            drain: Arc::new(Mutex::new(DrainMeter::new())),
             metrics: RouterMetrics::new(metrics),
             hand_over: CancellationToken::new(),
         };
@@ -129,13 +124,13 @@ impl RouterService {
             Refusal::exhausted(
                 "router_full",
                 format!("this router relays {limit} requests already"),
-                self.relay.drain.lock().retry_after(),
+                RETRY_AFTER,
             )
         })?;
         if request.request_id.is_empty() {
-            request.request_id = format!("{:032x}", self.relay.dice.roll::<u128>());
+            request.request_id = format!("{:032x}", rand::random::<u128>());
         }
-        request.sampling.seed.get_or_insert_with(|| self.relay.dice.roll());
+        request.sampling.seed.get_or_insert_with(rand::random);
         let relayed = self.relay.run(Asked { request, progress, deadline }, permit).await?;
         Ok(Box::pin(relayed))
     }
