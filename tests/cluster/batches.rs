@@ -72,15 +72,19 @@ fn killed_again_and_again_it_writes_the_bytes_of_an_undisturbed_job(cluster: &Cl
     let seed = u64::from(std::process::id());
     println!("kills by seed {seed}");
     let flags = ["in.jsonl", "--output", "killed.jsonl", "--in-flight", "3"];
-    let mut kept = Vec::new();
+    let written =
+        || std::fs::read_to_string(folder.join("killed.jsonl")).map_or(0, |text| text.lines().count());
+    let mut kept: Vec<usize> = Vec::new();
     for kill in 0..KILLS {
         let mut job = batch(cluster, folder, &flags).stdout(Stdio::null()).spawn().unwrap();
-        thread::sleep(Duration::from_millis(100 + uniarm_batch::seed(seed, &[&kill.to_string()]) % 900));
+        // However slow the machine is, something is written before each kill.
+        while written() <= kept.last().copied().unwrap_or(0) && job.try_wait().unwrap().is_none() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        thread::sleep(Duration::from_millis(uniarm_batch::seed(seed, &[&kill.to_string()]) % 300));
         job.kill().unwrap();
         job.wait().unwrap();
-        kept.push(
-            std::fs::read_to_string(folder.join("killed.jsonl")).map_or(0, |text| text.lines().count()),
-        );
+        kept.push(written());
     }
     println!("lines after each kill: {kept:?}");
     // A power cut may tear the last line too.

@@ -189,7 +189,7 @@ async fn http_has_the_bytes_of_grpc_and_names_the_field_that_is_wrong() {
             400,
             json!("messages[0].content[0].type"),
         ),
-        ("a deadline that has passed", json!({ "timeout_ms": 0 }), 504, Value::Null),
+        ("a deadline that has passed", json!({ "timeout_ms": 0, "stream": false }), 504, Value::Null),
     ] {
         let mut body = json!({ "messages": messages, "max_tokens": 4, "stream": true });
         body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());

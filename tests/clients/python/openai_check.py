@@ -91,7 +91,8 @@ def log_probabilities_come_with_what_the_reward_changed(client):
 def several_answers_stream_side_by_side(client):
     whole = client.chat.completions.create(**guided(client, n=3))
     texts = [choice.message.content for choice in whole.choices]
-    assert len(set(texts)) == 3, texts
+    # Two of three may say the same by chance.
+    assert len(texts) == 3 and len(set(texts)) > 1, texts
     streamed = ["", "", ""]
     for chunk in client.chat.completions.create(**guided(client, n=3, stream=True)):
         for choice in chunk.choices:
