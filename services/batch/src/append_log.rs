@@ -10,6 +10,10 @@ use std::{
 /// Seconds of work that a power cut may cost.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
 
+/// A process that was forked a moment ago holds its parent's locks until its own program starts.
+const FORK_PATIENCE: Duration = Duration::from_millis(500);
+const FORK_PAUSE: Duration = Duration::from_millis(10);
+
 /// Holds its file until it is dropped.
 #[derive(Debug)]
 pub struct AppendLog {
@@ -97,9 +101,15 @@ pub(crate) fn open_locked(path: &Path) -> Result<File, LogError> {
     let failed = |source| LogError::File { path: path.to_owned(), source };
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     let file = options.map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::Busy { path: path.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if began.elapsed() < FORK_PATIENCE => {
+                std::thread::sleep(FORK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => return Err(LogError::Busy { path: path.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
     }
 }
