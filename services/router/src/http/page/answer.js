@@ -185,8 +185,8 @@ function runnersUp(entry) {
 /** Below the token, or above where there is no room. Phones have it at the bottom of the screen, by style. */
 function place(panel, { left, top, bottom }) {
   const { offsetWidth: width, offsetHeight: height } = panel;
-  // Without the gutter of the scroll bar, which innerWidth counts.
-  const x = Math.min(Math.max(8, left), document.documentElement.clientWidth - width - 8);
+  // Without the gutter of the scroll bar, which the window counts.
+  const x = Math.min(Math.max(8, left), document.body.clientWidth - width - 8);
   const y = bottom + height + 12 > innerHeight && top > height + 12 ? top - height - 8 : bottom + 8;
   panel.style.setProperty("--x", `${x}px`);
   panel.style.setProperty("--y", `${y}px`);
