@@ -4,7 +4,7 @@ use std::process::Command;
 
 use uniarm_proto::{ClusterClient, Sampling, Transcript};
 
-use crate::harness::{Cluster, PROMPTED, Running, machine, repository, request};
+use crate::harness::{Cluster, PROMPTED, Running, knows_its_workers, machine, repository, request};
 
 #[test]
 fn python_grpcurl_and_openai_stream_an_answer() {
@@ -31,6 +31,7 @@ async fn the_python_client_gets_the_bytes_of_the_rust_client_though_its_router_d
     let peers = ["--base-peer", &cluster.base().address, "--reward-peer", &cluster.reward().address];
     let other = Running::start("router", &peers);
     cluster.client().await;
+    knows_its_workers(&other.address).await;
     let client = ClusterClient::new(&[&other.address]).unwrap();
     let guided = request("Describe the sea.", &[("positive", 0.5), ("concise", 0.5)]);
     let mut long = request("Tell me a story.", &[("positive", 1.0)]);

@@ -228,21 +228,30 @@ impl Cluster {
     }
 
     pub async fn channel(&self) -> Channel {
-        client::endpoint(&self.router.address).unwrap().connect().await.unwrap()
+        dial(&self.router.address).await
     }
 
     /// A client of a cluster whose router knows its workers.
     pub async fn client(&self) -> InferenceClient<Channel> {
-        let mut inference = client::inference(self.channel().await);
-        let began = Instant::now();
-        loop {
-            let served = inference.list_models(pb::ListModelsRequest {}).await.unwrap().into_inner();
-            if !served.base_models.is_empty() && !served.reward_models.is_empty() {
-                return inference;
-            }
-            assert!(began.elapsed() < READY_TIMEOUT, "the router finds no workers");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        knows_its_workers(&self.router.address).await
+    }
+}
+
+async fn dial(address: &str) -> Channel {
+    client::endpoint(address).unwrap().connect().await.unwrap()
+}
+
+/// A client of a router, once it knows its workers: it finds them a moment after its own start.
+pub async fn knows_its_workers(router: &str) -> InferenceClient<Channel> {
+    let mut inference = client::inference(dial(router).await);
+    let began = Instant::now();
+    loop {
+        let served = inference.list_models(pb::ListModelsRequest {}).await.unwrap().into_inner();
+        if !served.base_models.is_empty() && !served.reward_models.is_empty() {
+            return inference;
         }
+        assert!(began.elapsed() < READY_TIMEOUT, "the router finds no workers");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
