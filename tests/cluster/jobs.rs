@@ -5,7 +5,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::harness::{demo_model, machine};
@@ -17,7 +17,7 @@ format = "mt-bench"
 seeds = [7]
 temperature = 1.0
 max_tokens = 8
-steps = 2
+steps = 4
 resamples = 50
 
 [[objectives]]
@@ -74,8 +74,11 @@ fn evaluation(folder: &Path, out: &str) -> Command {
     command
 }
 
+/// Kills of one evaluation.
+const KILLS: usize = 10;
+
 #[test]
-fn an_evaluation_that_is_killed_and_continued_writes_the_bytes_of_an_undisturbed_one() {
+fn an_evaluation_that_is_killed_at_ten_points_writes_the_bytes_of_an_undisturbed_one() {
     let _machine = machine();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("eval.toml"), EVALUATION).unwrap();
@@ -86,21 +89,34 @@ fn an_evaluation_that_is_killed_and_continued_writes_the_bytes_of_an_undisturbed
         assert!(whole.contains_key(expected), "{expected} is missing in {:?}", whole.keys());
     }
 
-    let journal = folder.path().join("killed/journal.jsonl");
-    let mut killed = evaluation(folder.path(), "killed").spawn().unwrap();
-    let began = Instant::now();
-    while std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count()) < 3 {
-        assert!(began.elapsed() < Duration::from_secs(120), "no answers in time");
-        thread::sleep(Duration::from_millis(2));
+    let answered = |out: &str| {
+        std::fs::read(folder.path().join(out).join("journal.jsonl")).map_or(0, |text| lines(&text))
+    };
+    let all = answered("whole");
+    let seed = u64::from(std::process::id());
+    println!("kills by seed {seed}, {all} lines of journal");
+    let mut kept = Vec::new();
+    for kill in 0..KILLS {
+        let mut life = evaluation(folder.path(), "killed").spawn().unwrap();
+        let target = (1 + kill) * all / (KILLS + 2);
+        while answered("killed") < target && life.try_wait().unwrap().is_none() {
+            thread::sleep(Duration::from_millis(2));
+        }
+        thread::sleep(Duration::from_millis(uniarm_batch::seed(seed, &[&kill.to_string()]) % 40));
+        life.kill().unwrap();
+        life.wait().unwrap();
+        kept.push(answered("killed"));
     }
-    killed.kill().unwrap();
-    killed.wait().unwrap();
-    let kept = std::fs::read_to_string(&journal).unwrap().lines().count();
-    assert!(!folder.path().join("killed/report.json").exists(), "it was killed too late to tell anything");
+    assert!(kept[0] < all, "it was killed too late to tell anything");
     assert!(evaluation(folder.path(), "killed").status().unwrap().success());
     let continued = report(&folder.path().join("killed"));
     assert_eq!(continued.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
     for (name, bytes) in &whole {
-        assert!(continued[name] == *bytes, "{name} differs after {kept} answers were kept");
+        assert!(continued[name] == *bytes, "{name} differs after kills at {kept:?}");
     }
+}
+
+/// Whole ones.
+fn lines(text: &[u8]) -> usize {
+    text.iter().filter(|byte| **byte == b'\n').count()
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use uniarm_model::OpenOptions;
+use uniarm_trainer::network::DeviceName;
 use uniarm_trainer::train::{
     config::TrainConfig,
     evaluation::Evaluation,
@@ -65,6 +66,9 @@ pub struct TrainArgs {
     /// Threads of each process [default: the cores of this machine, divided among the workers]
     #[arg(long)]
     pub threads: Option<usize>,
+    /// What to train on, instead of the configuration's: cpu, cuda, or cuda:N for the GPU of number N
+    #[arg(long)]
+    pub device: Option<DeviceName>,
     /// Which worker this is, from 0, where each is started by hand; worker 0 writes the run folder
     #[arg(long, requires = "size", requires = "rendezvous", conflicts_with = "workers")]
     pub rank: Option<usize>,
@@ -125,6 +129,7 @@ fn configuration(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
     }
     config.workers = given.size.or(given.workers).unwrap_or(config.workers);
     config.seed = given.seed.unwrap_or(config.seed);
+    config.device = given.device.unwrap_or(config.device);
     config.batch = given.batch.unwrap_or(config.batch);
     config.objective = given.objective.or(config.objective);
     config.optimizer.learning_rate = given.learning_rate.unwrap_or(config.optimizer.learning_rate);

@@ -3,6 +3,7 @@
 //! Everything that is written is a function of the configuration and the models: a run that is killed and continued
 //! ends with the same bytes. How long it took stands in `run.json` alone.
 
+mod comparison;
 mod config;
 mod method;
 mod outputs;
@@ -22,10 +23,11 @@ use crate::{
     cluster_job::{self, Cluster, Identities, JobOptions, Journal},
     metrics, prompts, report, whole_file,
 };
+pub use comparison::{Domination, Lead};
 pub use config::{EvalConfig, EvalObjective};
 pub use method::{Guidance, MethodConfig};
 use plan::Plan;
-pub use results::{Domination, Example, ExampleAnswer, MethodResult, PointResult, Results};
+pub use results::{Example, ExampleAnswer, MethodResult, PointResult, Results};
 
 /// Runs an evaluation, or goes on with it, and writes the report into `out`.
 ///

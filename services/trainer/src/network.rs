@@ -2,6 +2,7 @@
 
 mod adapter;
 mod batch;
+mod device;
 mod llama;
 mod modulation;
 mod ops;
@@ -12,6 +13,7 @@ use crate::loss::{Labels, Likelihood, Loss, LossValue};
 
 pub use adapter::{AdapterConfig, Conditioning, Head, Method, Objective};
 pub use batch::Packed;
+pub use device::DeviceName;
 pub use llama::{LlamaNetwork, NetworkOptions};
 pub use ops::Form;
 

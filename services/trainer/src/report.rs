@@ -31,31 +31,43 @@ pub fn write(results: &Results, out: &Path) -> anyhow::Result<()> {
     whole_file::write(&out.join("report.html"), html::page(results, &drawn).as_bytes())
 }
 
-/// Pictures by file name: the front, then for each objective how it follows its weight.
+/// Pictures by file name: the front, of each two objectives, then for each objective how it follows its weight.
 fn pictures(results: &Results) -> Vec<(String, Chart)> {
-    let mut pictures = vec![("front".to_owned(), front(results))];
-    for (index, objective) in results.config.objectives.iter().enumerate() {
-        // A file's name holds no slash.
-        let name = objective.name.replace(|c: char| !c.is_alphanumeric(), "_");
-        pictures.push((format!("control-{name}"), control(results, index)));
+    let objectives = &results.config.objectives;
+    // A file's name holds no slash.
+    let name = |index: usize| objectives[index].name.replace(|c: char| !c.is_alphanumeric(), "_");
+    let mut pictures = Vec::new();
+    for up in 1..objectives.len() {
+        for across in 0..up {
+            let file = match objectives.len() {
+                2 => "front".to_owned(),
+                _ => format!("front-{}-{}", name(across), name(up)),
+            };
+            pictures.push((file, front(results, across, up)));
+        }
+    }
+    for index in 0..objectives.len() {
+        pictures.push((format!("control-{}", name(index)), control(results, index)));
     }
     pictures
 }
 
-/// The first two objectives against each other. More of them have no picture; their numbers stand in the tables.
-fn front(results: &Results) -> Chart {
+/// Two objectives against each other. Of more than two, it is a shadow of the front, whose points have no order.
+fn front(results: &Results, across: usize, up: usize) -> Chart {
     let objectives = &results.config.objectives;
     let point = |own: &PointResult| Point {
-        at: (own.scores[0].value, own.scores[1].value),
-        across: Some((own.scores[0].low, own.scores[0].high)),
-        up: Some((own.scores[1].low, own.scores[1].high)),
+        at: (own.scores[across].value, own.scores[up].value),
+        across: Some((own.scores[across].low, own.scores[across].high)),
+        up: Some((own.scores[up].low, own.scores[up].high)),
         ..Point::default()
     };
+    let mut series = series(results, |method| method.points.iter().map(point).collect());
+    series.iter_mut().for_each(|series| series.scattered = objectives.len() > 2);
     Chart {
-        title: format!("Front: {} and {}", objectives[0].name, objectives[1].name),
-        across: format!("{}: mean score, higher is better", objectives[0].name),
-        up: format!("{}: mean score", objectives[1].name),
-        series: series(results, |method| method.points.iter().map(point).collect()),
+        title: format!("Front: {} and {}", objectives[across].name, objectives[up].name),
+        across: format!("{}: mean score, higher is better", objectives[across].name),
+        up: format!("{}: mean score", objectives[up].name),
+        series,
     }
 }
 
@@ -88,6 +100,100 @@ fn series(results: &Results, points: impl Fn(&MethodResult) -> Vec<Point>) -> Ve
         name: method.name.clone(),
         points: points(method),
         colour,
+        ..Series::default()
     };
     results.methods.iter().enumerate().map(series).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
+
+    use super::*;
+    use crate::{cluster_job::Identities, metrics::Interval};
+
+    const CONFIG: &str = r#"
+        title = "Three"
+        prompts = "prompts.jsonl"
+        seeds = [1]
+        temperature = 1.0
+        max_tokens = 8
+        methods = []
+        [[objectives]]
+        name = "kind"
+        oracle = "vader"
+        reference = -1.0
+        ideal = 1.0
+        [[objectives]]
+        name = "to the point"
+        oracle = "brevity"
+        reference = -7.0
+        ideal = -3.0
+        [[objectives]]
+        name = "easy"
+        oracle = "readability"
+        reference = 0.0
+        ideal = 100.0
+    "#;
+
+    /// A method at the corners of the simplex.
+    fn results() -> Results {
+        let interval = Interval { value: 0.5, low: 0.4, high: 0.6 };
+        let grid: Vec<Vec<f32>> = vec![vec![1.0, 0.0, 0.0], vec![0.0, 1.0, 0.0], vec![0.0, 0.0, 1.0]];
+        let point = |preference: &Vec<f32>| PointResult {
+            preference: preference.clone(),
+            scores: preference
+                .iter()
+                .map(|weight| Interval { value: f64::from(*weight), ..interval })
+                .collect(),
+            tokens: 8.0,
+            finished: 1.0,
+            distinct_2: 1.0,
+            repetition: 0.0,
+        };
+        let method = MethodResult {
+            name: "method".into(),
+            points: grid.iter().map(point).collect(),
+            hypervolume: interval,
+            hypervolume_normalised: interval,
+            mean_inner_product: interval,
+            mean_inner_product_normalised: interval,
+            right_steps: Vec::new(),
+        };
+        Results {
+            config: toml::from_str(CONFIG).unwrap(),
+            models: Identities::default(),
+            prompts: 1,
+            answers: 3,
+            tokens: 24,
+            grid,
+            methods: vec![method],
+            domination: Vec::new(),
+            leads: Vec::new(),
+            examples: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn of_three_objectives_each_two_have_a_picture() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&results(), folder.path()).unwrap();
+        let mut files: Vec<String> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".png"))
+            .collect();
+        files.sort_unstable();
+        let expected = [
+            "control-easy.png",
+            "control-kind.png",
+            "control-to_the_point.png",
+            "front-kind-easy.png",
+            "front-kind-to_the_point.png",
+            "front-to_the_point-easy.png",
+        ];
+        assert_eq!(files, expected);
+        let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+        assert_eq!(page.matches("<h2>Front: ").count(), 3);
+    }
 }

@@ -50,7 +50,10 @@ pub fn train(
 ) -> anyhow::Result<Ended> {
     config.check()?;
     let data = Data::read(config, model)?;
+    let (device, form) = config.device.open()?;
     let options = NetworkOptions {
+        device,
+        form,
         checkpoint_activations: checkpoints_activations(config, &model.config),
         seed: config.seed,
         ..NetworkOptions::default()

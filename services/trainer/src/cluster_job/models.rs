@@ -30,7 +30,7 @@ pub struct ModelsConfig {
 }
 
 /// What the weights of a cluster are known by. Journals of a job are good for these weights only.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Identities {
     base: String,
     rewards: BTreeMap<String, String>,

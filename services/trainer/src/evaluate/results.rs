@@ -2,7 +2,12 @@
 
 use serde::Serialize;
 
-use super::{config::EvalConfig, plan::Plan, repetition};
+use super::{
+    comparison::{Domination, Lead, dominations, leads},
+    config::EvalConfig,
+    plan::Plan,
+    repetition,
+};
 use crate::{
     cluster_job::Identities,
     metrics::{self, Bootstrap, Interval},
@@ -25,6 +30,7 @@ pub struct Results {
     pub grid: Vec<Vec<f32>>,
     pub methods: Vec<MethodResult>,
     pub domination: Vec<Domination>,
+    pub leads: Vec<Lead>,
     pub examples: Vec<Example>,
 }
 
@@ -54,17 +60,6 @@ pub struct PointResult {
     pub repetition: f64,
 }
 
-/// Points of a front that beat a point of a method without one in every objective.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Domination {
-    pub front: String,
-    pub over: String,
-    pub points: usize,
-    /// Of these, the ones whose intervals lie wholly above.
-    pub disjoint: usize,
-    pub of: usize,
-}
-
 /// Answers of one prompt, side by side.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Example {
@@ -82,12 +77,14 @@ pub struct ExampleAnswer {
 }
 
 /// Scores of a method: `[point][prompt][objective]`, means over seeds and turns.
-type Values = Vec<Vec<Vec<f64>>>;
+pub(super) type Values = Vec<Vec<Vec<f64>>>;
 
 /// `scores` of each cell: `[turn][objective]`.
 pub fn measure(plan: &Plan<'_>, scores: &[Vec<Vec<f64>>], identities: &Identities) -> Results {
+    let values: Vec<Values> =
+        (0..plan.config.methods.len()).map(|method| values(plan, scores, method)).collect();
     let methods: Vec<MethodResult> =
-        (0..plan.config.methods.len()).map(|method| MethodResult::of(plan, scores, method)).collect();
+        values.iter().enumerate().map(|(method, values)| MethodResult::of(plan, values, method)).collect();
     let answers = plan.cells.iter().map(|cell| cell.answers.len()).sum();
     Results {
         config: plan.config.clone(),
@@ -96,7 +93,8 @@ pub fn measure(plan: &Plan<'_>, scores: &[Vec<Vec<f64>>], identities: &Identitie
         answers,
         tokens: plan.tokens(),
         grid: plan.grid.to_vec(),
-        domination: dominations(plan.config, &methods),
+        domination: dominations(plan, &methods, &values),
+        leads: leads(plan, &methods, &values),
         examples: examples(plan),
         methods,
     }
@@ -105,12 +103,10 @@ pub fn measure(plan: &Plan<'_>, scores: &[Vec<Vec<f64>>], identities: &Identitie
 // === impl MethodResult ===
 
 impl MethodResult {
-    fn of(plan: &Plan<'_>, scores: &[Vec<Vec<f64>>], method: usize) -> Self {
-        let values = values(plan, scores, method);
-        let bootstrap = Bootstrap { resamples: plan.config.resamples, level: COVERED, seed: BOOTSTRAP_SEED };
+    fn of(plan: &Plan<'_>, values: &Values, method: usize) -> Self {
         // All numbers of one resample at once: first the points, then what is computed from them.
-        let numbers = bootstrap.intervals(plan.prompts.len(), |drawn| {
-            let points = means(&values, drawn);
+        let numbers = bootstrap(plan).intervals(plan.prompts.len(), |drawn| {
+            let points = means(values, drawn);
             let whole = whole_front(plan, &points);
             points.into_iter().flatten().chain(whole).collect()
         });
@@ -136,8 +132,13 @@ impl MethodResult {
 /// Numbers of a whole front.
 const WHOLE: usize = 4;
 
+/// The same draws for every method.
+pub(super) fn bootstrap(plan: &Plan<'_>) -> Bootstrap {
+    Bootstrap { resamples: plan.config.resamples, level: COVERED, seed: BOOTSTRAP_SEED }
+}
+
 /// Hypervolume and mean inner product, each raw and on the fixed scale from reference to ideal.
-fn whole_front(plan: &Plan<'_>, points: &[Vec<f64>]) -> [f64; WHOLE] {
+pub(super) fn whole_front(plan: &Plan<'_>, points: &[Vec<f64>]) -> [f64; WHOLE] {
     let objectives = &plan.config.objectives;
     let reference: Vec<f64> = objectives.iter().map(|objective| objective.reference).collect();
     let widths: Vec<f64> = objectives.iter().map(|objective| objective.ideal - objective.reference).collect();
@@ -176,7 +177,7 @@ fn values(plan: &Plan<'_>, scores: &[Vec<Vec<f64>>], method: usize) -> Values {
 }
 
 /// q(p) over a sample of the prompts.
-fn means(values: &Values, sample: &[usize]) -> Vec<Vec<f64>> {
+pub(super) fn means(values: &Values, sample: &[usize]) -> Vec<Vec<f64>> {
     let mean = |prompts: &Vec<Vec<f64>>| {
         let mut sums = vec![0.0; prompts[0].len()];
         for prompt in sample {
@@ -216,28 +217,6 @@ fn right_steps(grid: &[Vec<f32>], q: &[Vec<Interval>]) -> Vec<usize> {
         steps.count()
     };
     vec![right(0), right(1)]
-}
-
-fn dominations(config: &EvalConfig, methods: &[MethodResult]) -> Vec<Domination> {
-    let mut found = Vec::new();
-    for front in methods.iter().filter(|method| method.has_front()) {
-        for (single, _) in methods.iter().zip(&config.methods).filter(|(_, own)| !own.has_front()) {
-            let over = &single.points[0].scores;
-            let all = |point: &&PointResult, better: &dyn Fn(&Interval, &Interval) -> bool| {
-                point.scores.iter().zip(over).all(|(own, other)| better(own, other))
-            };
-            let points = front.points.iter().filter(|point| all(point, &|a, b| a.value > b.value));
-            let disjoint = front.points.iter().filter(|point| all(point, &|a, b| a.low > b.high));
-            found.push(Domination {
-                front: front.name.clone(),
-                over: single.name.clone(),
-                points: points.count(),
-                disjoint: disjoint.count(),
-                of: front.points.len(),
-            });
-        }
-    }
-    found
 }
 
 /// The first method with a front, at its corners and its centre, beside the base model.

@@ -10,6 +10,8 @@ use plotters::{
     style::{FontStyle, register_font},
 };
 
+use crate::whole_file;
+
 /// A subset of DejaVu Sans (font/LICENCE): machines without any font draw the same picture.
 const FONT: &[u8] = include_bytes!("font/DejaVuSans-subset.ttf");
 const FONT_NAME: &str = "sans-serif";
@@ -49,8 +51,9 @@ pub struct Chart {
 #[derive(Debug, Clone, Default)]
 pub struct Series {
     pub name: String,
-    /// Joined by a line in this order.
+    /// Joined by a line in this order, unless they are `scattered`.
     pub points: Vec<Point>,
+    pub scattered: bool,
     /// Place in the palette, so that a method has one colour in every picture.
     pub colour: usize,
 }
@@ -80,9 +83,14 @@ impl Chart {
     /// # Errors
     /// Where a value is not finite, or the file cannot be written.
     pub fn write_png(&self, path: &Path) -> anyhow::Result<()> {
-        let area = BitMapBackend::new(path, SIZE).into_drawing_area();
+        // The library draws into files alone, and none of a chart's name may be half a picture.
+        let folder = tempfile::tempdir().context("a folder to draw in")?;
+        let drawn = folder.path().join("chart.png");
+        let area = BitMapBackend::new(&drawn, SIZE).into_drawing_area();
         self.draw(&area)?;
-        area.present().with_context(|| format!("cannot write {}", path.display()))
+        area.present().context("cannot draw a PNG")?;
+        drop(area);
+        whole_file::write(path, &std::fs::read(&drawn).context("the PNG that was drawn")?)
     }
 
     fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> anyhow::Result<()>
@@ -118,8 +126,10 @@ impl Chart {
                 for bar in series.points.iter().flat_map(Point::bars) {
                     chart.draw_series([PathElement::new(bar.to_vec(), colour.mix(0.45))])?;
                 }
-                let line = series.points.iter().map(|point| point.at);
-                chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+                if !series.scattered {
+                    let line = series.points.iter().map(|point| point.at);
+                    chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+                }
                 if series.has_dots() {
                     chart.draw_series(
                         series.points.iter().map(|point| Circle::new(point.at, 3, colour.filled())),
@@ -155,7 +165,7 @@ impl Series {
     /// A curve of very many points is a line.
     fn has_dots(&self) -> bool {
         const DOTS_MAX: usize = 40;
-        self.points.len() <= DOTS_MAX
+        self.scattered || self.points.len() <= DOTS_MAX
     }
 }
 
@@ -205,7 +215,7 @@ mod tests {
             ..Point::default()
         };
         let points = values.iter().enumerate().map(point).collect();
-        let series = vec![Series { name: "a < b".into(), points, colour: 0 }];
+        let series = vec![Series { name: "a < b".into(), points, ..Series::default() }];
         Chart { title: "Title".into(), across: "x".into(), up: "y".into(), series }
     }
 

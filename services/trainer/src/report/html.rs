@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    evaluate::{Example, MethodResult, PointResult, Results},
+    evaluate::{Domination, Example, Lead, MethodResult, PointResult, Results},
     metrics::Interval,
 };
 
@@ -38,6 +38,7 @@ pub fn page(results: &Results, pictures: &[(&str, String)]) -> String {
     }
     page.push_str(&summary_table(results));
     page.push_str(&domination_table(results));
+    page.push_str(&lead_table(results));
     page.push_str("<h2>Answers side by side</h2>\n");
     for example in &results.examples {
         page.push_str(&example_block(results, example));
@@ -134,21 +135,41 @@ fn domination_table(results: &Results) -> String {
     if results.domination.is_empty() {
         return String::new();
     }
-    let row = |found: &crate::evaluate::Domination| {
+    let row = |found: &Domination| {
         format!(
-            "<tr><td>{}</td><td>{}</td><td>{} of {}</td><td>{} of {}</td></tr>\n",
+            "<tr><td>{}</td><td>{}</td><td>{} of {}</td><td>{}</td><td>{}</td></tr>\n",
             escape(&found.front),
             escape(&found.over),
             found.points,
             found.of,
-            found.disjoint,
-            found.of
+            found.paired,
+            found.disjoint
         )
     };
     format!(
         "<h2>Points that are better in every objective</h2>\n<div class=\"scroll\"><table>\n\
-         <tr><th>front of</th><th>over</th><th>points</th><th>with disjoint intervals</th></tr>\n{}</table></div>\n",
+         <tr><th>front of</th><th>over</th><th>points</th><th>surely, over the same prompts</th>\
+         <th>with disjoint intervals</th></tr>\n{}</table></div>\n",
         results.domination.iter().map(row).collect::<String>()
+    )
+}
+
+fn lead_table(results: &Results) -> String {
+    let Some(Lead { front, .. }) = results.leads.first() else { return String::new() };
+    let row = |lead: &Lead| {
+        format!(
+            "<tr><td>{}</td>{}{}</tr>\n",
+            escape(&lead.over),
+            figure(&lead.hypervolume),
+            figure(&lead.mean_inner_product)
+        )
+    };
+    format!(
+        "<h2>Lead of {}</h2>\n<div class=\"scroll\"><table>\n\
+         <tr><th>over</th><th>hypervolume</th><th>mean inner product</th></tr>\n{}</table></div>\n\
+         <p class=\"quiet\">Differences over the same draws of prompts: intervals that do not hold 0 are a lead, or a lag.</p>\n",
+        escape(front),
+        results.leads.iter().map(row).collect::<String>()
     )
 }
 

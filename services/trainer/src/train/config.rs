@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     loss::{Loss, Scalarisation},
-    network::{AdapterConfig, Objective},
+    network::{AdapterConfig, DeviceName, Objective},
     pairs::{OnBadLine, tokens::Ties},
 };
 
@@ -91,6 +91,9 @@ pub struct TrainConfig {
     /// Processes among which each batch is divided.
     #[serde(default = "one")]
     pub workers: usize,
+    /// `cpu`, `cuda` or `cuda:N`. It decides how sums are rounded, and is part of what a run is.
+    #[serde(default, skip_serializing_if = "DeviceName::is_cpu")]
+    pub device: DeviceName,
     /// Dimensions of the preference, in order.
     pub objectives: Vec<ObjectiveConfig>,
     #[serde(default)]

@@ -54,6 +54,7 @@ fn write(
         name,
         points: points.into_iter().map(point).collect(),
         colour,
+        ..Series::default()
     };
     let series: Vec<Series> =
         curves.filter(|(_, points)| !points.is_empty()).enumerate().map(series).collect();
