@@ -40,7 +40,7 @@ refuses() {
     grep -qF -- "$sentence" "$scratch/reason" || { cat "$scratch/reason" && return 1; }
 }
 
-for values in $chart/values.yaml tests/helm/values/*.yaml; do
+for values in $chart/values*.yaml tests/helm/values/*.yaml; do
     name=$(basename "$values" .yaml)
     manifests=$scratch/$name.yaml
     check "$name: lint" "$helm" lint --strict --quiet "$chart" --values "$values"
@@ -71,6 +71,10 @@ check "refuses a model on no volume" refuses "base.model is /models/llama, but m
     --set base.model=/models/llama
 check "refuses an adapter on no volume" refuses "reward.adapters lists /models/harmless, but modelVolume is empty" \
     --set 'reward.adapters={/models/harmless}'
+check "refuses a batch without a volume" refuses "batch.enabled is true, and batch.volume is empty" \
+    --set batch.enabled=true
+check "refuses answers outside the volume" refuses "at '/batch/output': 'out.jsonl' does not match pattern" \
+    --set batch.output=out.jsonl
 check "refuses an objective named twice" refuses "reward.prompted names kind twice" \
     --set 'reward.prompted[0].name=kind,reward.prompted[0].text=a,reward.prompted[1].name=kind,reward.prompted[1].text=b'
 check "refuses an unknown exchange" refuses "at '/base/exchange': value must be one of 'certified', 'dense'" \

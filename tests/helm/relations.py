@@ -9,7 +9,7 @@ import sys
 import yaml
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"))
+FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"), ("--http-listen", "http"))
 
 
 def of_kind(manifests, *kinds):
@@ -20,8 +20,13 @@ def name_of(manifest):
     return manifest["metadata"]["name"]
 
 
+def pod_of(workload):
+    """The pod that a workload makes, or that it is."""
+    return workload if workload["kind"] == "Pod" else workload["spec"]["template"]
+
+
 def containers(workload):
-    return workload["spec"]["template"]["spec"]["containers"]
+    return pod_of(workload)["spec"]["containers"]
 
 
 def port(address):
@@ -29,7 +34,36 @@ def port(address):
 
 
 def selects(selector, workload):
-    return selector.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
+    return selector.items() <= pod_of(workload)["metadata"]["labels"].items()
+
+
+def port_names(workload):
+    return {port["name"] for container in containers(workload) for port in container.get("ports", [])}
+
+
+def policy_problems(policy, workloads):
+    """Each policy guards one workload, at all of its ports, and lets in pods that exist."""
+    behind = [workload for workload in workloads if selects(policy["spec"]["podSelector"]["matchLabels"], workload)]
+    if len(behind) != 1:
+        yield f"it guards {[name_of(workload) for workload in behind]}, and one is meant"
+        return
+    rules = policy["spec"]["ingress"]
+    opened = {port["port"] for rule in rules for port in rule["ports"]}
+    if opened != port_names(behind[0]):
+        yield f"it opens {sorted(opened)}, and {name_of(behind[0])} has {sorted(port_names(behind[0]))}"
+    for peer in (peer for rule in rules for peer in rule.get("from", [])):
+        labels = peer.get("podSelector", {}).get("matchLabels", {})
+        ours = "app.kubernetes.io/instance" in labels
+        if ours and not any(selects(labels, workload) for workload in workloads):
+            yield f"it lets in {labels}, and no pod is that"
+
+
+def budget_problems(budget, workloads):
+    """Each budget is that of one workload."""
+    labels = budget["spec"]["selector"]["matchLabels"]
+    behind = [workload for workload in workloads if selects(labels, workload)]
+    if len(behind) != 1:
+        yield f"it is of {[name_of(workload) for workload in behind]}, and one is meant"
 
 
 def service_problems(service, workloads):
@@ -38,7 +72,7 @@ def service_problems(service, workloads):
     if len(behind) != 1:
         yield f"it selects {[name_of(workload) for workload in behind]}, and one is meant"
         return
-    named = {port["name"] for container in containers(behind[0]) for port in container["ports"]}
+    named = port_names(behind[0])
     for target in (port["targetPort"] for port in service["spec"]["ports"]):
         if target not in named:
             yield f"it leads to port {target}, which {name_of(behind[0])} does not have"
@@ -46,10 +80,10 @@ def service_problems(service, workloads):
 
 def workload_problems(workload, manifests):
     """A workload owns its pods, belongs to a Service and an account that exist, and confines what it runs."""
-    spec, pod = workload["spec"], workload["spec"]["template"]["spec"]
+    spec, pod = workload["spec"], pod_of(workload)["spec"]
     accounts = {name_of(account) for account in of_kind(manifests, "ServiceAccount")}
     services = {name_of(service) for service in of_kind(manifests, "Service")}
-    if not selects(spec["selector"]["matchLabels"], workload):
+    if "selector" in spec and not selects(spec["selector"]["matchLabels"], workload):
         yield "it does not select its own pods"
     if accounts and pod["serviceAccountName"] not in accounts:
         yield f"it runs as {pod['serviceAccountName']}, and the accounts are {accounts}"
@@ -58,7 +92,7 @@ def workload_problems(workload, manifests):
     if not pod["securityContext"]["runAsNonRoot"]:
         yield "it may run as root"
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
-    volumes |= {name_of(claim) for claim in spec.get("volumeClaimTemplates", [])}
+    volumes |= {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])}
     for container in containers(workload):
         yield from container_problems(container, volumes)
         yield from flag_problems(container, pod, manifests)
@@ -66,12 +100,12 @@ def workload_problems(workload, manifests):
 
 def container_problems(container, volumes):
     """A container mounts volumes that exist, is probed at ports that it has, and is confined."""
-    ports = {port["name"] for port in container["ports"]}
+    ports = {port["name"] for port in container.get("ports", [])}
     for kind in PROBES:
         probed = container.get(kind, {}).get("httpGet", {}).get("port")
         if probed is not None and probed not in ports:
             yield f"its {kind} asks port {probed}, which it does not have"
-    for mount in container["volumeMounts"]:
+    for mount in container.get("volumeMounts", []):
         if mount["name"] not in volumes:
             yield f"it mounts {mount['name']}, which is no volume"
     security = container["securityContext"]
@@ -82,7 +116,7 @@ def container_problems(container, volumes):
 def flag_problems(container, pod, manifests):
     """The flags say what the manifest says: ports, the bundled store, and the time to drain."""
     flags = dict(argument.split("=", 1) for argument in container.get("args", []) if "=" in argument)
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
     for flag, name in FLAG_PORTS:
         if flag in flags and port(flags[flag]) != ports[name]:
             yield f"{flag}={flags[flag]}, and its port {name} is {ports[name]}"
@@ -94,6 +128,9 @@ def flag_problems(container, pod, manifests):
     for store in re.findall(r"[\w.-]+-etcd:\d+", flags.get("--store", "")):
         if store not in served:
             yield f"its store is {store}, and the services are {sorted(served)}"
+    for endpoint in re.findall(r"http://([\w.-]+:\d+)", flags.get("--endpoint", "")):
+        if endpoint not in served:
+            yield f"it asks {endpoint}, and the services are {sorted(served)}"
     if "--drain-timeout" in flags and pod["terminationGracePeriodSeconds"] <= int(flags["--drain-timeout"]):
         yield f"it is killed after {pod['terminationGracePeriodSeconds']} s, before it has drained"
 
@@ -101,11 +138,17 @@ def flag_problems(container, pod, manifests):
 def main():
     with open(sys.argv[1], encoding="utf-8") as file:
         manifests = [manifest for manifest in yaml.safe_load_all(file) if manifest]
-    workloads = of_kind(manifests, "Deployment", "StatefulSet")
+    workloads = of_kind(manifests, "Deployment", "StatefulSet", "Job", "Pod")
+    checks = {
+        "Service": service_problems,
+        "NetworkPolicy": policy_problems,
+        "PodDisruptionBudget": budget_problems,
+    }
     found = [
-        f"Service {name_of(service)}: {problem}"
-        for service in of_kind(manifests, "Service")
-        for problem in service_problems(service, workloads)
+        f"{kind} {name_of(manifest)}: {problem}"
+        for kind, problems in checks.items()
+        for manifest in of_kind(manifests, kind)
+        for problem in problems(manifest, workloads)
     ]
     found += [
         f"{workload['kind']} {name_of(workload)}: {problem}"

@@ -13,6 +13,7 @@
 mod apply;
 mod load;
 mod plain;
+mod projection;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -75,7 +75,95 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
-{{/* The pod of a role. Takes root, role, values, port, adminPort, args (YAML), worker (whether it holds a model). */}}
+{{/* What every pod is and may do. Takes root, and values where the role has any of its own. */}}
+{{- define "uniarm.podBasics" -}}
+serviceAccountName: {{ include "uniarm.serviceAccount" .root }}
+# Nothing here speaks to the Kubernetes API, and the variables of service links (UNIARM_…_PORT) would read as flags.
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- with (.values | default dict).priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "uniarm.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Where clients inside the cluster find the routers. */}}
+{{- define "uniarm.endpoint" -}}
+{{- printf "http://%s:%d" (include "uniarm.name" .) (int64 .Values.router.service.port) -}}
+{{- end -}}
+
+{{/* The pod of a job: one command that ends, and a volume at /data. Takes root, role, values, args (YAML). */}}
+{{- define "uniarm.jobPod" -}}
+metadata:
+  labels:
+    {{- include "uniarm.labels" . | nindent 4 }}
+spec:
+  {{- include "uniarm.podBasics" . | nindent 2 }}
+  restartPolicy: Never
+  containers:
+    - name: {{ .role }}
+      image: {{ include "uniarm.image" .root }}
+      imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+      args:
+        {{- .args | nindent 8 }}
+      env:
+        {{- if eq .role "batch" }}
+        - name: PART
+          valueFrom:
+            fieldRef:
+              fieldPath: metadata.annotations['batch.kubernetes.io/job-completion-index']
+        {{- end }}
+        - name: UNIARM_CACHE
+          value: /tmp/cache
+        {{- with .values.env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      resources:
+        {{- toYaml .values.resources | nindent 8 }}
+      securityContext:
+        {{- include "uniarm.containerSecurity" . | nindent 8 }}
+      volumeMounts:
+        - name: tmp
+          mountPath: /tmp
+        - name: data
+          mountPath: /data
+  volumes:
+    - name: tmp
+      emptyDir: {}
+    - name: data
+      {{- toYaml .values.volume | nindent 6 }}
+  {{- with .values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .values.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{/* The pod of a role. Takes root, role, values, port, adminPort, args (YAML), worker (whether it
+     holds a model), httpPort (of the HTTP front door, if it has one). */}}
 {{- define "uniarm.pod" -}}
 metadata:
   labels:
@@ -88,23 +176,18 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ include "uniarm.serviceAccount" .root }}
-  # Nothing here speaks to the Kubernetes API, and the variables of service links (UNIARM_…_PORT) would read as flags.
-  automountServiceAccountToken: false
-  enableServiceLinks: false
+  {{- include "uniarm.podBasics" . | nindent 2 }}
   terminationGracePeriodSeconds: {{ add .root.Values.drainTimeoutSeconds 10 }}
-  securityContext:
-    runAsNonRoot: true
-    runAsUser: 65532
-    runAsGroup: 65532
-    fsGroup: 65532
-    fsGroupChangePolicy: OnRootMismatch
-    seccompProfile:
-      type: RuntimeDefault
-  {{- with .root.Values.image.pullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
+  {{- if .root.Values.spread }}
+  # A node, or a zone, that is lost takes as few of a pool as can be; better together than not at all.
+  topologySpreadConstraints:
+    {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+    - maxSkew: 1
+      topologyKey: {{ . }}
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "uniarm.selector" $ | nindent 10 }}
     {{- end }}
   {{- end }}
   containers:
@@ -138,6 +221,10 @@ spec:
           containerPort: {{ .port }}
         - name: admin
           containerPort: {{ .adminPort }}
+        {{- with .httpPort }}
+        - name: http
+          containerPort: {{ . }}
+        {{- end }}
       {{- if .worker }}
       # Alive is asked only once the model is loaded.
       startupProbe:
@@ -171,10 +258,7 @@ spec:
       resources:
         {{- toYaml .values.resources | nindent 8 }}
       securityContext:
-        allowPrivilegeEscalation: false
-        readOnlyRootFilesystem: true
-        capabilities:
-          drop: [ALL]
+        {{- include "uniarm.containerSecurity" . | nindent 8 }}
       volumeMounts:
         - name: tmp
           mountPath: /tmp

@@ -30,4 +30,10 @@
 {{- end -}}
 {{- $_ := set $names .name true -}}
 {{- end -}}
+{{- range list "batch" "train" -}}
+{{- $job := index $.Values . -}}
+{{- if and $job.enabled (not $job.volume) -}}
+{{- fail (printf "%s.enabled is true, and %s.volume is empty: its files would have no place at /data. Set it, for instance to persistentVolumeClaim: {claimName: data}." . .) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}

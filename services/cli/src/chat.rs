@@ -8,7 +8,9 @@ use uniarm_proto::{ChatMessage, ClusterClient, Event, GenerateRequest, Input};
 
 use crate::{
     args::{EndpointArgs, GuidanceArgs, SamplingArgs},
-    client, generate, tint,
+    client,
+    failure::sentence,
+    generate, tint,
 };
 
 const HELP: &str = "\
@@ -71,7 +73,7 @@ pub async fn run(args: Box<ChatArgs>) -> anyhow::Result<()> {
         }
         // A wrong command or a refused question is no reason to lose the conversation.
         if let Err(error) = chat.take(line.trim()).await {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", sentence(&error));
         }
     }
 }

@@ -9,6 +9,7 @@ mod client;
 mod demo;
 mod demo_adapter;
 mod eval;
+mod failure;
 mod generate;
 mod job;
 mod label;
@@ -67,7 +68,7 @@ fn main() -> std::process::ExitCode {
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", failure::sentence(&error));
             std::process::ExitCode::FAILURE
         }
     }

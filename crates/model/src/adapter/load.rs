@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::projection::{NAMES, Projection, matches, projections, short};
 use super::{
     Adapter, Backbone, Group, GroupAdapter, Head, LayerAdapter, Method, Modulation, Objective, Part,
 };
@@ -25,17 +26,6 @@ const OBJECTIVES_TENSOR: &str = "moslora_objectives";
 const RANK_MAX: usize = 1024;
 const OBJECTIVES_MAX: usize = 64;
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
-
-/// A linear layer that can be adapted.
-struct Projection {
-    /// Name within a layer.
-    name: &'static str,
-    group: Group,
-    /// First output among those of its group.
-    column: usize,
-    outputs: usize,
-    inputs: usize,
-}
 
 /// The folder's JSON, checked.
 pub(super) struct Description {
@@ -462,46 +452,4 @@ impl Loader<'_> {
         self.used.insert(name.to_owned());
         Ok(values)
     }
-}
-
-/// Linear layers in the order of the state, by their names within a layer.
-const NAMES: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
-fn projections(config: &Config) -> [Projection; 7] {
-    let Backbone { hidden, queries, keys, intermediate, .. } = Backbone::of(config);
-    let mut names = NAMES.into_iter();
-    let mut projection = |group, column, outputs, inputs| Projection {
-        name: names.next().expect("seven names"),
-        group,
-        column,
-        outputs,
-        inputs,
-    };
-    [
-        projection(Group::Qkv, 0, queries, hidden),
-        projection(Group::Qkv, queries, keys, hidden),
-        projection(Group::Qkv, queries + keys, keys, hidden),
-        projection(Group::Output, 0, hidden, queries),
-        projection(Group::GateUp, 0, intermediate, hidden),
-        projection(Group::GateUp, intermediate, intermediate, hidden),
-        projection(Group::Down, 0, hidden, intermediate),
-    ]
-}
-
-/// "q_proj" of "self_attn.q_proj".
-fn short(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
-}
-
-/// PEFT matches a target by the end of the module's name.
-fn matches(target: &str, name: &str) -> bool {
-    target == name || target == short(name)
 }

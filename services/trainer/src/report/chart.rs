@@ -16,8 +16,8 @@ use crate::whole_file;
 const FONT: &[u8] = include_bytes!("font/DejaVuSans-subset.ttf");
 const FONT_NAME: &str = "sans-serif";
 
-/// Tol's bright scheme, then his vibrant one: told apart by most eyes, on light and on dark ground.
-const COLOURS: [RGBColor; 10] = [
+/// Tol's bright scheme, then of his vibrant and dark ones: told apart by most eyes, on light and on dark ground.
+const COLOURS: [RGBColor; 12] = [
     RGBColor(0x44, 0x77, 0xaa),
     RGBColor(0xee, 0x66, 0x77),
     RGBColor(0x22, 0x88, 0x33),
@@ -28,6 +28,8 @@ const COLOURS: [RGBColor; 10] = [
     RGBColor(0xee, 0x77, 0x33),
     RGBColor(0x00, 0x99, 0x88),
     RGBColor(0x99, 0x55, 0xcc),
+    RGBColor(0x77, 0x66, 0x33),
+    RGBColor(0x22, 0x22, 0x66),
 ];
 
 /// Room around the values, as a share of their range.
