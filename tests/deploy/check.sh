@@ -1,6 +1,6 @@
 #!/bin/sh
 # The deployment files: the Dockerfile lints, the compose file holds together and what it starts is a cluster that
-# answers, Prometheus and the collector are told of processes that exist.
+# answers, Prometheus sees it, the collector is told of processes that exist.
 # Usage: tests/deploy/check.sh [UNIARM]      UNIARM: the binary that the command lines are tried with
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -36,10 +36,12 @@ else
     skip "compose's own opinion" "docker compose is not installed"
 fi
 
-if command -v promtool >/dev/null; then
-    check "Prometheus takes its configuration" promtool check config --syntax-only deploy/prometheus.yml
+if promtool=$(scripts/k8s-tools.sh promtool); then
+    check "Prometheus takes its configuration" "$promtool" check config --syntax-only deploy/prometheus.yml
+    check "Prometheus takes the alert rules" "$promtool" check rules deploy/alerts.yaml
+    check "each alert fires where it should, and nowhere else" "$promtool" test rules tests/deploy/alerts_test.yaml
 else
-    skip "Prometheus' own opinion" "promtool is not installed"
+    skip "Prometheus' own opinion" "promtool cannot be had"
 fi
 
 if python=$(scripts/k8s-tools.sh python); then
@@ -50,6 +52,12 @@ if python=$(scripts/k8s-tools.sh python); then
         if etcd=$(scripts/etcd.sh path) && model=$(scripts/fetch-demo-model.sh); then
             check "the compose file's cluster answers, outlives a worker of each pool, and stops" \
                 "$python" tests/deploy/cluster.py "$uniarm" "$etcd" "$model"
+            if prometheus=$(scripts/k8s-tools.sh prometheus); then
+                check "every panel has data from it, and a killed worker raises its alert" \
+                    "$python" tests/deploy/observe.py "$uniarm" "$etcd" "$model" "$prometheus"
+            else
+                skip "what Prometheus sees of the cluster" "prometheus cannot be had"
+            fi
         else
             skip "the compose file's cluster" "etcd or the demo model cannot be had (see above)"
         fi

@@ -23,6 +23,7 @@ from command_lines import compose
 
 READY_S = 180  # four workers load their models at once, perhaps on two busy cores
 ANSWER_S = 120
+LISTENERS = ("--listen", "--admin", "--http-listen")
 STOP_S = 40  # stop_grace_period of the compose file
 QUESTION = [
     "--preference",
@@ -106,32 +107,40 @@ def stop(name, process):
     assert status == 0, f"{name} ended with {status}"
 
 
-def run(stack, uniarm, etcd, model, folder):
-    addresses = Addresses()
-    start_etcd(stack, etcd, addresses.here("etcd", "etcd:2379"), folder)
-    processes, admins = {}, {}
-    for service, arguments, variables in compose(pathlib.Path("deploy/compose.yaml").read_text(encoding="utf-8")):
-        name = service.removeprefix("service ")
-        flags = dict(argument.split("=", 1) for argument in arguments[1:])
-        command = [uniarm, arguments[0]]
-        for argument in arguments[1:]:
-            flag, value = argument.split("=", 1)
-            if flag in ("--listen", "--admin"):
-                value = addresses.here(name, value)
-            command.append(f"{flag}={model if flag == '--model' else value}")
-        admins[name] = addresses.here(name, flags["--admin"])
-        for variable in ("UNIARM_STORE", "UNIARM_ADVERTISE"):
-            variables[variable] = addresses.translate(name, variables[variable])
-        processes[name] = start(stack, command, variables, folder / f"{name}.log")
-    wait_until_ready(processes, admins)
+class Cluster:
+    """The processes of the compose file, ready."""
 
-    router = addresses.here("router", "router:7000")
+    def __init__(self, stack, binaries, folder):
+        uniarm, etcd, model = binaries
+        addresses = self.addresses = Addresses()
+        start_etcd(stack, etcd, addresses.here("etcd", "etcd:2379"), folder)
+        self.processes, self.admins = {}, {}
+        for service, arguments, variables in compose(pathlib.Path("deploy/compose.yaml").read_text(encoding="utf-8")):
+            name = service.removeprefix("service ")
+            flags = dict(argument.split("=", 1) for argument in arguments[1:])
+            command = [uniarm, arguments[0]]
+            for argument in arguments[1:]:
+                flag, value = argument.split("=", 1)
+                if flag in LISTENERS:
+                    value = addresses.here(name, value)
+                command.append(f"{flag}={model if flag == '--model' else value}")
+            self.admins[name] = addresses.here(name, flags["--admin"])
+            for variable in ("UNIARM_STORE", "UNIARM_ADVERTISE"):
+                variables[variable] = addresses.translate(name, variables[variable])
+            self.processes[name] = start(stack, command, variables, folder / f"{name}.log")
+        wait_until_ready(self.processes, self.admins)
+        self.router = addresses.here("router", "router:7000")
+
+
+def run(stack, uniarm, etcd, model, folder):
+    cluster = Cluster(stack, (uniarm, etcd, model), folder)
+    processes, router = cluster.processes, cluster.router
     served = ask(uniarm, router, "models")
     assert len(served["base_models"]) == 1, served
     assert sorted(reward["name"] for reward in served["reward_models"]) == ["concise", "positive"], served
     answer = ask(uniarm, router, "generate", *QUESTION)
     assert answer["tokens"] and answer["exchange"]["bytes"] > 0, answer
-    for name, admin in admins.items():
+    for name, admin in cluster.admins.items():
         status, metrics = page(admin, "/metrics")
         assert status == 200 and "uniarm_" in metrics, f"{name} shows no metrics: {metrics}"
 
@@ -144,17 +153,21 @@ def run(stack, uniarm, etcd, model, folder):
         stop(name, process)
 
 
-def main():
-    uniarm, etcd, model = sys.argv[1:]
+def told(test, *arguments):
+    """The exit status of `test(stack, *arguments, folder)`; what the processes said last is shown where it fails."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
-            run(stack, uniarm, etcd, model, pathlib.Path(folder))
+            test(stack, *arguments, pathlib.Path(folder))
         except (AssertionError, subprocess.TimeoutExpired) as problem:
             print(problem)
             for log in sorted(pathlib.Path(folder).glob("*.log")):
                 print(f"-- {log.name}", *log.read_text(encoding="utf-8").splitlines()[-8:], sep="\n")
             return 1
     return 0
+
+
+def main():
+    return told(run, *sys.argv[1:4])
 
 
 if __name__ == "__main__":

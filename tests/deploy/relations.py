@@ -75,6 +75,15 @@ def observer_problems():
                 yield f"the collector's pipeline {name} wants {part}, which is not among its {kind}"
 
 
+def runbook_problems():
+    """The runbook explains every alert, and no other."""
+    groups = yaml.safe_load(read("deploy/alerts.yaml"))["groups"]
+    rules = {rule["alert"] for group in groups for rule in group["rules"]}
+    explained = set(re.findall(r"`(Uniarm\w+)`", read("deploy/runbook.md")))
+    if rules != explained:
+        yield f"the rules raise {sorted(rules)}, and the runbook explains {sorted(explained)}"
+
+
 def agreement_problems():
     """The example of an environment, the chart and Cargo.toml say what the compose file says."""
     offered = set(re.findall(r"^#?([A-Z_]+)=", read("deploy/config/compose.env"), re.MULTILINE))
@@ -97,7 +106,13 @@ def agreement_problems():
 
 
 def main():
-    found = [*process_problems(), *mount_problems(), *observer_problems(), *agreement_problems()]
+    found = [
+        *process_problems(),
+        *mount_problems(),
+        *observer_problems(),
+        *runbook_problems(),
+        *agreement_problems(),
+    ]
     for problem in found:
         print(problem)
     return 1 if found else 0

@@ -1,0 +1,136 @@
+"""A real Prometheus watches the compose file's cluster: every panel has data, and a killed worker raises its alert.
+
+Usage: python observe.py UNIARM ETCD MODEL PROMETHEUS        needs PyYAML
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+
+import yaml
+from cluster import Addresses, Cluster, page, start, told
+
+QUESTION = [
+    "--preference=positive=0.7,concise=0.3",
+    "--max-tokens=64",
+    "--on-reward-loss=unguided",
+    "--json",
+    "Tell me about the sea.",
+]
+STREAMS = 6
+LOAD_S = 25  # long enough for two scrapes around everything that happens
+DATA_S = 60
+ALERT_S = 60
+READY_S = 30
+
+
+def configuration(cluster, folder):
+    """deploy/prometheus.yml and deploy/alerts.yaml, with this machine's addresses and without their patience."""
+    config = yaml.safe_load(pathlib.Path("deploy/prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(folder / "alerts.yaml")]
+    for job in config["scrape_configs"]:
+        for static in job["static_configs"]:
+            static["targets"] = [cluster.addresses.translate("", target) for target in static["targets"]]
+    rules = yaml.safe_load(pathlib.Path("deploy/alerts.yaml").read_text(encoding="utf-8"))
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        rule["for"] = "0s"
+    (folder / "alerts.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+class Prometheus:
+    def __init__(self, stack, binary, cluster, folder):
+        configuration(cluster, folder)
+        self.address = Addresses().here("prometheus", "0.0.0.0:9090")
+        command = [binary, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+        command += [f"--web.listen-address={self.address}"]
+        start(stack, command, {}, folder / "prometheus.log")
+        deadline = time.monotonic() + READY_S
+        while page(self.address, "/-/ready")[0] != 200:
+            assert time.monotonic() < deadline, "Prometheus is not ready"
+            time.sleep(0.2)
+
+    def ask(self, path, **query):
+        with urllib.request.urlopen(f"http://{self.address}{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def has(self, expression):
+        """Whether it is a number, somewhere."""
+        found = self.ask("/api/v1/query", query=expression)["result"]
+        return any(series["value"][1] != "NaN" for series in found)
+
+    def firing(self, name):
+        """The labels of what this alert says now."""
+        return [
+            alert["labels"]
+            for alert in self.ask("/api/v1/alerts")["alerts"]
+            if alert["labels"]["alertname"] == name and alert["state"] == "firing"
+        ]
+
+
+def panels():
+    """(title, expression) of everything that the dashboard draws."""
+    dashboard = json.loads(pathlib.Path("deploy/grafana/uniarm.json").read_text(encoding="utf-8"))
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            yield panel["title"], target["expr"].replace("$__rate_interval", "60s")
+
+
+def alert_metrics():
+    """(alert, metric) of everything that the rules read."""
+    rules = yaml.safe_load(pathlib.Path("deploy/alerts.yaml").read_text(encoding="utf-8"))
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        for metric in sorted(set(re.findall(r"\buniarm_\w+|\bup\b", rule["expr"]))):
+            yield rule["alert"], metric
+
+
+def load(uniarm, router, until):
+    while time.monotonic() < until:
+        command = [uniarm, "generate", "--endpoint", f"http://{router}", *QUESTION]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False)
+
+
+def wait_for(what, seconds, ask):
+    deadline = time.monotonic() + seconds
+    while not (answer := ask()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
+    return answer
+
+
+def run(stack, uniarm, etcd, model, binary, folder):
+    cluster = Cluster(stack, (uniarm, etcd, model), folder)
+    prometheus = Prometheus(stack, binary, cluster, folder)
+    wait_for("nobody is scraped", READY_S, lambda: prometheus.has("up == 1"))
+    assert not prometheus.firing("UniarmMemberDown"), prometheus.firing("UniarmMemberDown")
+
+    until = time.monotonic() + LOAD_S
+    clients = [threading.Thread(target=load, args=(uniarm, cluster.router, until)) for _ in range(STREAMS)]
+    for client in clients:
+        client.start()
+    time.sleep(LOAD_S / 2)
+    # In the middle of streams: some move to the other base worker.
+    cluster.processes["base-1"].kill()
+    for client in clients:
+        client.join()
+    for title, expression in panels():
+        wait_for(f"the panel {title!r} has no data: {expression}", DATA_S, lambda e=expression: prometheus.has(e))
+    for alert, metric in alert_metrics():
+        assert prometheus.has(metric), f"the alert {alert} reads {metric}, which nobody exports"
+
+    cluster.processes["reward-1"].kill()
+    address = cluster.admins["reward-1"]
+    down = lambda: [labels for labels in prometheus.firing("UniarmMemberDown") if labels["instance"] == address]
+    wait_for("the alert of a killed reward worker does not fire", ALERT_S, down)
+    assert not prometheus.firing("UniarmPoolGone"), prometheus.firing("UniarmPoolGone")
+
+
+if __name__ == "__main__":
+    sys.exit(told(run, *sys.argv[1:5]))
