@@ -65,6 +65,10 @@ check "refuses no store" refuses "name one in store.endpoints, or set etcd.enabl
     --set etcd.enabled=false
 check "refuses three etcds that forget" refuses "a member that loses its data cannot rejoin" \
     --set etcd.replicas=3 --set etcd.storage=
+check "refuses a user without a password" refuses "store.user is steering, and store.passwordSecret.name is empty" \
+    --set etcd.enabled=false --set 'store.endpoints={etcd:2379}' --set store.user=steering
+check "refuses a secret for an etcd that has none" refuses "store.tlsSecret and store.user are for an etcd of your own" \
+    --set store.tlsSecret=etcd-client
 check "refuses two etcds" refuses "at '/etcd/replicas': value must be one of 1, 3, 5" \
     --set etcd.replicas=2
 check "refuses a model on no volume" refuses "base.model is /models/llama, but modelVolume is empty" \

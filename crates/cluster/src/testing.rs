@@ -27,6 +27,16 @@ pub struct EtcdServer {
     client_port: u16,
     peer_port: u16,
     child: Option<Child>,
+    tls: Option<ServerFiles>,
+}
+
+/// What an etcd needs to speak TLS with clients that show a certificate; PEM files.
+#[derive(Debug, Clone)]
+pub struct ServerFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Who signed the clients' certificates.
+    pub client_authority: PathBuf,
 }
 
 impl EtcdServer {
@@ -36,7 +46,20 @@ impl EtcdServer {
     /// When no etcd can be had or it does not start: a test that needs one has failed.
     #[must_use]
     pub fn start() -> Option<Self> {
-        let mut server = Self::stopped()?;
+        Self::start_with(None)
+    }
+
+    /// The same behind TLS.
+    ///
+    /// # Panics
+    /// As [`EtcdServer::start`].
+    #[must_use]
+    pub fn start_with_tls(files: ServerFiles) -> Option<Self> {
+        Self::start_with(Some(files))
+    }
+
+    fn start_with(tls: Option<ServerFiles>) -> Option<Self> {
+        let mut server = Self { tls, ..Self::stopped()? };
         for _ in 0..START_ATTEMPTS {
             if server.try_start() {
                 return Some(server);
@@ -58,7 +81,7 @@ impl EtcdServer {
         }
         let folder = tempfile::tempdir().expect("a folder for etcd's data can be made");
         let (client_port, peer_port) = free_ports();
-        Some(Self { binary: binary(), folder, client_port, peer_port, child: None })
+        Some(Self { binary: binary(), folder, client_port, peer_port, child: None, tls: None })
     }
 
     /// host:port
@@ -99,10 +122,16 @@ impl EtcdServer {
     }
 
     fn try_start(&mut self) -> bool {
-        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://127.0.0.1:{}", self.client_port);
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = File::create(self.folder.path().join("log")).expect("a log file can be made");
-        let child = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        if let Some(ServerFiles { certificate, key, client_authority }) = &self.tls {
+            command.arg("--client-cert-auth").arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
+            command.arg("--trusted-ca-file").arg(client_authority);
+        }
+        let child = command
             .arg("--data-dir")
             .arg(self.data())
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])

@@ -57,6 +57,17 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - --admin=0.0.0.0:{{ .adminPort }}
 - --advertise=$(POD_IP):{{ .port }}
 - --store={{ include "uniarm.store" .root }}
+{{- with .root.Values.store }}
+{{- if .tlsSecret }}
+- --store-ca=/store/tls/ca.crt
+- --store-cert=/store/tls/tls.crt
+- --store-key=/store/tls/tls.key
+{{- end }}
+{{- if .user }}
+- {{ printf "--store-user=%s" .user | include "uniarm.literal" }}
+- {{ printf "--store-password-file=/store/password/%s" .passwordSecret.key | include "uniarm.literal" }}
+{{- end }}
+{{- end }}
 - --log={{ .root.Values.log }}
 - --drain-timeout={{ .root.Values.drainTimeoutSeconds }}
 {{- with .root.Values.otlpEndpoint }}
@@ -262,6 +273,16 @@ spec:
       volumeMounts:
         - name: tmp
           mountPath: /tmp
+        {{- if .root.Values.store.tlsSecret }}
+        - name: store-tls
+          mountPath: /store/tls
+          readOnly: true
+        {{- end }}
+        {{- if .root.Values.store.user }}
+        - name: store-password
+          mountPath: /store/password
+          readOnly: true
+        {{- end }}
         {{- if .worker }}
         - name: cache
           mountPath: /cache
@@ -274,6 +295,18 @@ spec:
   volumes:
     - name: tmp
       emptyDir: {}
+    {{- with .root.Values.store }}
+    {{- if .tlsSecret }}
+    - name: store-tls
+      secret:
+        secretName: {{ .tlsSecret }}
+    {{- end }}
+    {{- if .user }}
+    - name: store-password
+      secret:
+        secretName: {{ .passwordSecret.name }}
+    {{- end }}
+    {{- end }}
     {{- if .worker }}
     - name: cache
       emptyDir:

@@ -6,6 +6,12 @@
 {{- if not (or .Values.etcd.enabled .Values.store.endpoints) -}}
 {{- fail "The processes need an etcd to find each other: name one in store.endpoints, or set etcd.enabled to true." -}}
 {{- end -}}
+{{- if and .Values.etcd.enabled (or .Values.store.tlsSecret .Values.store.user) -}}
+{{- fail "store.tlsSecret and store.user are for an etcd of your own, and etcd.enabled starts one that knows neither: set etcd.enabled to false and name yours in store.endpoints." -}}
+{{- end -}}
+{{- if and .Values.store.user (not .Values.store.passwordSecret.name) -}}
+{{- fail (printf "store.user is %s, and store.passwordSecret.name is empty: name the secret that holds its password." .Values.store.user) -}}
+{{- end -}}
 {{- if and .Values.etcd.enabled (gt (int .Values.etcd.replicas) 1) (not .Values.etcd.storage) -}}
 {{- fail (printf "etcd.replicas is %d and etcd.storage is empty: a member that loses its data cannot rejoin the others. Give etcd.storage a size, such as 1Gi, or set etcd.replicas to 1." (int .Values.etcd.replicas)) -}}
 {{- end -}}

@@ -16,6 +16,7 @@ use crate::{
     manual::{CompletionsArgs, ManArgs},
     oracle::OracleCommand,
     simulate::args::SimulateArgs,
+    store::StoreArgs,
     train::TrainArgs,
 };
 
@@ -88,12 +89,8 @@ pub struct ProcessArgs {
     /// Name of this process, stable over restarts [default: role-host-port]
     #[arg(long, env = "UNIARM_ID")]
     pub id: Option<String>,
-    /// Where members are recorded: `etcd://host:port[,host:port][/prefix]`, or `memory` for fixed peers
-    #[arg(long, env = "UNIARM_STORE", default_value = "memory")]
-    pub store: String,
-    /// Seconds that this process stays recorded in etcd after it was killed or cut off; whole, at least 2
-    #[arg(long, env = "UNIARM_LEASE_TTL", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=3600))]
-    pub lease_ttl: u64,
+    #[command(flatten)]
+    pub store: StoreArgs,
     #[command(flatten)]
     pub log: LogArgs,
     /// Seconds that running requests get to end after SIGTERM; what then still runs goes on at another process

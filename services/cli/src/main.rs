@@ -23,6 +23,7 @@ mod served;
 mod side_by_side;
 mod simulate;
 mod status;
+mod store;
 mod tint;
 mod train;
 mod worker;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use tokio::task::JoinSet;
 use uniarm_base::{GrpcScorer, server::BaseService};
-use uniarm_cluster::{EtcdOptions, MemberStore, MemoryStore, Registration, RegistrationState, StoreAddress};
+use uniarm_cluster::{MemberStore, MemoryStore, Registration, RegistrationState, StoreAddress};
 use uniarm_engine::fused::fuse;
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
 use uniarm_router::{RouterOptions, RouterService, peers};
@@ -50,7 +50,7 @@ struct Process {
 // === roles ===
 
 pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
-    let address = StoreAddress::parse(&args.process.store)?;
+    let address = args.process.store.parse()?;
     let has_peers = !args.base_peer.is_empty() || !args.reward_peer.is_empty();
     match (&address, has_peers) {
         (StoreAddress::Memory, false) => {
@@ -238,7 +238,7 @@ fn door_line(address: std::net::SocketAddr) -> String {
 impl Process {
     /// Binds and opens what comes before the model. `None`: `--check` was given and all is well.
     async fn start(role: Role, args: &ProcessArgs, shown: &str) -> anyhow::Result<Option<Self>> {
-        let address = StoreAddress::parse(&args.store)?;
+        args.store.parse()?;
         if !(args.drain_timeout.is_finite() && args.drain_timeout >= 0.0) {
             bail!("--drain-timeout wants seconds, not {}", args.drain_timeout);
         }
@@ -257,9 +257,8 @@ impl Process {
         let port = server.local_addr().port();
         let advertise = args.advertise.clone().unwrap_or_else(|| advertised(&server));
         let id = args.id.clone().unwrap_or_else(|| format!("{role}-{}-{port}", hostname()));
-        let lease_ttl = Duration::from_secs(args.lease_ttl);
-        let store = uniarm_cluster::open(&address, EtcdOptions { lease_ttl, ..EtcdOptions::default() })?;
-        tracing::info!(%id, listen = %server.local_addr(), advertise, store = args.store, "starting");
+        let store = args.store.open()?;
+        tracing::info!(%id, listen = %server.local_addr(), advertise, store = args.store.address, "starting");
         let id = MemberId(id);
         Ok(Some(Self {
             id,

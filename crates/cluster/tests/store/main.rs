@@ -6,3 +6,4 @@ mod conformance;
 mod faults;
 mod fixtures;
 mod link;
+mod tls;

@@ -1,0 +1,68 @@
+//! Where the members of a cluster are recorded, and how that place is reached.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use uniarm_cluster::{Credentials, EtcdOptions, MemberStore, StoreAddress, TlsFiles};
+
+#[derive(Debug, Clone, Args)]
+pub struct StoreArgs {
+    /// Where members are recorded: `etcd://host:port[,host:port][/prefix]`, or `memory` for fixed peers
+    #[arg(long = "store", env = "UNIARM_STORE", default_value = "memory")]
+    pub address: String,
+    /// Seconds that this process stays recorded in etcd after it was killed or cut off; whole, at least 2
+    #[arg(long, env = "UNIARM_LEASE_TTL", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=3600))]
+    pub lease_ttl: u64,
+    /// Speak TLS to etcd, whose certificate this authority signed (PEM)
+    #[arg(long, env = "UNIARM_STORE_CA", value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// This process's certificate for etcd (PEM)
+    #[arg(long, env = "UNIARM_STORE_CERT", value_name = "FILE", requires = "store_key", requires = "store_ca")]
+    pub store_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, env = "UNIARM_STORE_KEY", value_name = "FILE", requires = "store_cert")]
+    pub store_key: Option<PathBuf>,
+    /// The name in etcd's certificate, where it is not the host's
+    #[arg(long, env = "UNIARM_STORE_DOMAIN", value_name = "NAME", requires = "store_ca")]
+    pub store_domain: Option<String>,
+    /// User of etcd
+    #[arg(long, env = "UNIARM_STORE_USER", value_name = "NAME", requires = "store_password_file")]
+    pub store_user: Option<String>,
+    /// File with that user's password; a line end behind it does not count
+    #[arg(long, env = "UNIARM_STORE_PASSWORD_FILE", value_name = "FILE", requires = "store_user")]
+    pub store_password_file: Option<PathBuf>,
+}
+
+// === impl StoreArgs ===
+
+impl StoreArgs {
+    /// # Errors
+    /// For an address that is none.
+    pub fn parse(&self) -> anyhow::Result<StoreAddress> {
+        Ok(StoreAddress::parse(&self.address)?)
+    }
+
+    /// Opens it, whether or not it can be reached yet.
+    ///
+    /// # Errors
+    /// For an address that is none, and files that cannot be read.
+    pub fn open(&self) -> anyhow::Result<Arc<dyn MemberStore>> {
+        let credentials = match (&self.store_user, &self.store_password_file) {
+            (Some(user), Some(file)) => {
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("--store-password-file {}", file.display()))?;
+                Some(Credentials { user: user.clone(), password: text.trim_end_matches(['\r', '\n']).to_owned() })
+            }
+            _ => None,
+        };
+        let tls = self.store_ca.as_ref().map(|authority| TlsFiles {
+            authority: Some(authority.clone()),
+            identity: self.store_cert.clone().zip(self.store_key.clone()),
+            domain: self.store_domain.clone(),
+        });
+        let lease_ttl = Duration::from_secs(self.lease_ttl);
+        let options = EtcdOptions { lease_ttl, credentials, tls, ..EtcdOptions::default() };
+        Ok(uniarm_cluster::open(&self.parse()?, options)?)
+    }
+}
