@@ -8,6 +8,7 @@ mod append_log;
 mod digest;
 mod drive;
 mod failure;
+pub mod host;
 mod job;
 mod ledger;
 mod openai;

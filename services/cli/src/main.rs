@@ -9,6 +9,7 @@ mod client;
 mod demo;
 mod demo_adapter;
 mod eval;
+mod front;
 mod generate;
 mod job;
 mod label;

@@ -1,15 +1,21 @@
 //! The HTTP front door: OpenAI's API over the admission, placement and recovery that gRPC has, and a page to try it.
 //!
 //! `uniarm_openai` reads a body and writes its answer, `RouterService::answer` is between them; `failure` is what any of
-//! it can end with, `catalogue` what is served, `page` the playground.
+//! it can end with, `catalogue` what is served, `page` the playground. `files` (which come by `multipart`) and `batches`
+//! are a host's of `uniarm_batch`; `listing` is how both are listed.
 
+mod batches;
 mod catalogue;
 mod failure;
+mod files;
+mod listing;
+mod multipart;
 mod page;
 
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -27,6 +33,7 @@ use axum::{
 use futures_util::{Stream, StreamExt as _, stream::unfold};
 use serde_json::Value;
 use tonic::Status;
+use uniarm_batch::host::Host;
 use uniarm_openai::{Ask, Call, Fields, Names, Writer};
 use uniarm_proto::{
     Refusal,
@@ -57,6 +64,8 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 #[derive(Clone)]
 struct Door {
     service: RouterService,
+    /// Files and batches, where this router keeps any.
+    host: Option<Arc<Host>>,
     /// Seconds since 1970.
     opened_at: u64,
 }
@@ -73,9 +82,9 @@ struct Streamed {
 // === the door ===
 
 impl RouterService {
-    /// The routes of the HTTP front door.
-    pub fn http_routes(&self) -> Router {
-        let door = Door { service: self.clone(), opened_at: seconds_now() };
+    /// The routes of the HTTP front door. `host`: keeps files and batches.
+    pub fn http_routes(&self, host: Option<Arc<Host>>) -> Router {
+        let door = Door { service: self.clone(), host, opened_at: seconds_now() };
         Router::new()
             .route("/v1/chat/completions", post(chat))
             .route("/v1/completions", post(completion))
@@ -84,6 +93,8 @@ impl RouterService {
             .route("/health", get(health))
             .route("/status", get(status))
             .route("/openapi.json", get(|| async { json_text(OPENAPI.into()) }))
+            .merge(files::routes())
+            .merge(batches::routes())
             .merge(page::routes())
             .fallback(no_such_path)
             .method_not_allowed_fallback(no_such_method)
@@ -151,6 +162,21 @@ async fn no_such_method(method: Method, uri: Uri) -> Failure {
 impl Door {
     fn models(&self) -> Value {
         catalogue::models(&self.service.served(), self.opened_at)
+    }
+
+    fn host(&self) -> Result<&Arc<Host>, Failure> {
+        self.host.as_ref().ok_or_else(|| {
+            let message = "this router keeps no files and no batches: start it with --batch-dir FOLDER";
+            Failure::at_the_door(StatusCode::NOT_FOUND, "batches_off", message)
+        })
+    }
+
+    /// For what is new: a router that is leaving takes none.
+    fn host_that_stays(&self) -> Result<&Arc<Host>, Failure> {
+        match self.service.is_draining() {
+            true => Err(Failure::of_body(Refusal::draining())),
+            false => self.host(),
+        }
     }
 
     async fn answer(&self, call: Call, request: Request) -> Response {
