@@ -86,12 +86,15 @@ fn dependencies_stay_behind_their_walls() {
         let found = all["uniarm-simulate"].iter().find(|name| name.starts_with(impure));
         assert!(found.is_none(), "a simulation is arithmetic, but depends on {found:?}");
     }
+    let openai = ["serde_json", "uniarm-proto"].map(str::to_owned);
+    assert_eq!(all["uniarm-openai"], BTreeSet::from(openai), "words need no transport");
     let router = own_closure(&all, "uniarm-router");
     for knowing in ["uniarm-decode", "uniarm-model", "uniarm-engine"] {
         assert!(!router.contains(knowing), "a router cannot choose a token, but depends on {knowing}");
     }
     // A router may run batches too.
-    assert_eq!(own_closure(&all, "uniarm-batch"), BTreeSet::from(["uniarm-proto".to_owned()]));
+    let below = ["uniarm-openai", "uniarm-proto"].map(str::to_owned);
+    assert_eq!(own_closure(&all, "uniarm-batch"), BTreeSet::from(below));
     assert!(!own_closure(&all, "uniarm-base").contains("uniarm-reward"));
     assert!(!own_closure(&all, "uniarm-reward").contains("uniarm-base"));
 }

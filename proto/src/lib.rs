@@ -28,7 +28,7 @@ pub use member::{
 };
 pub use pb::generate_response::Event;
 pub use progress::{AnswerSoFar, Progress};
-pub use refusal::{Code, Fault, Refusal};
+pub use refusal::{Code, Fault, Refusal, Refused};
 pub use request::{
     ChatMessage, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Placed, Priority, Sampling,
 };

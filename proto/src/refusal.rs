@@ -43,6 +43,18 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
 }
 
+/// What a status says, whoever made it: the way back from a [`Refusal`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// gRPC's code, in its own words: `invalid_argument`.
+    pub code: &'static str,
+    pub message: String,
+    pub field: Option<String>,
+    /// The word for programs; none where the peer is not one of ours.
+    pub cause: Option<String>,
+    pub retry_after: Option<Duration>,
+}
+
 /// Where the fault of a failed call lies, and so what may help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -97,6 +109,11 @@ impl Refusal {
         refusal
     }
 
+    /// Of what is no request at all, so that no field can be named.
+    pub fn unreadable(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidArgument, "invalid_argument", message)
+    }
+
     pub fn not_found(field: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self { code: Code::NotFound, cause: "not_found", ..Self::invalid(field, reason) }
     }
@@ -132,6 +149,51 @@ impl From<ProtocolError> for Refusal {
         let mut refusal = Self::new(Code::InvalidArgument, "invalid_argument", error.to_string());
         refusal.field = Some(error.field().to_owned());
         refusal
+    }
+}
+
+// === impl Refused ===
+
+impl From<&Status> for Refused {
+    fn from(status: &Status) -> Self {
+        let details = status.get_error_details();
+        let violation = details.bad_request().and_then(|bad| bad.field_violations.first());
+        Self {
+            code: code_name(status.code()),
+            message: status.message().to_owned(),
+            field: violation.map(|violation| violation.field.clone()),
+            cause: details.error_info().map(|info| info.reason.clone()),
+            retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
+        }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let Refusal { code, message, field, cause, retry_after } = refusal;
+        Self { code: code.name(), message, field, cause: Some(cause.to_owned()), retry_after }
+    }
+}
+
+fn code_name(code: tonic::Code) -> &'static str {
+    match code {
+        tonic::Code::Ok => "ok",
+        tonic::Code::Cancelled => "cancelled",
+        tonic::Code::Unknown => "unknown",
+        tonic::Code::InvalidArgument => "invalid_argument",
+        tonic::Code::DeadlineExceeded => "deadline_exceeded",
+        tonic::Code::NotFound => "not_found",
+        tonic::Code::AlreadyExists => "already_exists",
+        tonic::Code::PermissionDenied => "permission_denied",
+        tonic::Code::ResourceExhausted => "resource_exhausted",
+        tonic::Code::FailedPrecondition => "failed_precondition",
+        tonic::Code::Aborted => "aborted",
+        tonic::Code::OutOfRange => "out_of_range",
+        tonic::Code::Unimplemented => "unimplemented",
+        tonic::Code::Internal => "internal",
+        tonic::Code::Unavailable => "unavailable",
+        tonic::Code::DataLoss => "data_loss",
+        tonic::Code::Unauthenticated => "unauthenticated",
     }
 }
 
@@ -188,7 +250,9 @@ mod tests {
 
     #[test]
     fn a_status_carries_field_cause_and_retry_delay() {
-        let status = Status::from(Refusal::invalid("sampling.top_p", "is 2"));
+        let refusal = Refusal::invalid("sampling.top_p", "is 2");
+        let status = Status::from(refusal.clone());
+        assert_eq!(Refused::from(&status), Refused::from(refusal), "the way there and back");
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
         let details = status.get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "sampling.top_p");

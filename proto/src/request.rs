@@ -150,6 +150,23 @@ impl TryFrom<pb::GenerateRequest> for GenerateRequest {
 }
 
 impl GenerateRequest {
+    /// What a request is that says nothing but its input.
+    #[must_use]
+    pub fn new(input: Input) -> Self {
+        Self {
+            request_id: String::new(),
+            model: String::new(),
+            input,
+            sampling: Sampling::default(),
+            base_strength: 1.0,
+            guidance: Vec::new(),
+            on_reward_loss: OnRewardLoss::default(),
+            priority: Priority::default(),
+            exchange: None,
+            skip: 0,
+        }
+    }
+
     /// Something has to choose: the base model, or a term that cannot be missed.
     fn check_base_strength(&self) -> Result<(), ProtocolError> {
         const FIELD: &str = "base_strength";

@@ -9,7 +9,9 @@ use crate::harness::{Cluster, PROMPTED, Running, knows_its_workers, machine, rep
 #[test]
 fn python_grpcurl_and_openai_stream_an_answer() {
     let _machine = machine();
-    let cluster = Cluster::up(&PROMPTED);
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().display().to_string();
+    let cluster = Cluster::up(&[&PROMPTED[..], &["--batch-dir", &folder]].concat());
     let script = repository().join("tests/clients/run.sh");
     let endpoint = format!("http://{}", cluster.router.address);
     let http = format!("http://{}", cluster.http);

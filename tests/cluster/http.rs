@@ -16,10 +16,10 @@ const FREED_WITHIN: Duration = Duration::from_secs(3);
 
 const CHAT: &str = "/v1/chat/completions";
 
-struct Answered {
-    status: u16,
+pub struct Answered {
+    pub status: u16,
     head: String,
-    body: String,
+    pub body: String,
 }
 
 /// The plainest client that can post. HTTP/1.0 ends a body by closing, so that a stream needs no decoding.
@@ -34,7 +34,7 @@ fn open(address: &str, path: &str, kind: &str, body: &str) -> TcpStream {
     stream
 }
 
-fn post_as(address: &str, path: &str, kind: &str, body: &str) -> Answered {
+pub fn post_as(address: &str, path: &str, kind: &str, body: &str) -> Answered {
     let mut answer = String::new();
     open(address, path, kind, body).read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -42,7 +42,7 @@ fn post_as(address: &str, path: &str, kind: &str, body: &str) -> Answered {
     Answered { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
 }
 
-fn post(address: &str, path: &str, body: &Value) -> Answered {
+pub fn post(address: &str, path: &str, body: &Value) -> Answered {
     post_as(address, path, "application/json", &body.to_string())
 }
 

@@ -14,6 +14,7 @@ mod exchange;
 mod hangup;
 #[allow(dead_code)] // the fault tests use more of it
 mod harness;
+mod hosted;
 mod http;
 mod identical;
 mod jobs;

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use uniarm_proto::{ChoiceTranscript, Transcript, transcript::finish_reason_name};
+use uniarm_openai::decimal;
+use uniarm_proto::{ChoiceTranscript, Refused, Transcript, transcript::finish_reason_name};
 
 use crate::{
     failure::Failure,
@@ -24,7 +25,7 @@ struct ShortAnswer<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     choices: Vec<ShortChoice<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a Failure>,
+    error: Option<Failure<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     meta: Option<&'a Value>,
 }
@@ -48,7 +49,7 @@ struct Detail {
 }
 
 /// The line of output of a request, without its line end.
-pub fn output_line(label: &Label, result: Result<&Transcript, &Failure>) -> String {
+pub fn output_line(label: &Label, result: Result<&Transcript, &Refused>) -> String {
     if label.form != Form::Short {
         return openai::write_line(label, result);
     }
@@ -68,15 +69,10 @@ pub fn output_line(label: &Label, result: Result<&Transcript, &Failure>) -> Stri
             }
             _ => Vec::new(),
         },
-        error: result.err(),
+        error: result.err().map(Failure::from),
         meta: label.meta.as_ref(),
     };
     serde_json::to_string(&answer).expect("strings, numbers and lists")
-}
-
-/// 0.3 as it was written, not as the nearest f32 looks among f64s.
-fn decimal(weight: f32) -> Value {
-    weight.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 // === impl ShortChoice ===

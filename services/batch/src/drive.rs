@@ -15,6 +15,9 @@ use crate::Pace;
 /// Without a single answer for this long a job gives up: longer than a worker takes to restart and load a model.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Attempts of a line that fails by a fault of its own: what was chance is over by then.
+pub const ATTEMPTS_MAX: u32 = 5;
+
 /// Wait after the first refusal of a request that names no delay of its own; it doubles with each further one.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 

@@ -12,14 +12,12 @@ use std::{
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
-use uniarm_proto::Transcript;
+use uniarm_proto::{Refused, Transcript};
 
 use crate::{
     answer::output_line,
     digest::hexadecimal,
     drive::{Away, Cluster, Done, Drive, DriveOptions},
-    failure::Failure,
-    fields::LineError,
     ledger::{Identity, Ledger, LedgerError},
     output::{Encoding, Order},
     request::{Label, Plan, Planned},
@@ -76,7 +74,7 @@ pub enum JobError {
     #[error("{0}")]
     Output(String),
     #[error("{}", BadLines(.lines, *.count))]
-    BadLines { lines: Vec<(Place, LineError)>, count: u64 },
+    BadLines { lines: Vec<(Place, Refused)>, count: u64 },
     #[error("the input is empty")]
     Empty,
     #[error(
@@ -88,10 +86,10 @@ pub enum JobError {
 }
 
 /// The first of the bad lines, a line each.
-struct BadLines<'a>(&'a [(Place, LineError)], u64);
+struct BadLines<'a>(&'a [(Place, Refused)], u64);
 
 /// A request, or why its line is none.
-type Reading = Result<Planned, Box<(LineError, Label)>>;
+type Reading = Result<Planned, Box<(Refused, Label)>>;
 
 /// What the first reading found.
 struct Survey {
@@ -159,10 +157,10 @@ fn survey(options: &JobOptions) -> Result<Survey, JobError> {
         if options.keep_going {
             continue;
         }
-        if let Err((error, _)) = options.plan.read(&line) {
+        if let Err(unread) = options.plan.read(&line) {
             count += 1;
             if bad.len() < BAD_LINES_SHOWN {
-                bad.push((line.place, error));
+                bad.push((line.place, unread.refused));
             }
         }
     }
@@ -269,7 +267,7 @@ impl Job<'_> {
             }
             Err(bad) => {
                 let (error, label) = *bad;
-                let line = output_line(&label, Err(&Failure::from(&error)));
+                let line = output_line(&label, Err(&error));
                 self.ledger.record(number, true, line)?;
             }
         }
@@ -299,8 +297,9 @@ impl Job<'_> {
         }
         let planned: Vec<_> = match self.plan.read(line) {
             Ok(planned) => planned.into_iter().map(Ok).collect(),
-            Err((error, labels)) => {
-                labels.into_iter().map(|label| Err(Box::new((error.clone(), label)))).collect()
+            Err(unread) => {
+                let refused = unread.refused;
+                unread.labels.into_iter().map(|label| Err(Box::new((refused.clone(), label)))).collect()
             }
         };
         self.open.extend((first..).zip(planned));
@@ -325,7 +324,7 @@ impl Job<'_> {
                 self.progress.tokens += transcript.choices.iter().map(|c| c.tokens.len() as u64).sum::<u64>();
                 output_line(&label, Ok(transcript))
             }
-            Err(status) => output_line(&label, Err(&Failure::from(status))),
+            Err(status) => output_line(&label, Err(&Refused::from(status))),
         };
         Ok(self.ledger.record(number, result.is_err(), line)?)
     }
@@ -344,7 +343,7 @@ impl Job<'_> {
 impl std::fmt::Display for BadLines<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (place, error) in self.0 {
-            writeln!(f, "{place}: {error}")?;
+            writeln!(f, "{place}: {}", error.message)?;
         }
         let more = self.1.saturating_sub(self.0.len() as u64);
         if more > 0 {
@@ -359,4 +358,4 @@ impl std::fmt::Display for BadLines<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

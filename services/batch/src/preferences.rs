@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use uniarm_openai::preference;
 use uniarm_proto::limits::OBJECTIVES_MAX;
 
 /// Preferences of a job: a line becomes that many requests.
@@ -91,10 +91,11 @@ fn read_file(path: &Path) -> Result<Vec<Preference>, PreferencesError> {
     let mut preferences = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let place = || format!("{}:{}", path.display(), index + 1);
-        let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
+        let object = serde_json::from_str(line).map_err(|error| {
             failed(place(), format!("wants an object such as {{\"harmless\": 0.7}}: {error}"))
         })?;
-        preferences.push(weights(&object).map_err(|reason| failed(place(), reason))?);
+        let weights = preference("preference", object).map_err(|refusal| failed(place(), refusal.message))?;
+        preferences.push(weights.into_iter().map(|one| (one.objective, one.weight)).collect());
     }
     match preferences.len() {
         0 => Err(failed(path.display().to_string(), "has no preferences".into())),
@@ -104,17 +105,6 @@ fn read_file(path: &Path) -> Result<Vec<Preference>, PreferencesError> {
             format!("has {more} preferences, the limit is {PREFERENCES_MAX}"),
         )),
     }
-}
-
-/// A JSON object of weights, sorted by name: whatever order the object has, it is the same request.
-pub(crate) fn weights(object: &Map<String, Value>) -> Result<Preference, String> {
-    let weight = |(name, value): (&String, &Value)| match value.as_f64() {
-        Some(weight) => Ok((name.clone(), weight as f32)),
-        None => Err(format!("{name} wants a number, not {value}")),
-    };
-    let mut weights = object.iter().map(weight).collect::<Result<Preference, _>>()?;
-    weights.sort_by(|one, other| one.0.cmp(&other.0));
-    Ok(weights)
 }
 
 /// C(steps + k − 1, k − 1), where a machine can count it.

@@ -1,52 +1,12 @@
 //! A line becomes requests: our short form here, OpenAI's batch lines in `openai`; both may fan out over preferences.
 
 use serde_json::{Map, Value};
-use uniarm_proto::{GenerateRequest, pb};
-
-use crate::{
-    digest,
-    fields::{Fields, LineError},
-    openai,
-    preferences::{Preference, weights},
-    source::Line,
+use uniarm_openai::{
+    Call, Fields, LOSS_POLICIES, PRIORITIES, messages, read_guidance, read_sampling, read_term,
 };
+use uniarm_proto::{GenerateRequest, Refusal, Refused, pb};
 
-/// All fields of a short line.
-const SHORT_FIELDS: [&str; 29] = [
-    "id",
-    "meta",
-    "prompt",
-    "messages",
-    "system",
-    "raw",
-    "token_ids",
-    "model",
-    "guidance",
-    "preference",
-    "reward",
-    "strength",
-    "base_strength",
-    "on_reward_loss",
-    "seed",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "max_tokens",
-    "stop",
-    "stop_token_ids",
-    "logprobs",
-    "n",
-    "ignore_eos",
-    "priority",
-];
-
-const TERM_FIELDS: [&str; 4] = ["reward", "preference", "strength", "on_loss"];
-
-const MESSAGE_FIELDS: [&str; 3] = ["role", "content", "name"];
+use crate::{digest, openai, preferences::Preference, source::Line};
 
 /// What every line of a job has in common.
 #[derive(Debug, Clone)]
@@ -59,6 +19,8 @@ pub struct Plan {
     pub fan_out: Vec<Preference>,
     /// Lines without a seed draw theirs from this and their id.
     pub seed: u64,
+    /// Nothing but OpenAI's lines for this call are requests; `None`: all are.
+    pub only: Option<Call>,
 }
 
 /// A request, and what its line of output repeats of it.
@@ -66,6 +28,13 @@ pub struct Plan {
 pub struct Planned {
     pub request: GenerateRequest,
     pub label: Label,
+}
+
+/// Why a line is no request, and the labels of its lines of output as far as they could be read.
+#[derive(Debug)]
+pub struct Unread {
+    pub refused: Refused,
+    pub labels: Vec<Label>,
 }
 
 /// By what an answer is known.
@@ -77,17 +46,13 @@ pub struct Label {
     pub preference: Option<Preference>,
     /// As the line has it.
     pub meta: Option<Value>,
-    /// Of each token, in OpenAI's shape: how many alternatives are shown.
-    pub alternatives: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {
     Short,
-    /// OpenAI's batch file; the request goes to `/v1/chat/completions`.
-    Chat,
-    /// And to `/v1/completions`.
-    Completion,
+    /// OpenAI's batch file; `None`: of a line that is no request.
+    OpenAi(Option<uniarm_openai::Form>),
 }
 
 // === impl Plan ===
@@ -98,45 +63,86 @@ impl Plan {
         self.fan_out.len().max(1) as u64
     }
 
-    /// The requests of a line, [`Self::width`] of them, each with its label. Of a line that is none, what is wrong, and
-    /// labels as far as they can be read.
-    pub fn read(&self, line: &Line) -> Result<Vec<Planned>, (LineError, Vec<Label>)> {
-        let mut label = Label {
-            form: Form::Short,
-            id: (line.index + 1).to_string(),
-            preference: None,
-            meta: None,
-            alternatives: 0,
-        };
-        let request = self.read_request(line, &mut label);
-        match request.and_then(|request| self.fan_out(&request, &label)) {
-            Ok(planned) => Ok(planned),
-            Err(error) => Err((error, self.labels(&label))),
-        }
+    /// The requests of a line, [`Self::width`] of them, each with its label.
+    ///
+    /// # Errors
+    /// When the line is none.
+    pub fn read(&self, line: &Line) -> Result<Vec<Planned>, Box<Unread>> {
+        let id = (line.index + 1).to_string();
+        let mut label = Label { form: Form::Short, id, preference: None, meta: None };
+        let request = self.read_request(line, &mut label).map_err(Refused::from);
+        request.and_then(|request| self.fan_out(&request, &label)).map_err(|refused| {
+            if let Form::OpenAi(form) = &mut label.form {
+                // Its error has the names of its fields already.
+                *form = None;
+            }
+            Box::new(Unread { refused, labels: self.labels(&label) })
+        })
     }
 
-    fn read_request(&self, line: &Line, label: &mut Label) -> Result<pb::GenerateRequest, LineError> {
+    fn read_request(&self, line: &Line, label: &mut Label) -> Result<pb::GenerateRequest, Refusal> {
         let limit = crate::source::LINE_BYTES_MAX;
-        let text =
-            line.text.as_ref().ok_or_else(|| LineError::whole(format!("is longer than {limit} bytes")))?;
-        let object: Map<String, Value> = serde_json::from_slice(text)
-            .map_err(|error| LineError::whole(format!("is no JSON object: {error}")))?;
-        let mut fields = Fields::new(object);
+        let too_long = || Refusal::unreadable(format!("is longer than {limit} bytes"));
+        let object: Map<String, Value> = serde_json::from_slice(line.text.as_ref().ok_or_else(too_long)?)
+            .map_err(|error| Refusal::unreadable(format!("is no JSON object: {error}")))?;
+        let mut fields = Fields::of("", Value::Object(object))?;
         if fields.has("custom_id") || fields.has("body") {
             return openai::read_line(fields, self, label);
         }
-        label.meta = fields.take("meta")?;
-        if let Some(id) = fields.take::<Value>("id")? {
+        if self.only.is_some() {
+            return Err(Refusal::unreadable("wants the fields custom_id, method, url and body"));
+        }
+        let request = self.read_short(&mut fields, label)?;
+        fields.finish_strictly()?;
+        Ok(request)
+    }
+
+    fn read_short(&self, fields: &mut Fields, label: &mut Label) -> Result<pb::GenerateRequest, Refusal> {
+        label.meta = fields.value("meta");
+        if let Some(id) = fields.value("id") {
             label.id = text_or_number(id).ok_or_else(|| fields.error("id", "wants a string or a number"))?;
         }
         let mut request = self.template();
-        request.input = Some(self.read_input(&mut fields)?);
-        read_names(&mut fields, &mut request)?;
-        read_guidance(&mut fields, &mut request, self)?;
+        self.check_preference(fields)?;
+        request.input = Some(self.read_input(fields)?);
+        if let Some(model) = fields.text("model")? {
+            request.model = model;
+        }
+        if let Some(priority) = fields.word("priority", &PRIORITIES)? {
+            request.priority = priority as i32;
+        }
+        if let Some(policy) = fields.word("on_reward_loss", &LOSS_POLICIES)? {
+            request.on_reward_loss = policy as i32;
+        }
+        request.base_strength = fields.number("base_strength")?.or(request.base_strength);
+        let has_term = ["reward", "strength", "preference"].iter().any(|name| fields.has(name));
+        if has_term && fields.has("guidance") {
+            let reason = "stands beside reward, strength or preference; write one or the other";
+            return Err(fields.error("guidance", reason));
+        }
+        if has_term {
+            read_term(fields, first_term(&mut request))?;
+        }
+        read_guidance(fields, &mut request)?;
         let sampling = request.sampling.get_or_insert_default();
-        read_sampling(&mut fields, sampling)?;
-        fields.finish(&SHORT_FIELDS)?;
+        read_sampling(fields, sampling)?;
+        sampling.logprobs = fields.count("logprobs")?.or(sampling.logprobs);
         Ok(request)
+    }
+
+    /// A line that every preference is asked under has none of its own.
+    pub(crate) fn check_preference(&self, fields: &Fields) -> Result<(), Refusal> {
+        let has_one = |term: &Value| term.get("preference").is_some_and(|preference| !preference.is_null());
+        let in_guidance = match fields.peek("guidance") {
+            None => false,
+            Some(Value::Array(terms)) => terms.iter().any(has_one),
+            Some(term) => has_one(term),
+        };
+        if self.fan_out.is_empty() || !(in_guidance || fields.has("preference")) {
+            return Ok(());
+        }
+        let reason = "stands in the line, and --preferences gives every line its own; leave one of them out";
+        Err(fields.error("preference", reason))
     }
 
     /// A request that says what the flags say.
@@ -147,29 +153,31 @@ impl Plan {
         request
     }
 
-    fn read_input(&self, fields: &mut Fields) -> Result<pb::Input, LineError> {
-        let system: Option<String> = fields.take("system")?;
-        let is_raw = fields.take("raw")?.unwrap_or(self.is_raw);
-        let messages = fields.objects("messages")?;
-        let kinds =
-            (fields.take::<String>("prompt")?, messages.is_empty(), fields.take::<Vec<u32>>("token_ids")?);
+    fn read_input(&self, fields: &mut Fields) -> Result<pb::Input, Refusal> {
+        let system = fields.text("system")?;
+        let is_raw = fields.flag("raw")?.unwrap_or(self.is_raw);
+        let kinds = (fields.text("prompt")?, fields.value("messages"), fields.ids("token_ids")?);
         let kind = match kinds {
-            (Some(prompt), true, None) if is_raw && system.is_none() => pb::input::Kind::Prompt(prompt),
-            (Some(_), true, None) if is_raw => {
+            (Some(prompt), None, None) if is_raw && system.is_none() => pb::input::Kind::Prompt(prompt),
+            (Some(_), None, None) if is_raw => {
                 return Err(fields.error("system", "wants a chat, and the prompt is raw"));
             }
-            (Some(prompt), true, None) => chat(system, vec![message("user", prompt)]),
-            (None, false, None) => {
-                chat(system, messages.into_iter().map(read_message).collect::<Result<_, _>>()?)
+            (Some(prompt), None, None) => chat(system, vec![message("user", prompt)]),
+            (None, Some(list), None) => match messages("messages", list)? {
+                pb::input::Kind::Chat(messages) => chat(system, messages.messages),
+                other => other,
+            },
+            (None, None, Some(ids)) if system.is_none() => pb::input::Kind::Tokens(pb::TokenIds { ids }),
+            _ => {
+                let reason = "wants one of the fields prompt, messages and token_ids";
+                return Err(Refusal::unreadable(reason));
             }
-            (None, true, Some(ids)) if system.is_none() => pb::input::Kind::Tokens(pb::TokenIds { ids }),
-            _ => return Err(LineError::whole("wants one of the fields prompt, messages and token_ids")),
         };
         Ok(pb::Input { kind: Some(kind) })
     }
 
     /// One request for each preference.
-    fn fan_out(&self, request: &pb::GenerateRequest, label: &Label) -> Result<Vec<Planned>, LineError> {
+    fn fan_out(&self, request: &pb::GenerateRequest, label: &Label) -> Result<Vec<Planned>, Refused> {
         let mut planned = Vec::with_capacity(self.width() as usize);
         for label in self.labels(label) {
             let mut request = request.clone();
@@ -179,7 +187,7 @@ impl Plan {
             // The same noise under every preference: what differs between their answers is the preference.
             let seed = || digest::seed(self.seed, &[&label.id]);
             request.sampling.get_or_insert_default().seed.get_or_insert_with(seed);
-            let request = request.try_into().map_err(|error| LineError::of_request(&error))?;
+            let request = request.try_into().map_err(|error| label.in_line(Refusal::from(error).into()))?;
             planned.push(Planned { request, label });
         }
         Ok(planned)
@@ -195,6 +203,20 @@ impl Plan {
     }
 }
 
+// === impl Label ===
+
+impl Label {
+    /// What is wrong with a field of the contract, by the name that the field had in the line.
+    fn in_line(&self, refused: Refused) -> Refused {
+        if let Form::OpenAi(Some(form)) = &self.form {
+            return form.names.in_body(refused);
+        }
+        // A short line is flat.
+        let flat = |text: String| text.strip_prefix("sampling.").map_or(text.clone(), str::to_owned);
+        Refused { field: refused.field.map(flat), message: flat(refused.message), ..refused }
+    }
+}
+
 // === parts of a line ===
 
 pub(crate) fn text_or_number(value: Value) -> Option<String> {
@@ -205,60 +227,13 @@ pub(crate) fn text_or_number(value: Value) -> Option<String> {
     }
 }
 
-pub(crate) fn message(role: &str, content: String) -> pb::ChatMessage {
+fn message(role: &str, content: String) -> pb::ChatMessage {
     pb::ChatMessage { role: role.into(), content }
 }
 
 fn chat(system: Option<String>, messages: Vec<pb::ChatMessage>) -> pb::input::Kind {
     let system = system.map(|text| message("system", text));
     pb::input::Kind::Chat(pb::ChatMessages { messages: system.into_iter().chain(messages).collect() })
-}
-
-/// The content is a text, or a list of parts that are texts.
-pub(crate) fn read_message(mut fields: Fields) -> Result<pb::ChatMessage, LineError> {
-    let role: String = fields.required("role")?;
-    let content = match fields.required::<Value>("content")? {
-        Value::String(text) => text,
-        Value::Array(parts) => {
-            let text = |part: &Value| Some(part.get("text")?.as_str()?.to_owned());
-            let texts: Option<Vec<String>> = parts.iter().map(text).collect();
-            texts.ok_or_else(|| fields.error("content", "wants a text, or parts of type text"))?.concat()
-        }
-        _ => return Err(fields.error("content", "wants a text")),
-    };
-    // OpenAI's clients may send it; no template of a served model knows it.
-    fields.take::<Value>("name")?;
-    fields.finish(&MESSAGE_FIELDS)?;
-    let role = if role == "developer" { "system" } else { &role };
-    Ok(message(role, content))
-}
-
-fn read_names(fields: &mut Fields, request: &mut pb::GenerateRequest) -> Result<(), LineError> {
-    if let Some(model) = fields.take("model")? {
-        request.model = model;
-    }
-    if let Some(name) = fields.take::<String>("priority")? {
-        request.priority = match name.as_str() {
-            "low" => pb::Priority::Low,
-            "normal" => pb::Priority::Normal,
-            "high" => pb::Priority::High,
-            _ => return Err(fields.error("priority", "wants low, normal or high")),
-        } as i32;
-    }
-    if let Some(name) = fields.take::<String>("on_reward_loss")? {
-        request.on_reward_loss = loss_policy(fields, "on_reward_loss", &name)?;
-    }
-    Ok(())
-}
-
-fn loss_policy(fields: &Fields, field: &str, name: &str) -> Result<i32, LineError> {
-    let policy = match name {
-        "wait" => pb::OnRewardLoss::Wait,
-        "fail" => pb::OnRewardLoss::Fail,
-        "unguided" => pb::OnRewardLoss::Unguided,
-        _ => return Err(fields.error(field, "wants wait, fail or unguided")),
-    };
-    Ok(policy as i32)
 }
 
 /// The first term, or one that guides with strength 1.
@@ -269,88 +244,8 @@ fn first_term(request: &mut pb::GenerateRequest) -> &mut pb::GuidanceTerm {
     &mut request.guidance[0]
 }
 
-/// Whole terms in `guidance`, or fields of the first one in the line itself.
-pub(crate) fn read_guidance(
-    fields: &mut Fields,
-    request: &mut pb::GenerateRequest,
-    plan: &Plan,
-) -> Result<(), LineError> {
-    if let Some(strength) = fields.take("base_strength")? {
-        request.base_strength = Some(strength);
-    }
-    let has_own = ["reward", "strength", "preference"].iter().any(|name| fields.has(name));
-    let terms = fields.objects("guidance")?;
-    if has_own && !terms.is_empty() {
-        return Err(
-            fields.error("guidance", "stands beside reward, strength or preference; write one or the other")
-        );
-    }
-    if has_own {
-        read_term(fields, first_term(request), plan)?;
-    }
-    if !terms.is_empty() {
-        request.guidance.clear();
-    }
-    for mut own in terms {
-        let mut term = pb::GuidanceTerm::default();
-        read_term(&mut own, &mut term, plan)?;
-        request.guidance.push(term);
-        if let Some(name) = own.take::<String>("on_loss")? {
-            request.on_reward_loss = loss_policy(&own, "on_loss", &name)?;
-        }
-        own.finish(&TERM_FIELDS)?;
-    }
-    Ok(())
-}
-
-fn read_term(fields: &mut Fields, term: &mut pb::GuidanceTerm, plan: &Plan) -> Result<(), LineError> {
-    if let Some(reward) = fields.take("reward")? {
-        term.reward = reward;
-    }
-    if let Some(strength) = fields.take("strength")? {
-        term.strength = Some(strength);
-    }
-    if let Some(object) = fields.take::<Map<String, Value>>("preference")? {
-        if !plan.fan_out.is_empty() {
-            let reason =
-                "stands in the line, and --preferences gives every line its own; leave one of them out";
-            return Err(fields.error("preference", reason));
-        }
-        term.preference = to_wire(weights(&object).map_err(|reason| fields.error("preference", reason))?);
-    }
-    Ok(())
-}
-
 fn to_wire(preference: Preference) -> Vec<pb::ObjectiveWeight> {
     preference.into_iter().map(|(objective, weight)| pb::ObjectiveWeight { objective, weight }).collect()
-}
-
-/// The fields that both forms have, by the same names.
-pub(crate) fn read_sampling(fields: &mut Fields, sampling: &mut pb::Sampling) -> Result<(), LineError> {
-    macro_rules! read {
-        ($($name:ident),*) => {
-            $(if let Some(value) = fields.take(stringify!($name))? {
-                sampling.$name = value;
-            })*
-        };
-    }
-    macro_rules! read_optional {
-        ($($name:ident),*) => {
-            $(if let Some(value) = fields.take(stringify!($name))? {
-                sampling.$name = Some(value);
-            })*
-        };
-    }
-    read!(top_k, min_p, presence_penalty, frequency_penalty, stop_token_ids, ignore_eos);
-    read_optional!(temperature, top_p, repetition_penalty, seed, max_tokens, logprobs, n);
-    if let Some(stop) = fields.take::<Value>("stop")? {
-        sampling.stop = match stop {
-            Value::String(text) => vec![text],
-            list => serde_json::from_value(list)
-                .map_err(|_| fields.error("stop", "wants a text or a list of texts"))?,
-        };
-    }
-    Ok(())
 }
 
 #[cfg(test)]

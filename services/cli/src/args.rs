@@ -12,6 +12,7 @@ use crate::{
     bench::args::BenchArgs,
     chat::ChatArgs,
     eval::EvalArgs,
+    front::FrontArgs,
     label::LabelArgs,
     manual::{CompletionsArgs, ManArgs},
     oracle::OracleCommand,
@@ -159,6 +160,8 @@ pub struct RouterArgs {
     /// Address of the HTTP front door (host:port): OpenAI's API at /v1, a page to try it at /; none without it
     #[arg(long, env = "UNIARM_HTTP_LISTEN")]
     pub http_listen: Option<String>,
+    #[command(flatten)]
+    pub front: FrontArgs,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -301,6 +304,8 @@ pub struct UpArgs {
     /// Address of the HTTP front door: OpenAI's API at /v1, a page to try it at /; `none` for none
     #[arg(long, default_value = "127.0.0.1:7080")]
     pub http_listen: String,
+    #[command(flatten)]
+    pub front: FrontArgs,
     /// Address of /metrics, /healthz and /readyz; none without it
     #[arg(long)]
     pub admin: Option<String>,

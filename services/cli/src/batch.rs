@@ -8,7 +8,9 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use futures_util::future::BoxFuture;
 use tonic::Status;
-use uniarm_batch::{Cluster, DriveOptions, JobOptions, Order, PATIENCE, Part, Plan, Preferences, Source};
+use uniarm_batch::{
+    ATTEMPTS_MAX, Cluster, DriveOptions, JobOptions, Order, PATIENCE, Part, Plan, Preferences, Source,
+};
 use uniarm_proto::{ClusterClient, GenerateRequest, Priority, Transcript, pb::ListModelsResponse};
 
 use crate::{
@@ -19,9 +21,6 @@ use show::Display;
 
 /// Requests in flight at most, where nobody says otherwise; the pace finds what the pools take below it.
 const IN_FLIGHT_MAX: usize = 256;
-
-/// Attempts of a line that fails by a fault of its own: what was chance is over by then.
-const ATTEMPTS_MAX: u32 = 5;
 
 #[derive(Debug, Clone, Args)]
 pub struct BatchArgs {
@@ -137,7 +136,8 @@ fn plan(args: &BatchArgs, served: &ListModelsResponse) -> anyhow::Result<Plan> {
         .iter()
         .find(|model| model.name == defaults.model)
         .is_none_or(|model| model.has_chat_template);
-    Ok(Plan { defaults, is_raw: args.raw || !has_template, fan_out, seed: args.sampling.seed.unwrap_or(0) })
+    let seed = args.sampling.seed.unwrap_or(0);
+    Ok(Plan { defaults, is_raw: args.raw || !has_template, fan_out, seed, only: None })
 }
 
 /// Of the reward model that is named; else of the first that has several; else of all that have one.

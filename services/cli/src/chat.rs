@@ -94,7 +94,7 @@ impl Chat {
             "/preference" => self.prefer(rest)?,
             word if word.starts_with('/') => {
                 let known = ["/preference", "/system", "/reset", "/help"];
-                anyhow::bail!("{word} is no command{}", uniarm_batch::did_you_mean(word, &known));
+                anyhow::bail!("{word} is no command{}", uniarm_openai::did_you_mean(word, &known));
             }
             _ => self.ask(line).await?,
         }

@@ -273,11 +273,7 @@ fn footer(transcript: &Transcript) -> String {
 fn as_json(transcript: &Transcript) -> serde_json::Value {
     let started = transcript.started.clone().unwrap_or_default();
     let summary = transcript.summary.unwrap_or_default();
-    let (usage, timing) = (summary.usage.unwrap_or_default(), summary.timing.unwrap_or_default());
-    let (exchange, speculation) =
-        (summary.exchange.unwrap_or_default(), summary.speculation.unwrap_or_default());
-    let empty = ChoiceTranscript::default();
-    let first = transcript.choices.first().unwrap_or(&empty);
+    let usage = summary.usage.unwrap_or_default();
     let mut object = json!({
         "request_id": started.request_id,
         "model": started.model,
@@ -288,26 +284,11 @@ fn as_json(transcript: &Transcript) -> serde_json::Value {
             "completion_tokens": usage.completion_tokens,
             "unguided_tokens": usage.unguided_tokens,
         },
-        "timing": {
-            "queue_ms": timing.queue_ms,
-            "first_token_ms": timing.first_token_ms,
-            "total_ms": timing.total_ms,
-            "reward_stall_ms": timing.reward_stall_ms,
-        },
-        "exchange": {
-            "bytes": exchange.bytes,
-            "certified": exchange.certified,
-            "queried": exchange.queried,
-            "dense": exchange.dense,
-        },
-        "speculation": {
-            "base_passes": speculation.base_passes,
-            "drafted": speculation.drafted,
-            "accepted": speculation.accepted,
-        },
     });
     let fields = object.as_object_mut().expect("it is an object");
-    fields.extend(choice_fields(first));
+    fields.extend(uniarm_openai::costs(&summary));
+    let empty = ChoiceTranscript::default();
+    fields.extend(choice_fields(transcript.choices.first().unwrap_or(&empty)));
     if transcript.choices.len() > 1 {
         let choices =
             transcript.choices.iter().map(|choice| serde_json::Value::Object(choice_fields(choice)));

@@ -10,6 +10,7 @@ mod demo;
 mod demo_adapter;
 mod eval;
 mod failure;
+mod front;
 mod generate;
 mod job;
 mod label;

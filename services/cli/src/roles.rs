@@ -64,6 +64,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     };
     let http = match &args.http_listen {
         Some(address) => Some(HttpServer::bind(address, process.options.drain).await?),
+        None if args.front.batch_dir.is_some() => bail!("--batch-dir goes with --http-listen"),
         None => None,
     };
     for peer in args.base_peer.iter().chain(&args.reward_peer) {
@@ -71,7 +72,8 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     }
     let options = RouterOptions { requests_max: args.requests_max };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
-    process.http = http.map(|http| http.with_routes(service.http_routes()));
+    let host = args.front.open_host(&service, args.requests_max)?;
+    process.http = http.map(|http| http.with_routes(service.http_routes(host)));
     let Some(member) = process.member(empty_member(Role::Router)).await? else { return Ok(()) };
     process.serve(member, Served::Router(service), None).await
 }
@@ -157,6 +159,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let readiness = Readiness::starting();
     let front = GrpcServer::bind(&args.grpc, GrpcOptions::default(), readiness.clone()).await?;
     let http = match args.http_listen.as_str() {
+        "none" if args.front.batch_dir.is_some() => bail!("--batch-dir wants an HTTP front door"),
         "none" => None,
         address => {
             Some(HttpServer::bind(address, GrpcOptions::default().drain).await.context("--http-listen")?)
@@ -197,7 +200,9 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let (base_member, base_registration) = enter(&store, base_member).await?;
 
     let ready = ready_line(front.local_addr(), &base_member, &reward_member);
-    let service = RouterService::new(store.watch(), RouterOptions::default(), &metrics);
+    let options = RouterOptions::default();
+    let service = RouterService::new(store.watch(), options.clone(), &metrics);
+    let host = args.front.open_host(&service, options.requests_max)?;
     let front = front.add_service(service.inference_server()).add_service(service.status_server());
     let front = front.add_descriptors(FILE_DESCRIPTOR_SET);
     let base_service = BaseService::new(base, base_member);
@@ -207,7 +212,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let door = async {
         let Some(http) = http else { return Ok(()) };
         println!("{}", door_line(http.local_addr()));
-        http.with_routes(service.http_routes()).serve(shutdown.clone()).await
+        http.with_routes(service.http_routes(host)).serve(shutdown.clone()).await
     };
     tokio::try_join!(front.serve(shutdown.clone()), back.serve(shutdown.clone()), door)?;
     base_registration.leave().await;

@@ -18,7 +18,13 @@ pub struct StoreArgs {
     #[arg(long, env = "UNIARM_STORE_CA", value_name = "FILE")]
     pub store_ca: Option<PathBuf>,
     /// This process's certificate for etcd (PEM)
-    #[arg(long, env = "UNIARM_STORE_CERT", value_name = "FILE", requires = "store_key", requires = "store_ca")]
+    #[arg(
+        long,
+        env = "UNIARM_STORE_CERT",
+        value_name = "FILE",
+        requires = "store_key",
+        requires = "store_ca"
+    )]
     pub store_cert: Option<PathBuf>,
     /// The key of that certificate (PEM)
     #[arg(long, env = "UNIARM_STORE_KEY", value_name = "FILE", requires = "store_cert")]
@@ -52,7 +58,10 @@ impl StoreArgs {
             (Some(user), Some(file)) => {
                 let text = std::fs::read_to_string(file)
                     .with_context(|| format!("--store-password-file {}", file.display()))?;
-                Some(Credentials { user: user.clone(), password: text.trim_end_matches(['\r', '\n']).to_owned() })
+                Some(Credentials {
+                    user: user.clone(),
+                    password: text.trim_end_matches(['\r', '\n']).to_owned(),
+                })
             }
             _ => None,
         };

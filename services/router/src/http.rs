@@ -1,21 +1,21 @@
 //! The HTTP front door: OpenAI's API over the admission, placement and recovery that gRPC has, and a page to try it.
 //!
-//! `ask` (a body becomes a request; `fields` and `guidance` read it) → `RouterService::answer` → `answer` (events become
-//! objects; `logprobs` their details); `failure` is what any of it can end with, `catalogue` what is served, `page` the
-//! playground.
+//! `uniarm_openai` reads a body and writes its answer, `RouterService::answer` is between them; `failure` is what any of
+//! it can end with, `catalogue` what is served, `page` the playground. `files` (which come by `multipart`) and `batches`
+//! are a host's of `uniarm_batch`; `listing` is how both are listed.
 
-mod answer;
-mod ask;
+mod batches;
 mod catalogue;
 mod failure;
-mod fields;
-mod guidance;
-mod logprobs;
+mod files;
+mod listing;
+mod multipart;
 mod page;
 
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -33,15 +33,15 @@ use axum::{
 use futures_util::{Stream, StreamExt as _, stream::unfold};
 use serde_json::Value;
 use tonic::Status;
+use uniarm_batch::host::Host;
+use uniarm_openai::{Ask, Call, Fields, Names, Writer};
 use uniarm_proto::{
-    Transcript,
+    Refusal,
     limits::{NAME_BYTES_MAX, REQUEST_MESSAGE_BYTES_MAX},
     pb,
 };
 
 use crate::server::{GenerateStream, RouterService};
-use answer::Writer;
-use ask::{Ask, Call, Names};
 use failure::Failure;
 
 /// What the API is, for tools.
@@ -53,6 +53,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Silence on a stream after which a comment is sent: proxies cut what looks dead, often after 30 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// Bits of a seed that is drawn: clients whose numbers are 64-bit floats can send it back.
+const DRAWN_SEED_BITS: u32 = 53;
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Nginx holds an answer back until it is whole, unless told otherwise.
@@ -61,6 +64,8 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 #[derive(Clone)]
 struct Door {
     service: RouterService,
+    /// Files and batches, where this router keeps any.
+    host: Option<Arc<Host>>,
     /// Seconds since 1970.
     opened_at: u64,
 }
@@ -77,9 +82,9 @@ struct Streamed {
 // === the door ===
 
 impl RouterService {
-    /// The routes of the HTTP front door.
-    pub fn http_routes(&self) -> Router {
-        let door = Door { service: self.clone(), opened_at: seconds_now() };
+    /// The routes of the HTTP front door. `host`: keeps files and batches.
+    pub fn http_routes(&self, host: Option<Arc<Host>>) -> Router {
+        let door = Door { service: self.clone(), host, opened_at: seconds_now() };
         Router::new()
             .route("/v1/chat/completions", post(chat))
             .route("/v1/completions", post(completion))
@@ -88,6 +93,8 @@ impl RouterService {
             .route("/health", get(health))
             .route("/status", get(status))
             .route("/openapi.json", get(|| async { json_text(OPENAPI.into()) }))
+            .merge(files::routes())
+            .merge(batches::routes())
             .merge(page::routes())
             .fallback(no_such_path)
             .method_not_allowed_fallback(no_such_method)
@@ -157,6 +164,21 @@ impl Door {
         catalogue::models(&self.service.served(), self.opened_at)
     }
 
+    fn host(&self) -> Result<&Arc<Host>, Failure> {
+        self.host.as_ref().ok_or_else(|| {
+            let message = "this router keeps no files and no batches: start it with --batch-dir FOLDER";
+            Failure::at_the_door(StatusCode::NOT_FOUND, "batches_off", message)
+        })
+    }
+
+    /// For what is new: a router that is leaving takes none.
+    fn host_that_stays(&self) -> Result<&Arc<Host>, Failure> {
+        match self.service.is_draining() {
+            true => Err(Failure::of_body(Refusal::draining())),
+            false => self.host(),
+        }
+    }
+
     async fn answer(&self, call: Call, request: Request) -> Response {
         let request_id = match request_id(request.headers()) {
             Ok(request_id) => request_id,
@@ -172,20 +194,29 @@ impl Door {
 
     async fn try_answer(&self, call: Call, request: Request, request_id: &str) -> Result<Response, Failure> {
         let body = body_of(request).await?;
-        let Ask { request, timeout, form } = Ask::read(call, &body, request_id).map_err(|refusal| {
+        let Ask { request, timeout, form } = read(call, &body, request_id).map_err(|refusal| {
             self.service.relay.metrics.ended("refused");
             Failure::of_body(refusal)
         })?;
         let answers = request.sampling.as_ref().and_then(|sampling| sampling.n).unwrap_or(1);
         let (is_streamed, names) = (form.is_streamed, form.names.clone());
         let failed = |status: Status| Failure::of_request(&status, &names);
-        let events = self.service.answer(request, timeout).await.map_err(failed)?;
         let writer = Writer::new(form, request_id, answers, seconds_now());
         if is_streamed {
+            let events = self.service.answer(request, timeout).await.map_err(failed)?;
             return Ok(Streamed::begin(events, writer, names).await?.into_response());
         }
-        whole(events, writer).await.map_err(failed)
+        let transcript = self.service.complete(request, timeout).await.map_err(failed)?;
+        Ok(json_text(writer.whole(&transcript).to_string()))
     }
+}
+
+fn read(call: Call, body: &[u8], request_id: &str) -> Result<Ask, Refusal> {
+    let template = pb::GenerateRequest { request_id: request_id.to_owned(), ..Default::default() };
+    let mut ask = Ask::read(call, Fields::of_body(body)?, template)?;
+    let drawn = || rand::random::<u64>() >> (u64::BITS - DRAWN_SEED_BITS);
+    ask.request.sampling.get_or_insert_default().seed.get_or_insert_with(drawn);
+    Ok(ask)
 }
 
 /// The client's own name for its request, or one that is drawn.
@@ -219,15 +250,6 @@ async fn body_of(request: Request) -> Result<Bytes, Failure> {
             Err(Failure::at_the_door(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
         }
     }
-}
-
-async fn whole(mut events: GenerateStream, mut writer: Writer) -> Result<Response, Status> {
-    let mut transcript = Transcript::default();
-    while let Some(response) = events.next().await {
-        let Some(event) = response?.event else { continue };
-        transcript.apply(&event).map_err(|error| Status::internal(error.to_string()))?;
-    }
-    Ok(json_text(writer.whole(&transcript).to_string()))
 }
 
 fn json_text(text: String) -> Response {
@@ -296,5 +318,52 @@ impl IntoResponse for Streamed {
         let mut response = Sse::new(self.into_events()).keep_alive(keep_alive).into_response();
         response.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn inputs() -> [(Call, &'static str, Value); 2] {
+        let messages = json!([{ "role": "user", "content": "Hello" }]);
+        [
+            (Call::Chat, "ChatRequest", json!({ "messages": messages })),
+            (Call::Completion, "CompletionRequest", json!({ "prompt": "Hello" })),
+        ]
+    }
+
+    #[test]
+    fn every_documented_field_is_read() {
+        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        for (call, schema, input) in inputs() {
+            let fields = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
+            assert!(fields.len() > 20);
+            for field in fields.keys() {
+                let mut body = input.clone();
+                body["stream"] = json!(true);
+                // Of no field's kind.
+                body[field] = json!([{ "no": "such" }]);
+                let refusal = read(call, body.to_string().as_bytes(), "r").unwrap_err();
+                assert!(refusal.field.as_deref().unwrap().starts_with(field.as_str()), "{refusal:?}");
+                for unread in ["is not supported", "is unknown"] {
+                    let is_unread = refusal.message.starts_with(&format!("{field}: {unread}"));
+                    assert!(!is_unread, "{field} is documented, and not read");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_drawn_seed_survives_a_client_with_floats_for_numbers() {
+        for (call, _, body) in inputs() {
+            for _ in 0..50 {
+                let request = read(call, body.to_string().as_bytes(), "r").unwrap().request;
+                let seed = request.sampling.unwrap().seed.unwrap();
+                assert_eq!(seed as f64 as u64, seed);
+            }
+        }
     }
 }

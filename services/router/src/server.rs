@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
-    GenerateRequest, Progress, Refusal, Role, deadline,
+    GenerateRequest, Progress, Refusal, Role, Transcript, deadline,
     limits::REQUEST_MESSAGE_BYTES_MAX,
     pb::{
         self,
@@ -105,6 +105,21 @@ impl RouterService {
             self.relay.metrics.ended("refused");
         }
         admitted
+    }
+
+    /// The same, to its end.
+    pub(crate) async fn complete(
+        &self,
+        wire: pb::GenerateRequest,
+        timeout: Option<Duration>,
+    ) -> Result<Transcript, Status> {
+        let mut events = self.answer(wire, timeout).await?;
+        let mut transcript = Transcript::default();
+        while let Some(response) = events.next().await {
+            let Some(event) = response?.event else { continue };
+            transcript.apply(&event).map_err(|error| Status::internal(error.to_string()))?;
+        }
+        Ok(transcript)
     }
 
     async fn admit(

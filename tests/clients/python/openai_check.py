@@ -1,9 +1,10 @@
 """What OpenAI's own client may rely on, tried against a running cluster.
 
-Usage: python openai_check.py URL        URL: http://HOST:PORT of the HTTP front door
+Usage: python openai_check.py URL        URL: http://HOST:PORT of an HTTP front door with --batch-dir
 """
 
 import asyncio
+import json
 import sys
 import textwrap
 import time
@@ -181,6 +182,87 @@ def a_client_that_hangs_up_leaves_the_cluster_serving(client):
     assert client.chat.completions.create(**guided(client)).choices[0].message.content
 
 
+def a_file_of_lines_is_answered_and_removed(client):
+    base, _ = served(client)
+    body = {"model": base, "messages": MESSAGES, "temperature": 0, "max_tokens": 6}
+    lines = [
+        {"custom_id": f"r{index}", "method": "POST", "url": "/v1/chat/completions", "body": body | more}
+        for index, more in enumerate(({"seed": 1}, {"model": "no-such-model"}, {"n": 2, "seed": 2}))
+    ]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = client.files.create(file=("lines.jsonl", content), purpose="batch")
+    assert (file.bytes, file.filename, file.status) == (len(content), "lines.jsonl", "processed"), file
+    assert client.files.retrieve(file.id) == file and file in list(client.files.list(purpose="batch", limit=1))
+    assert client.files.content(file.id).content == content
+    batch = create_batch(client, file, metadata={"for": "this check"})
+    assert batch.status in ("validating", "in_progress") and batch.metadata == {"for": "this check"}, batch
+    batch = ended(client, batch)
+    assert batch.status == "completed" and batch.errors is None, batch
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (3, 2, 1), counts
+    answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert [answer["custom_id"] for answer in answers] == ["r0", "r2"], answers
+    alone = client.chat.completions.create(**body, seed=1).choices[0].message.content
+    choices = [answer["response"]["body"]["choices"] for answer in answers]
+    assert choices[0][0]["message"]["content"] == alone and len(choices[1]) == 2, answers
+    (error,) = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
+    assert (error["custom_id"], error["response"]["status_code"]) == ("r1", 404), error
+    assert batch.id in [listed.id for listed in client.batches.list(limit=1)]
+    for name in (file.id, batch.output_file_id, batch.error_file_id):
+        assert client.files.delete(name).deleted
+    assert not list(client.files.list())
+
+
+def create_batch(client, file, **more):
+    fields = {"endpoint": "/v1/chat/completions", "completion_window": "24h"} | more
+    return client.batches.create(input_file_id=file.id, **fields)
+
+
+def ended(client, batch):
+    deadline = time.monotonic() + DEADLINE_S
+    while batch.status not in ("completed", "failed", "cancelled", "expired"):
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    return batch
+
+
+def a_batch_is_cancelled_or_fails_and_says_why(client):
+    base, _ = served(client)
+    body = {"model": base, "messages": MESSAGES, "max_tokens": 4000, "ignore_eos": True}
+    line = {"custom_id": "long", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    long = client.files.create(file=json.dumps(line).encode(), purpose="batch")
+    batch = client.batches.cancel(create_batch(client, long).id)
+    assert batch.status in ("cancelling", "cancelled"), batch
+    assert ended(client, batch).status == "cancelled"
+    try:
+        client.batches.cancel(batch.id)
+    except openai.ConflictError as error:
+        assert "cancelled" in error.message, error
+    else:
+        raise AssertionError("it was cancelled twice")
+    line["body"]["tools"] = [{"type": "function"}]
+    wrong = client.files.create(file=json.dumps(line).encode(), purpose="batch")
+    batch = ended(client, create_batch(client, wrong))
+    (error,) = batch.errors.data
+    assert (batch.status, error.line, error.param) == ("failed", 1, "body.tools"), batch
+    for file in (long, wrong):
+        client.files.delete(file.id)
+    for use in (lambda: client.files.retrieve(long.id), lambda: create_batch(client, long)):
+        try:
+            use()
+        except openai.NotFoundError as error:
+            assert long.id in error.message, error
+        else:
+            raise AssertionError("a file that was deleted is there")
+    try:
+        client.files.create(file=b"{}", purpose="fine-tune")
+    except openai.BadRequestError as error:
+        assert error.param == "purpose", error
+    else:
+        raise AssertionError("a file for nothing was taken")
+
+
 SITUATIONS = (
     a_listed_model_can_be_looked_up_and_another_cannot,
     a_guided_chat_is_the_same_whole_and_streamed,
@@ -195,6 +277,8 @@ SITUATIONS = (
     a_request_keeps_the_id_that_it_came_with,
     the_asynchronous_client_streams_as_well,
     a_client_that_hangs_up_leaves_the_cluster_serving,
+    a_file_of_lines_is_answered_and_removed,
+    a_batch_is_cancelled_or_fails_and_says_why,
 )
 
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use uniarm_proto::{Event, GenerateRequest, Input, OnRewardLoss, Priority, Refusal, Sampling, pb};
+use uniarm_proto::{Event, GenerateRequest, Input, Priority, Refusal, pb};
 
 use super::*;
 
@@ -17,13 +17,13 @@ const LINES: usize = 40;
 
 /// Answers with the prompt and the seed. Refuses now and then, never answers a line that says so, and is gone after
 /// `life` answers.
-struct Function {
+pub(crate) struct Function {
     asked: AtomicUsize,
     life: usize,
 }
 
 impl Function {
-    fn living(life: usize) -> Self {
+    pub(crate) fn living(life: usize) -> Self {
         Self { asked: AtomicUsize::new(0), life }
     }
 }
@@ -59,25 +59,15 @@ impl Cluster for Function {
 }
 
 fn options(folder: &Path, output: &str) -> JobOptions {
-    let defaults = GenerateRequest {
-        request_id: String::new(),
-        model: String::new(),
-        input: Input::Chat(Vec::new()),
-        sampling: Sampling::default(),
-        base_strength: 1.0,
-        guidance: Vec::new(),
-        on_reward_loss: OnRewardLoss::Wait,
-        priority: Priority::Low,
-        exchange: None,
-        skip: 0,
-    };
+    let input = Input::Chat(Vec::new());
+    let defaults = GenerateRequest { priority: Priority::Low, ..GenerateRequest::new(input) };
     let fan_out = vec![vec![("a".to_owned(), 1.0)], vec![("a".to_owned(), 0.5), ("b".to_owned(), 0.5)]];
     let output = folder.join(output);
     JobOptions {
         source: Source::open(&[folder.join("in-*.jsonl").display().to_string()], &output).unwrap(),
         output,
         order: Order::Input,
-        plan: Plan { defaults, is_raw: false, fan_out, seed: 9 },
+        plan: Plan { defaults, is_raw: false, fan_out, seed: 9, only: None },
         keep_going: false,
         part: Part::default(),
         drive: DriveOptions { in_flight_max: 6, patience: Duration::from_millis(600), attempts_max: 3 },

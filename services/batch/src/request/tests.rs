@@ -3,25 +3,15 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
 use proptest::prelude::*;
-use uniarm_proto::{ChatMessage, Input, OnRewardLoss, Priority, Sampling};
+use uniarm_proto::{ChatMessage, Input, Priority};
 
 use super::*;
 use crate::{Source, source::Place};
 
 fn plan() -> Plan {
-    let defaults = GenerateRequest {
-        request_id: String::new(),
-        model: String::new(),
-        input: Input::Chat(Vec::new()),
-        sampling: Sampling::default(),
-        base_strength: 1.0,
-        guidance: Vec::new(),
-        on_reward_loss: OnRewardLoss::Wait,
-        priority: Priority::Low,
-        exchange: None,
-        skip: 0,
-    };
-    Plan { defaults, is_raw: false, fan_out: Vec::new(), seed: 0 }
+    let input = Input::Chat(Vec::new());
+    let defaults = GenerateRequest { priority: Priority::Low, ..GenerateRequest::new(input) };
+    Plan { defaults, is_raw: false, fan_out: Vec::new(), seed: 0, only: None }
 }
 
 fn line(text: impl Into<Vec<u8>>) -> Line {
@@ -29,11 +19,11 @@ fn line(text: impl Into<Vec<u8>>) -> Line {
 }
 
 fn read_one(text: &str) -> Planned {
-    plan().read(&line(text)).unwrap_or_else(|(error, _)| panic!("{text}: {error}")).remove(0)
+    plan().read(&line(text)).unwrap_or_else(|unread| panic!("{text}: {unread:?}")).remove(0)
 }
 
 fn fault(text: &str) -> String {
-    plan().read(&line(text)).err().unwrap_or_else(|| panic!("{text} is taken")).0.to_string()
+    plan().read(&line(text)).err().unwrap_or_else(|| panic!("{text} is taken")).refused.message
 }
 
 #[test]
@@ -51,7 +41,9 @@ fn a_short_line_and_openais_are_the_same_request() {
     );
     assert_eq!(short.request, openai.request);
     assert_eq!((short.label.id.as_str(), openai.label.id.as_str()), ("a", "a"));
-    assert_eq!((short.label.form, openai.label.form), (Form::Short, Form::Chat));
+    assert_eq!(short.label.form, Form::Short);
+    let Form::OpenAi(Some(form)) = openai.label.form else { panic!("{:?}", openai.label) };
+    assert_eq!((form.call, form.alternatives), (uniarm_openai::Call::Chat, None));
     let said = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
     assert_eq!(short.request.input, Input::Chat(vec![said("system", "Be kind."), said("user", "Hi")]));
 }
@@ -60,16 +52,19 @@ fn a_short_line_and_openais_are_the_same_request() {
 fn a_bad_line_is_named_with_its_field() {
     let faults = [
         (r#"{"prompt": "Hi", "temprature": 1}"#, "temprature: is unknown; did you mean temperature?"),
-        (r#"{"prompt": "Hi", "temperature": "hot"}"#, "temperature: invalid type"),
+        (r#"{"prompt": "Hi", "temperature": "hot"}"#, "temperature: is a string, wants a number"),
         (r#"{"prompt": "Hi", "top_p": 2}"#, "top_p: is 2, wants"),
         (r#"{"prompt": "Hi", "max_tokens": 0}"#, "max_tokens: is 0"),
-        (r#"{"prompt": "Hi", "preference": {"a": "much"}}"#, "preference: a wants a number"),
+        (r#"{"prompt": "Hi", "preference": {"a": "much"}}"#, "preference.a: is a string, wants a number"),
         (r#"{"prompt": "Hi", "preference": {"a": -1}}"#, "guidance[0].preference: weight -1"),
         (
             r#"{"prompt": "Hi", "guidance": [{"rewards": "x"}]}"#,
             "guidance[0].rewards: is unknown; did you mean reward?",
         ),
-        (r#"{"prompt": "Hi", "guidance": {"on_loss": "panic"}}"#, "guidance.on_loss: wants wait"),
+        (
+            r#"{"prompt": "Hi", "guidance": {"on_loss": "panic"}}"#,
+            "guidance.on_loss: is \"panic\", wants one of: wait",
+        ),
         (r#"{"messages": [{"role": "user"}]}"#, "messages[0].content: is missing"),
         (r#"{"id": []}"#, "id: wants a string or a number"),
         (r#"{}"#, "wants one of the fields prompt, messages and token_ids"),
@@ -78,11 +73,27 @@ fn a_bad_line_is_named_with_its_field() {
         (r#"{"custom_id": "a", "url": "/v1/embeddings", "body": {}}"#, "url: is \"/v1/embeddings\""),
         (
             r#"{"custom_id": "a", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "x"}], "tools": [{}]}}"#,
-            "body.tools: is not served",
+            "body.tools: is not supported",
+        ),
+        (
+            r#"{"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "x", "top_p": 2, "guidance": {"preference": {"a": 1}}}}"#,
+            "body.top_p: is 2, wants",
+        ),
+        (
+            r#"{"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "x", "guidance": {"preference": {"a": -1}}}}"#,
+            "body.guidance.preference: weight -1",
+        ),
+        (
+            r#"{"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "x", "stream": true}}"#,
+            "body.stream: is true",
+        ),
+        (
+            r#"{"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "x", "timeout_ms": 5}}"#,
+            "body.timeout_ms: is set",
         ),
         (
             r#"{"custom_id": "a", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": 3}]}}"#,
-            "body.messages[0].content: wants a text",
+            "body.messages[0].content: is 3, wants a string",
         ),
     ];
     for (text, expected) in faults {
@@ -91,7 +102,7 @@ fn a_bad_line_is_named_with_its_field() {
     }
     let mut long = line("");
     long.text = None;
-    assert!(plan().read(&long).err().unwrap().0.to_string().contains("longer than"));
+    assert!(plan().read(&long).err().unwrap().refused.message.contains("longer than"));
 }
 
 #[test]
@@ -104,8 +115,8 @@ fn a_line_fans_out_over_preferences_with_one_seed() {
     assert!(planned.iter().all(|one| one.request.guidance[0].strength == 2.0));
     assert_eq!(planned[0].request.sampling.seed, planned[1].request.sampling.seed);
     let own = plan.read(&line(r#"{"prompt": "Hi", "preference": {"a": 1}}"#)).unwrap_err();
-    assert!(own.0.to_string().contains("--preferences"));
-    assert_eq!(own.1.len(), 2, "each of its requests has a line of output");
+    assert!(own.refused.message.contains("--preferences"));
+    assert_eq!(own.labels.len(), 2, "each of its requests has a line of output");
 }
 
 #[test]
@@ -128,13 +139,41 @@ fn value() -> impl Strategy<Value = Value> {
         Just(Value::from("/v1/chat/completions")),
         Just(Value::from("POST")),
     ];
-    let names =
-        [SHORT_FIELDS.as_slice(), TERM_FIELDS.as_slice(), &["custom_id", "body", "url", "role", "content"]]
-            .concat();
+    let names = [
+        "id",
+        "meta",
+        "prompt",
+        "messages",
+        "system",
+        "raw",
+        "token_ids",
+        "model",
+        "guidance",
+        "preference",
+        "reward",
+        "strength",
+        "on_loss",
+        "on_reward_loss",
+        "seed",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stop",
+        "stop_token_ids",
+        "logprobs",
+        "top_logprobs",
+        "n",
+        "stream_options",
+        "custom_id",
+        "body",
+        "url",
+        "role",
+        "content",
+    ];
     leaf.prop_recursive(4, 64, 8, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::vec((prop::sample::select(names.clone()), inner), 0..8).prop_map(|fields| {
+            prop::collection::vec((prop::sample::select(names.to_vec()), inner), 0..8).prop_map(|fields| {
                 Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
             }),
         ]
@@ -160,9 +199,9 @@ proptest! {
 
     #[test]
     fn whatever_is_no_request_is_refused_in_words(value in value()) {
-        if let Err((error, labels)) = plan().read(&line(value.to_string())) {
-            prop_assert!(!error.to_string().is_empty());
-            prop_assert_eq!(labels.len(), 1);
+        if let Err(unread) = plan().read(&line(value.to_string())) {
+            prop_assert!(!unread.refused.message.is_empty());
+            prop_assert_eq!(unread.labels.len(), 1);
         }
     }
 }

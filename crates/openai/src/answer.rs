@@ -3,29 +3,31 @@
 use serde_json::{Map, Value, json};
 use uniarm_proto::{ChoiceTranscript, Event, Transcript, pb, transcript::finish_reason_name};
 
-use super::{
+use crate::{
     ask::{Call, Form},
     guidance,
     logprobs::{Detailed, decimal},
 };
 
 /// Turns the events of one request into the objects of its answer.
-pub(super) struct Writer {
+pub struct Writer {
     form: Form,
     /// Of the answer, and of each of its chunks.
     head: Map<String, Value>,
     answers: usize,
     /// What only the first chunk says.
-    beginning: Option<Value>,
+    beginning: Option<Map<String, Value>>,
     /// Characters of each answer's tokens so far, which log-probabilities of a completion count.
     offsets: Vec<usize>,
+    /// Costs differ from run to run; so do times.
+    has_costs: bool,
 }
 
 // === impl Writer ===
 
 impl Writer {
     /// `created`: seconds since 1970.
-    pub(super) fn new(form: Form, request_id: &str, answers: u32, created: u64) -> Self {
+    pub fn new(form: Form, request_id: &str, answers: u32, created: u64) -> Self {
         let id = match form.call {
             Call::Chat => format!("chatcmpl-{request_id}"),
             Call::Completion => format!("cmpl-{request_id}"),
@@ -35,14 +37,18 @@ impl Writer {
             (Call::Chat, false) => "chat.completion",
             (Call::Completion, _) => "text_completion",
         };
-        let head = [("id", json!(id)), ("object", json!(object)), ("created", json!(created))];
-        let head = head.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let head = named([("id", json!(id)), ("object", json!(object)), ("created", json!(created))]);
         let answers = answers as usize;
-        Self { form, head, answers, beginning: None, offsets: vec![0; answers] }
+        Self { form, head, answers, beginning: None, offsets: vec![0; answers], has_costs: true }
+    }
+
+    /// Writes whole answers that are functions of the request and its tokens alone: without times and costs.
+    pub fn reproducible(form: Form, name: &str) -> Self {
+        Self { has_costs: false, ..Self::new(form, name, 0, 0) }
     }
 
     /// The chunks of an event, in order.
-    pub(super) fn chunks(&mut self, event: Event) -> Vec<Value> {
+    pub fn chunks(&mut self, event: Event) -> Vec<Value> {
         match event {
             Event::Started(started) => self.started(&started),
             Event::Tokens(tokens) => self.tokens(&tokens).into_iter().collect(),
@@ -54,7 +60,7 @@ impl Writer {
             Event::Summary(summary) if self.form.has_usage => {
                 let mut chunk = self.chunk(Vec::new());
                 chunk["usage"] = usage(&summary);
-                chunk["uniarm"] = costs(&summary);
+                chunk["uniarm"] = Value::Object(ending(&summary));
                 vec![chunk]
             }
             Event::Summary(_) => Vec::new(),
@@ -62,18 +68,25 @@ impl Writer {
     }
 
     /// The answer as a whole.
-    pub(super) fn whole(&mut self, transcript: &Transcript) -> Value {
+    pub fn whole(&self, transcript: &Transcript) -> Value {
         let started = transcript.started.clone().unwrap_or_default();
         let summary = transcript.summary.unwrap_or_default();
         let choices = transcript.choices.iter().enumerate();
         let choices: Vec<_> = choices.map(|(index, choice)| self.choice(index, choice)).collect();
+        let (mut usage, mut extension) = (usage(&summary), beginning(&started));
+        extension.extend(ending(&summary));
+        if !self.has_costs {
+            for of_this_run in ["timing", "exchange", "speculation"] {
+                extension.remove(of_this_run);
+            }
+            // What a cache held is another matter in the next run.
+            usage.as_object_mut().map(|usage| usage.remove("prompt_tokens_details"));
+        }
         let mut answer = self.head.clone();
         answer.insert("model".into(), json!(started.model));
         answer.insert("choices".into(), Value::Array(choices));
-        answer.insert("usage".into(), usage(&summary));
-        let mut extension = beginning(&started);
-        merge(&mut extension, costs(&summary));
-        answer.insert("uniarm".into(), extension);
+        answer.insert("usage".into(), usage);
+        answer.insert("uniarm".into(), Value::Object(extension));
         Value::Object(answer)
     }
 
@@ -152,7 +165,7 @@ impl Writer {
             chunk.insert("usage".into(), Value::Null);
         }
         if let Some(beginning) = self.beginning.take() {
-            chunk.insert("uniarm".into(), beginning);
+            chunk.insert("uniarm".into(), Value::Object(beginning));
         }
         Value::Object(chunk)
     }
@@ -166,39 +179,50 @@ impl Writer {
 // === the extension `uniarm` ===
 
 /// What a request became: enough to ask it again.
-fn beginning(started: &pb::Started) -> Value {
-    json!({
-        "seed": started.seed,
-        "guidance": started.guidance.iter().map(guidance::as_json).collect::<Vec<_>>(),
-        "base_strength": decimal(started.base_strength.unwrap_or(1.0)),
-    })
+fn beginning(started: &pb::Started) -> Map<String, Value> {
+    let fields = [
+        ("seed", json!(started.seed)),
+        ("guidance", started.guidance.iter().map(guidance::as_json).collect()),
+        ("base_strength", decimal(started.base_strength.unwrap_or(1.0))),
+    ];
+    named(fields)
 }
 
-/// What it cost, beyond tokens.
-fn costs(summary: &pb::Summary) -> Value {
-    let (usage, timing) = (summary.usage.unwrap_or_default(), summary.timing.unwrap_or_default());
+/// What is known when it is over.
+fn ending(summary: &pb::Summary) -> Map<String, Value> {
+    let mut fields = costs(summary);
+    let usage = summary.usage.unwrap_or_default();
+    fields.insert("unguided_tokens".to_owned(), json!(usage.unguided_tokens));
+    fields
+}
+
+/// What a request cost, beyond tokens.
+pub fn costs(summary: &pb::Summary) -> Map<String, Value> {
+    let timing = summary.timing.unwrap_or_default();
     let (exchange, speculation) =
         (summary.exchange.unwrap_or_default(), summary.speculation.unwrap_or_default());
-    json!({
-        "unguided_tokens": usage.unguided_tokens,
-        "timing": {
-            "queue_ms": timing.queue_ms,
-            "first_token_ms": timing.first_token_ms,
-            "total_ms": timing.total_ms,
-            "reward_stall_ms": timing.reward_stall_ms,
-        },
-        "exchange": {
-            "bytes": exchange.bytes,
-            "certified": exchange.certified,
-            "queried": exchange.queried,
-            "dense": exchange.dense,
-        },
-        "speculation": {
-            "base_passes": speculation.base_passes,
-            "drafted": speculation.drafted,
-            "accepted": speculation.accepted,
-        },
-    })
+    let timing = json!({
+        "queue_ms": timing.queue_ms,
+        "first_token_ms": timing.first_token_ms,
+        "total_ms": timing.total_ms,
+        "reward_stall_ms": timing.reward_stall_ms,
+    });
+    let exchange = json!({
+        "bytes": exchange.bytes,
+        "certified": exchange.certified,
+        "queried": exchange.queried,
+        "dense": exchange.dense,
+    });
+    let speculation = json!({
+        "base_passes": speculation.base_passes,
+        "drafted": speculation.drafted,
+        "accepted": speculation.accepted,
+    });
+    named([("timing", timing), ("exchange", exchange), ("speculation", speculation)])
+}
+
+fn named<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn usage(summary: &pb::Summary) -> Value {
@@ -229,11 +253,5 @@ fn finish(choice: &mut Value, finished: &pb::Finished) {
     }
     if !finished.stop.is_empty() {
         choice["uniarm"]["stop"] = json!(finished.stop);
-    }
-}
-
-fn merge(object: &mut Value, more: Value) {
-    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
-        object.extend(more);
     }
 }

@@ -1,4 +1,5 @@
-//! One JSON object of a request's body, read field by field; what nobody asked for is refused at the end.
+//! A JSON object whose fields are taken one by one, so that every error names its field; what nobody took is refused at
+//! the end.
 
 use serde_json::{Map, Value};
 use uniarm_proto::Refusal;
@@ -26,11 +27,16 @@ const NEUTRAL: [(&str, &str); 5] = [
     ("function_call", r#""none""#),
 ];
 
+/// A name is offered instead of an unknown one up to this many changed letters.
+const TYPOS_MAX: usize = 2;
+
 /// What is left of an object, and where it stands.
 #[derive(Debug)]
-pub(super) struct Fields {
+pub struct Fields {
     at: String,
     left: Map<String, Value>,
+    /// What was asked for: names to offer instead of one that is misspelt.
+    known: Vec<&'static str>,
 }
 
 // === impl Fields ===
@@ -40,7 +46,7 @@ impl Fields {
     ///
     /// # Errors
     /// When it is no JSON object.
-    pub(super) fn of_body(body: &[u8]) -> Result<Self, Refusal> {
+    pub fn of_body(body: &[u8]) -> Result<Self, Refusal> {
         let value = serde_json::from_slice(body)
             .map_err(|error| Refusal::invalid("body", format!("is no JSON: {error}")))?;
         Self::of("", value)
@@ -48,90 +54,132 @@ impl Fields {
 
     /// # Errors
     /// When the value is no object.
-    pub(super) fn of(at: &str, value: Value) -> Result<Self, Refusal> {
+    pub fn of(at: &str, value: Value) -> Result<Self, Refusal> {
         match value {
-            Value::Object(left) => Ok(Self { at: at.to_owned(), left }),
+            Value::Object(left) => Ok(Self { at: at.to_owned(), left, known: Vec::new() }),
             other => Err(wrong(if at.is_empty() { "body" } else { at }, "an object", &other)),
         }
     }
 
-    pub(super) fn path(&self, name: &str) -> String {
+    /// Where the object stands; empty for the outermost one.
+    pub fn at(&self) -> &str {
+        &self.at
+    }
+
+    pub fn error(&self, name: &str, reason: impl std::fmt::Display) -> Refusal {
+        Refusal::invalid(self.path(name), reason)
+    }
+
+    pub fn path(&self, name: &str) -> String {
         if self.at.is_empty() { name.to_owned() } else { format!("{}.{name}", self.at) }
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.left.get(name).is_some_and(|value| !value.is_null())
+    pub fn has(&self, name: &str) -> bool {
+        self.peek(name).is_some()
     }
 
-    pub(super) fn is_list(&self, name: &str) -> bool {
-        self.left.get(name).is_some_and(Value::is_array)
+    /// A field that stays where it is.
+    pub fn peek(&self, name: &str) -> Option<&Value> {
+        self.left.get(name).filter(|value| !value.is_null())
     }
 
     /// A field of any kind; null is as good as absent.
-    pub(super) fn value(&mut self, name: &str) -> Option<Value> {
+    pub fn value(&mut self, name: &'static str) -> Option<Value> {
+        self.known.push(name);
         self.left.remove(name).filter(|value| !value.is_null())
     }
 
-    pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, Refusal> {
+    /// # Errors
+    /// When there is none.
+    pub fn required(&mut self, name: &'static str) -> Result<Value, Refusal> {
+        self.value(name).ok_or_else(|| self.error(name, "is missing"))
+    }
+
+    /// # Errors
+    /// This one and the next: when the field is of another kind.
+    pub fn text(&mut self, name: &'static str) -> Result<Option<String>, Refusal> {
         self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, Refusal> {
+    pub fn number(&mut self, name: &'static str) -> Result<Option<f32>, Refusal> {
         self.typed(name, "a number", |value| value.as_f64().map(|number| number as f32))
     }
 
-    pub(super) fn count(&mut self, name: &str) -> Result<Option<u32>, Refusal> {
+    pub fn count(&mut self, name: &'static str) -> Result<Option<u32>, Refusal> {
         self.typed(name, "a whole number from 0 to 4294967295", |value| value.as_u64()?.try_into().ok())
     }
 
-    pub(super) fn wide_count(&mut self, name: &str) -> Result<Option<u64>, Refusal> {
+    pub fn wide_count(&mut self, name: &'static str) -> Result<Option<u64>, Refusal> {
         self.typed(name, "a whole number from 0 to 18446744073709551615", Value::as_u64)
     }
 
-    pub(super) fn flag(&mut self, name: &str) -> Result<Option<bool>, Refusal> {
+    pub fn flag(&mut self, name: &'static str) -> Result<Option<bool>, Refusal> {
         self.typed(name, "true or false", Value::as_bool)
     }
 
     /// A list of token ids.
-    pub(super) fn ids(&mut self, name: &str) -> Result<Option<Vec<u32>>, Refusal> {
+    pub fn ids(&mut self, name: &'static str) -> Result<Option<Vec<u32>>, Refusal> {
         self.typed(name, "a list of token ids", ids_of)
     }
 
     /// One of a few words.
-    pub(super) fn word<T: Copy>(&mut self, name: &str, known: &[(&str, T)]) -> Result<Option<T>, Refusal> {
+    pub fn word<T: Copy>(&mut self, name: &'static str, known: &[(&str, T)]) -> Result<Option<T>, Refusal> {
         let Some(asked) = self.text(name)? else { return Ok(None) };
         let found = known.iter().find(|(word, _)| *word == asked);
         found.map(|(_, value)| Some(*value)).ok_or_else(|| {
             let words: Vec<_> = known.iter().map(|(word, _)| *word).collect();
-            Refusal::invalid(self.path(name), format!("is {asked:?}, wants one of: {}", words.join(", ")))
+            self.error(name, format!("is {asked:?}, wants one of: {}", words.join(", ")))
         })
     }
 
-    /// What is left must not matter: it says nothing (null, false, "", [] or {}), or is known to change no answer.
+    /// The object in a field.
+    pub fn object(&mut self, name: &'static str) -> Result<Option<Self>, Refusal> {
+        self.value(name).map(|value| Self::of(&self.path(name), value)).transpose()
+    }
+
+    /// What is left must say nothing (null, false, "", [] or {}), or ask for what happens anyway.
     ///
     /// # Errors
     /// For the first field that may matter: leaving it out in silence would answer another request.
-    pub(super) fn finish(self) -> Result<(), Refusal> {
+    pub fn finish(self) -> Result<(), Refusal> {
+        self.finish_but(&[])
+    }
+
+    /// The same for a whole body, which may also hold what changes no answer.
+    pub(crate) fn finish_body(self) -> Result<(), Refusal> {
+        self.finish_but(&HARMLESS)
+    }
+
+    /// Of an object of ours: nothing may be left.
+    ///
+    /// # Errors
+    /// For the first field that nobody took.
+    pub fn finish_strictly(self) -> Result<(), Refusal> {
+        let Some(name) = self.left.keys().next() else { return Ok(()) };
+        Err(self.error(name, format!("is unknown{}", did_you_mean(name, &self.known))))
+    }
+
+    fn finish_but(self, harmless: &[&str]) -> Result<(), Refusal> {
         let matters = |(name, value): &(&String, &Value)| {
-            let is_harmless = self.at.is_empty() && HARMLESS.contains(&name.as_str());
             let is_neutral = NEUTRAL.iter().any(|(field, neutral)| {
                 field == name
                     && serde_json::from_str::<Value>(neutral).is_ok_and(|neutral| neutral == **value)
             });
-            !(is_harmless || is_neutral || says_nothing(value))
+            !(harmless.contains(&name.as_str()) || is_neutral || says_nothing(value))
         };
-        match self.left.iter().find(matters) {
-            None => Ok(()),
-            Some((name, _)) => Err(Refusal::invalid(
-                self.path(name),
+        let Some((name, _)) = self.left.iter().find(matters) else { return Ok(()) };
+        Err(match did_you_mean(name, &self.known) {
+            near if !near.is_empty() => self.error(name, format!("is unknown{near}")),
+            _ => self.error(
+                name,
                 "is not supported, and might change the answer: leave it out (/openapi.json lists what is)",
-            )),
-        }
+            ),
+        })
     }
 
     fn typed<T>(
         &mut self,
-        name: &str,
+        name: &'static str,
         wanted: &str,
         read: impl FnOnce(&Value) -> Option<T>,
     ) -> Result<Option<T>, Refusal> {
@@ -141,12 +189,12 @@ impl Fields {
 }
 
 /// Token ids, where the value is a list of them.
-pub(super) fn ids_of(value: &Value) -> Option<Vec<u32>> {
+pub(crate) fn ids_of(value: &Value) -> Option<Vec<u32>> {
     value.as_array()?.iter().map(|id| id.as_u64()?.try_into().ok()).collect()
 }
 
 /// A refusal of a value that is of another kind than its field wants.
-pub(super) fn wrong(field: &str, wanted: &str, value: &Value) -> Refusal {
+pub(crate) fn wrong(field: &str, wanted: &str, value: &Value) -> Refusal {
     let kind = match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -156,6 +204,30 @@ pub(super) fn wrong(field: &str, wanted: &str, value: &Value) -> Refusal {
         Value::Object(_) => "an object",
     };
     Refusal::invalid(field, format!("is {kind}, wants {wanted}"))
+}
+
+/// A question with the nearest of the valid names, if one is near.
+pub fn did_you_mean<S: AsRef<str>>(name: &str, known: &[S]) -> String {
+    let nearest = known.iter().map(|known| (distance(name, known.as_ref()), known.as_ref())).min();
+    match nearest {
+        Some((distance, known)) if (1..=TYPOS_MAX).contains(&distance) => format!("; did you mean {known}?"),
+        _ => String::new(),
+    }
+}
+
+/// Levenshtein's: letters that were added, left out or changed.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, letter) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for j in 0..other.len() {
+            let changed = diagonal + usize::from(letter != other[j]);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[other.len()]
 }
 
 fn says_nothing(value: &Value) -> bool {
@@ -173,7 +245,7 @@ mod tests {
     use super::*;
 
     fn finish(body: &str) -> Result<(), Refusal> {
-        Fields::of_body(body.as_bytes()).unwrap().finish()
+        Fields::of_body(body.as_bytes()).unwrap().finish_body()
     }
 
     #[test]
@@ -208,5 +280,15 @@ mod tests {
         assert_eq!(fields.flag("stream").unwrap_err().message, "stream: is a string, wants true or false");
         assert_eq!(fields.number("top_p").unwrap_err().message, "top_p: is a list, wants a number");
         assert!(Fields::of_body(b"{").unwrap_err().message.contains("line 1 column 1"));
+    }
+    #[test]
+    fn the_nearest_name_is_offered_and_none_that_is_far() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(did_you_mean("temprature", &["temperature", "top_p"]), "; did you mean temperature?");
+        assert_eq!(did_you_mean("x", &["temperature"]), "");
+        let mut fields = Fields::of_body(br#"{"temprature": 1}"#).unwrap();
+        fields.number("temperature").unwrap();
+        let message = fields.finish_body().unwrap_err().message;
+        assert_eq!(message, "temprature: is unknown; did you mean temperature?");
     }
 }

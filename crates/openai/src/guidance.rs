@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use uniarm_proto::{Refusal, pb};
 
-use super::{
+use crate::{
     fields::{Fields, wrong},
     logprobs::decimal,
 };
@@ -11,34 +11,42 @@ use super::{
 const FIELD: &str = "guidance";
 
 /// Words for what to do with a token whose reward cannot be had.
-const LOSS_POLICIES: [(&str, pb::OnRewardLoss); 3] = [
+pub const LOSS_POLICIES: [(&str, pb::OnRewardLoss); 3] = [
     ("wait", pb::OnRewardLoss::Wait),
     ("fail", pb::OnRewardLoss::Fail),
     ("unguided", pb::OnRewardLoss::Unguided),
 ];
 
-pub(super) const PRIORITIES: [(&str, pb::Priority); 3] =
+pub const PRIORITIES: [(&str, pb::Priority); 3] =
     [("low", pb::Priority::Low), ("normal", pb::Priority::Normal), ("high", pb::Priority::High)];
 
-pub(super) const EXCHANGES: [(&str, pb::Exchange); 2] =
+pub(crate) const EXCHANGES: [(&str, pb::Exchange); 2] =
     [("certified", pb::Exchange::Certified), ("dense", pb::Exchange::Dense)];
 
-/// The terms of a body, and what is to be done when one is lost.
+/// Terms of a body replace those of the request; so does what is to be done when one is lost.
 ///
 /// # Errors
 /// When `guidance` is neither an object nor a list of them, or two terms disagree about their loss.
-pub(super) fn read(fields: &mut Fields) -> Result<(Vec<pb::GuidanceTerm>, pb::OnRewardLoss), Refusal> {
+pub fn read_guidance(fields: &mut Fields, request: &mut pb::GenerateRequest) -> Result<(), Refusal> {
+    let at = fields.path(FIELD);
     let values: Vec<(String, Value)> = match fields.value(FIELD) {
-        None => Vec::new(),
+        None => return Ok(()),
         Some(Value::Array(terms)) => {
-            terms.into_iter().enumerate().map(|(index, term)| (format!("{FIELD}[{index}]"), term)).collect()
+            terms.into_iter().enumerate().map(|(index, term)| (format!("{at}[{index}]"), term)).collect()
         }
-        Some(term @ Value::Object(_)) => vec![(FIELD.to_owned(), term)],
-        Some(other) => return Err(wrong(FIELD, "an object or a list of objects", &other)),
+        Some(term @ Value::Object(_)) => vec![(at, term)],
+        Some(other) => return Err(wrong(&at, "an object or a list of objects", &other)),
     };
-    let (mut terms, mut policy) = (Vec::with_capacity(values.len()), None);
+    if !values.is_empty() {
+        request.guidance.clear();
+    }
+    let mut policy = None;
     for (at, value) in values {
-        let (term, on_loss) = term(&at, value)?;
+        let mut fields = Fields::of(&at, value)?;
+        let mut term = pb::GuidanceTerm::default();
+        read_term(&mut fields, &mut term)?;
+        let on_loss = fields.word("on_loss", &LOSS_POLICIES)?;
+        fields.finish()?;
         if let (Some(on_loss), Some(known)) = (on_loss, policy)
             && on_loss != known
         {
@@ -47,29 +55,34 @@ pub(super) fn read(fields: &mut Fields) -> Result<(Vec<pb::GuidanceTerm>, pb::On
             return Err(Refusal::invalid(format!("{at}.on_loss"), reason));
         }
         policy = policy.or(on_loss);
-        terms.push(term);
+        request.guidance.push(term);
     }
-    Ok((terms, policy.unwrap_or_default()))
+    if let Some(policy) = policy {
+        request.on_reward_loss = policy as i32;
+    }
+    Ok(())
 }
 
-fn term(at: &str, value: Value) -> Result<(pb::GuidanceTerm, Option<pb::OnRewardLoss>), Refusal> {
-    let mut fields = Fields::of(at, value)?;
-    let preference = match fields.value("preference") {
-        None => Vec::new(),
-        Some(value) => preference(&fields.path("preference"), value)?,
-    };
-    let term = pb::GuidanceTerm {
-        reward: fields.text("reward")?.unwrap_or_default(),
-        preference,
-        strength: fields.number("strength")?,
-    };
-    let on_loss = fields.word("on_loss", &LOSS_POLICIES)?;
-    fields.finish()?;
-    Ok((term, on_loss))
+/// The fields of one term, wherever they stand.
+///
+/// # Errors
+/// When one is of another kind.
+pub fn read_term(fields: &mut Fields, term: &mut pb::GuidanceTerm) -> Result<(), Refusal> {
+    if let Some(reward) = fields.text("reward")? {
+        term.reward = reward;
+    }
+    if let Some(value) = fields.value("preference") {
+        term.preference = preference(&fields.path("preference"), value)?;
+    }
+    term.strength = fields.number("strength")?.or(term.strength);
+    Ok(())
 }
 
 /// Objectives by name: a JSON object has no order, so that another one must not mean another sum.
-fn preference(at: &str, value: Value) -> Result<Vec<pb::ObjectiveWeight>, Refusal> {
+///
+/// # Errors
+/// When it is no object of numbers.
+pub fn preference(at: &str, value: Value) -> Result<Vec<pb::ObjectiveWeight>, Refusal> {
     let Value::Object(weights) = value else {
         return Err(wrong(at, "an object such as {\"harmless\": 0.7, \"helpful\": 0.3}", &value));
     };
@@ -85,7 +98,7 @@ fn preference(at: &str, value: Value) -> Result<Vec<pb::ObjectiveWeight>, Refusa
 }
 
 /// A term as a request would have it.
-pub(super) fn as_json(term: &pb::GuidanceTerm) -> Value {
+pub(crate) fn as_json(term: &pb::GuidanceTerm) -> Value {
     let weights = term.preference.iter().map(|weight| (weight.objective.clone(), decimal(weight.weight)));
     json!({
         "reward": term.reward,

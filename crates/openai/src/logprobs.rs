@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 use uniarm_proto::pb;
 
 /// Tokens of one answer with their details.
-pub(super) struct Detailed<'a> {
-    pub(super) ids: &'a [u32],
-    pub(super) details: &'a [pb::TokenDetail],
+pub(crate) struct Detailed<'a> {
+    pub(crate) ids: &'a [u32],
+    pub(crate) details: &'a [pb::TokenDetail],
     /// Alternatives to show.
-    pub(super) shown: usize,
+    pub(crate) shown: usize,
 }
 
 /// The text of a token alone, and its log-probability under the guided distribution.
@@ -22,7 +22,7 @@ struct Chosen<'a> {
 
 impl Detailed<'_> {
     /// `logprobs` of a chat's choice.
-    pub(super) fn of_chat(&self) -> Value {
+    pub(crate) fn of_chat(&self) -> Value {
         let entries = self.each().map(|(id, detail)| {
             let chosen = chosen(id, detail);
             let top = detail.alternatives.iter().take(self.shown).map(|other| {
@@ -39,7 +39,7 @@ impl Detailed<'_> {
     }
 
     /// `logprobs` of a completion's choice. `offset`: characters of the answer's tokens before these.
-    pub(super) fn of_completion(&self, mut offset: usize) -> Value {
+    pub(crate) fn of_completion(&self, mut offset: usize) -> Value {
         let (mut tokens, mut logprobs, mut tops) = (Vec::new(), Vec::new(), Vec::new());
         let (mut offsets, mut extensions) = (Vec::new(), Vec::new());
         for (id, detail) in self.each() {
@@ -64,7 +64,7 @@ impl Detailed<'_> {
     }
 
     /// Characters of these tokens, each by itself.
-    pub(super) fn characters(&self) -> usize {
+    pub(crate) fn characters(&self) -> usize {
         self.each().map(|(id, detail)| chosen(id, detail).text.chars().count()).sum()
     }
 
@@ -99,7 +99,7 @@ fn of_token(id: u32, detail: &pb::TokenDetail) -> Value {
 }
 
 /// A number as short as its 32 bits are; widened to 64, it would print digits that say nothing.
-pub(super) fn decimal(number: f32) -> Value {
+pub fn decimal(number: f32) -> Value {
     number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 

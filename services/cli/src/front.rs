@@ -1,0 +1,56 @@
+//! What the HTTP front door of a router has besides its address.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::bail;
+use clap::Args;
+use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
+use uniarm_router::RouterService;
+
+/// A batch that is not done a day after its creation expires, as OpenAI has it.
+const BATCH_WINDOW: Duration = Duration::from_secs(24 * 3600);
+
+/// Requests of one batch in flight at most; the pace finds what the pools take below it.
+const BATCH_IN_FLIGHT_MAX: usize = 256;
+
+#[derive(Debug, Clone, Args)]
+pub struct FrontArgs {
+    /// Folder for the files and batches of /v1/files and /v1/batches; no such endpoints without it
+    #[arg(long, env = "UNIARM_BATCH_DIR", value_name = "FOLDER")]
+    pub batch_dir: Option<PathBuf>,
+    /// Files in that folder; one more is refused
+    #[arg(long, env = "UNIARM_BATCH_FILES_MAX", default_value_t = 1000, value_name = "N")]
+    pub batch_files_max: usize,
+    /// Bytes of all these files; what would be more is refused
+    #[arg(long, env = "UNIARM_BATCH_BYTES_MAX", default_value_t = 10 << 30, value_name = "BYTES")]
+    pub batch_bytes_max: u64,
+    /// Batches under way at once; one more is refused
+    #[arg(long, env = "UNIARM_BATCHES_MAX", default_value_t = 8, value_name = "N")]
+    pub batches_max: usize,
+}
+
+// === impl FrontArgs ===
+
+impl FrontArgs {
+    /// The files and batches that a router keeps. `requests_max`: what it relays at once, half of which stays for those
+    /// who wait for an answer.
+    pub fn open_host(
+        &self,
+        service: &RouterService,
+        requests_max: usize,
+    ) -> anyhow::Result<Option<Arc<Host>>> {
+        let Some(folder) = self.batch_dir.clone() else { return Ok(None) };
+        if self.batches_max == 0 {
+            bail!("--batches-max is 0, wants at least 1; leave out --batch-dir for none");
+        }
+        let share = requests_max / 2 / self.batches_max;
+        let options = HostOptions {
+            folder,
+            shelf: ShelfLimits { files_max: self.batch_files_max, bytes_max: self.batch_bytes_max },
+            batches_max: self.batches_max,
+            in_flight_max: share.clamp(1, BATCH_IN_FLIGHT_MAX),
+            window: BATCH_WINDOW,
+        };
+        Ok(Some(Host::open(options, Arc::new(service.clone()))?))
+    }
+}
