@@ -42,6 +42,13 @@ pub enum Input {
     Tokens(Vec<u32>),
 }
 
+impl Input {
+    /// Whether it is read at once: nothing is rendered, and nothing but a system text is tokenised.
+    pub fn is_tokens(&self) -> bool {
+        matches!(self, Self::Tokens(_))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
     pub role: String,

@@ -1,8 +1,8 @@
 //! One running request: what it was accepted with, what it has used, and what its client hears at the end.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uniarm_decode::{Sampling, scheduler::SequenceId};
 use uniarm_proto::{Open, Placed, Sampling as AskedSampling, SessionPace, pb};
 
@@ -123,6 +123,13 @@ impl Request {
                 Mode::Dense => self.exchange.dense += 1,
             }
         }
+    }
+
+    /// Tokens that it writes whatever they are: one where it may end early.
+    pub(crate) fn tokens_least(&self) -> u32 {
+        let asked = &self.placed.request.sampling;
+        let may_end = !asked.ignore_eos || !asked.stop.is_empty() || !asked.stop_token_ids.is_empty();
+        if may_end { 1 } else { asked.max_tokens }
     }
 
     pub(crate) fn summary(&self) -> pb::Summary {

@@ -1,8 +1,7 @@
 //! The engine: one OS thread owns the model and all sessions, and is fed through an inbox that never blocks it.
 
 use std::{
-    collections::HashMap,
-    sync::mpsc,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -19,6 +18,7 @@ use uniarm_proto::{
     Advance, Answer, DraftMode, Failure, FailureCode, Load, Priority, ReplyBatch, SessionGeneration,
     SessionId, SessionPace, SessionReply,
 };
+use uniarm_runtime::drive::{Commands, Turn, Turned};
 
 use crate::{
     handle::{Command, ConnectionId, ReadyKind, ReadyOp},
@@ -37,14 +37,17 @@ type SessionKey = (ConnectionId, SessionId);
 
 pub(crate) struct Engine {
     executor: Executor,
-    sessions: HashMap<SessionKey, Session>,
+    /// In an order: what is done for all of them is done in the same order in every run.
+    sessions: BTreeMap<SessionKey, Session>,
     by_sequence: HashMap<SequenceId, (SessionKey, RowKind)>,
     /// One for each length of a row: a base model may have the shorter vocabulary.
     choosers: HashMap<usize, Chooser>,
-    connections: HashMap<ConnectionId, Peer>,
+    connections: BTreeMap<ConnectionId, Peer>,
     backbone: Bytes,
     next_sequence: u64,
     draining: bool,
+    /// Since when it has had nothing to do.
+    idle_since: Option<Instant>,
     metrics: RewardMetrics,
 }
 
@@ -68,37 +71,15 @@ impl Engine {
     pub(crate) fn new(executor: Executor, backbone: [u8; 32], metrics: RewardMetrics) -> Self {
         Self {
             executor,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             by_sequence: HashMap::new(),
             choosers: HashMap::new(),
-            connections: HashMap::new(),
+            connections: BTreeMap::new(),
             backbone: Bytes::copy_from_slice(&backbone),
             next_sequence: 0,
             draining: false,
+            idle_since: None,
             metrics,
-        }
-    }
-
-    /// Runs until the last handle and connection are gone.
-    pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>) {
-        let mut busy = false;
-        loop {
-            if !busy {
-                let began = Instant::now();
-                match commands.recv_timeout(IDLE_WAIT) {
-                    Ok(command) => self.apply(command),
-                    Err(mpsc::RecvTimeoutError::Timeout) => {}
-                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                }
-                if !self.sessions.is_empty() {
-                    self.metrics.stall.observe(began.elapsed().as_secs_f64());
-                }
-            }
-            while let Ok(command) = commands.try_recv() {
-                self.apply(command);
-            }
-            busy = self.step();
-            self.flush(busy);
         }
     }
 
@@ -404,6 +385,39 @@ impl Engine {
             free_blocks: stats.free_blocks as u32,
             total_blocks: stats.total_blocks as u32,
         }
+    }
+}
+
+impl Turn for Engine {
+    type Command = Command;
+
+    fn turn(&mut self, commands: &mut Commands<Command>) -> Turned {
+        if let Some(since) = self.idle_since.take()
+            && !self.sessions.is_empty()
+        {
+            self.metrics.stall.observe((self.now() - since).as_secs_f64());
+        }
+        while let Some(command) = commands.take() {
+            self.apply(command);
+        }
+        if commands.is_closed() {
+            return Turned::Ended;
+        }
+        let busy = self.step();
+        self.flush(busy);
+        if busy {
+            return Turned::Busy;
+        }
+        self.idle_since = Some(self.now());
+        Turned::Idle
+    }
+
+    fn patience(&self) -> Duration {
+        IDLE_WAIT
+    }
+
+    fn now(&self) -> Instant {
+        self.executor.instant()
     }
 }
 

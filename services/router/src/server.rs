@@ -6,16 +6,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::Stream;
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
-    GenerateRequest, Progress, Refusal, Role, deadline,
+    Dice, GenerateRequest, Progress, Refusal, Role,
+    client::Dialer,
+    deadline,
     limits::REQUEST_MESSAGE_BYTES_MAX,
     pb::{
         self,
@@ -28,17 +31,17 @@ use crate::{
     load::LoadTable,
     metrics::RouterMetrics,
     place::rewards,
-    relay::{Asked, Channels, Relay},
+    relay::{Asked, Channels, DrainMeter, Relay},
 };
 
-/// What a refused client is told to wait.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// Limits of a router.
-#[derive(Debug, Clone)]
+/// Limits of a router, and what it reaches the cluster through.
+#[derive(Clone)]
 pub struct RouterOptions {
     /// Requests that it relays at once.
     pub requests_max: usize,
+    pub dialer: Dialer,
+    /// Of ids, seeds, turns and waits.
+    pub dice: Dice,
 }
 
 /// Serves `Inference` over the members of one cluster.
@@ -54,7 +57,7 @@ pub struct RouterService {
 
 impl Default for RouterOptions {
     fn default() -> Self {
-        Self { requests_max: 4096 }
+        Self { requests_max: 4096, dialer: Dialer::default(), dice: Dice::default() }
     }
 }
 
@@ -64,10 +67,12 @@ impl RouterService {
     pub fn new(members: SnapshotReceiver, options: RouterOptions, metrics: &Metrics) -> Self {
         let relay = Relay {
             members,
-            channels: Channels::default(),
+            channels: Channels::over(options.dialer.clone()),
             loads: LoadTable::default(),
             circuits: Arc::default(),
             budget: Arc::default(),
+            dice: options.dice.clone(),
+            drain: Arc::new(Mutex::new(DrainMeter::new())),
             metrics: RouterMetrics::new(metrics),
             hand_over: CancellationToken::new(),
         };
@@ -124,13 +129,13 @@ impl RouterService {
             Refusal::exhausted(
                 "router_full",
                 format!("this router relays {limit} requests already"),
-                RETRY_AFTER,
+                self.relay.drain.lock().retry_after(),
             )
         })?;
         if request.request_id.is_empty() {
-            request.request_id = format!("{:032x}", rand::random::<u128>());
+            request.request_id = format!("{:032x}", self.relay.dice.roll::<u128>());
         }
-        request.sampling.seed.get_or_insert_with(rand::random);
+        request.sampling.seed.get_or_insert_with(|| self.relay.dice.roll());
         let relayed = self.relay.run(Asked { request, progress, deadline }, permit).await?;
         Ok(Box::pin(relayed))
     }

@@ -1,12 +1,13 @@
 //! How a request begins: its answers become sequences and terms, at their first token or where another worker left them.
 
+use tokio::time::Instant;
 use uniarm_decode::{
     blocks::CacheRoot,
     scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
 use uniarm_proto::{AnswerSoFar, Event, Priority, Refusal, SessionId};
 
-use super::{Engine, RETRY_AFTER};
+use super::Engine;
 use crate::{
     accept::Accepted,
     choice::{Choice, RequestKey},
@@ -14,24 +15,56 @@ use crate::{
     term::Term,
 };
 
+/// An estimate may be so far from the truth: only what would be late at this share of it is refused.
+const EXPECTED_AT_LEAST: f64 = 0.5;
+
 impl Engine {
     pub(super) fn start(&mut self, accepted: Accepted) {
         let key = RequestKey(self.next_request);
         self.next_request += 1;
         let (mut request, prompt) = Request::new(accepted);
-        request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
-        let mut result = Ok(());
-        for number in 0..request.placed.request.sampling.n {
-            result = self.start_answer(key, &mut request, &prompt, number);
-            if result.is_err() {
-                break;
-            }
+        let mut result = self.check_deadline(&request);
+        self.drain.on_begin(self.executor.now());
+        if result.is_ok() {
+            request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
+            result = self.start_answers(key, &mut request, &prompt);
         }
         let is_over = result.is_err() || request.running.is_empty();
         self.requests.insert(key, request);
         if is_over {
             self.end_request(key, result);
         }
+    }
+
+    /// Refuses what cannot be done in time: those who wait for a place are before it, and it has to write at least so
+    /// much. What has begun is never refused: its client has paid for it already.
+    fn check_deadline(&self, request: &Request) -> Result<(), Refusal> {
+        let Some(deadline) = request.deadline.filter(|_| request.placed.progress.tokens() == 0) else {
+            return Ok(());
+        };
+        let ahead = self.executor.stats().waiting;
+        let expected = self.drain.expected(ahead, request.tokens_least());
+        let left = deadline.saturating_duration_since(Instant::now());
+        if expected.mul_f64(EXPECTED_AT_LEAST) <= left {
+            return Ok(());
+        }
+        Err(Refusal::unmeetable(format!(
+            "the deadline cannot be met: {ahead} answers wait already, about {:.1} s are needed, {:.1} s are left",
+            expected.as_secs_f32(),
+            left.as_secs_f32()
+        )))
+    }
+
+    fn start_answers(
+        &mut self,
+        key: RequestKey,
+        request: &mut Request,
+        prompt: &[u32],
+    ) -> Result<(), Refusal> {
+        for number in 0..request.placed.request.sampling.n {
+            self.start_answer(key, request, prompt, number)?;
+        }
+        Ok(())
     }
 
     /// Starts an answer, unless it has come to its end elsewhere.
@@ -65,7 +98,7 @@ impl Engine {
                 return Ok(());
             }
         }
-        self.add_sequence(&choice, request, prompt).map_err(|error| refusal_of(&error))?;
+        self.add_sequence(&choice, request, prompt).map_err(|error| self.refusal_of(&error))?;
         let guidance = &request.placed.request.guidance;
         for (index, (term, workers)) in guidance.iter().zip(&request.placed.placements).enumerate() {
             let session = SessionId(self.next_session);
@@ -91,9 +124,19 @@ impl Engine {
             tokens_max: tokens_max.min(self.executor.context_tokens()),
             root: CacheRoot(0),
             priority: rank(asked.priority),
-            deadline: request.deadline.map(|deadline| self.executor.time_of(deadline)),
+            deadline: request.deadline.map(|deadline| self.executor.time_of(deadline.into_std())),
         };
         self.executor.add(new, None)
+    }
+
+    fn refusal_of(&self, error: &AddError) -> Refusal {
+        match error {
+            AddError::QueueFull { .. } => {
+                Refusal::exhausted("base_queue_full", error.to_string(), self.drain.retry_after())
+            }
+            AddError::DeadlinePassed => Refusal::deadline(error.to_string()),
+            _ => Refusal::invalid("input", error),
+        }
     }
 }
 
@@ -112,13 +155,5 @@ fn rank(priority: Priority) -> Rank {
         Priority::Low => Rank::Low,
         Priority::Normal => Rank::Normal,
         Priority::High => Rank::High,
-    }
-}
-
-fn refusal_of(error: &AddError) -> Refusal {
-    match error {
-        AddError::QueueFull { .. } => Refusal::exhausted("base_queue_full", error.to_string(), RETRY_AFTER),
-        AddError::DeadlinePassed => Refusal::deadline(error.to_string()),
-        _ => Refusal::invalid("input", error),
     }
 }
