@@ -447,6 +447,8 @@ impl OnRewardLoss {
 // === impl Priority ===
 
 impl Priority {
+    pub const COUNT: usize = 3;
+
     pub(crate) fn from_wire(wire: i32) -> Result<Self, ProtocolError> {
         match pb::Priority::try_from(wire) {
             Ok(pb::Priority::Low) => Ok(Self::Low),

@@ -13,7 +13,7 @@ use std::{
 use uniarm_decode::{
     drafting::{CostMeter, StepCost},
     scheduler::{
-        AddError, ExtendError, NewSequence, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
+        AddError, ExtendError, NewSequence, Priority, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
     },
 };
 use uniarm_model::{Conditioned, Forward, ModelError, Row};
@@ -217,6 +217,11 @@ impl Executor {
     /// Prompt tokens that were found in the prefix cache.
     pub fn cached_tokens(&self, id: SequenceId) -> usize {
         self.scheduler.cached_tokens(id)
+    }
+
+    /// How many of those in line a new sequence of this priority would find before it.
+    pub fn ahead(&self, priority: Priority) -> usize {
+        self.scheduler.ahead(priority)
     }
 
     pub fn stats(&self) -> SchedulerStats {

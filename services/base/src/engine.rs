@@ -21,7 +21,7 @@ use uniarm_decode::{
 use uniarm_engine::Executor;
 use uniarm_proto::{Event, Refusal, ReplyBatch, SessionId, pb};
 use uniarm_runtime::{
-    drain::DrainRate,
+    drain::{DrainRate, Line},
     drive::{Commands, Turn, Turned},
 };
 
@@ -85,6 +85,7 @@ pub(crate) struct Engine {
     /// When streams of workers that are going away were looked at.
     left_at: Option<Instant>,
     drain: DrainRate,
+    line: Line,
     retry_after: RetryAfter,
     metrics: BaseMetrics,
 }
@@ -116,6 +117,7 @@ impl Engine {
             next_session: 0,
             left_at: None,
             drain: DrainRate::default(),
+            line: Line::default(),
             retry_after,
             metrics,
         }
@@ -126,7 +128,7 @@ impl Engine {
             Command::Start(accepted) => self.start(*accepted),
             Command::Replies { link, batch } => {
                 if let Some(load) = &batch.load {
-                    self.pacing.on_load(link, load);
+                    self.pacing.on_load(link, load, Instant::now());
                     self.links.set_leaving(link, load.draining);
                 }
                 for (session, generation, reply) in batch.replies {
@@ -238,9 +240,6 @@ impl Engine {
         let began = Instant::now();
         let choice = self.choices.get_mut(&sequence).expect("it was just decided");
         let request = self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
-        if let Some(previous) = choice.last_token_at {
-            self.drain.on_token(previous.elapsed());
-        }
         request.count(&chosen, &self.metrics, choice.last_token_at);
         if let Some(mode) = chosen.mode {
             for term in choice.terms.iter().filter(|term| request.list_length(term) > 0) {
@@ -324,7 +323,9 @@ impl Engine {
             Ok(()) => "ok",
             Err(refusal) => refusal.code.name(),
         };
-        self.drain.on_end(self.executor.now());
+        // Who never had a place gives none back.
+        let done = u64::from(request.planned_at.is_some());
+        self.drain.observe(self.executor.now(), done, !self.requests.is_empty());
         self.retry_after.set(self.drain.retry_after());
         self.metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
         request.log(outcome);
@@ -384,8 +385,9 @@ impl Engine {
         true
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         let stats = self.executor.stats();
+        self.line.observe(self.executor.now(), stats.admitted, stats.is_full);
         self.metrics.held.set(self.requests.len() as i64);
         self.metrics.running.set(stats.running as i64);
         self.metrics.waiting.set(stats.waiting as i64);

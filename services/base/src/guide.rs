@@ -224,6 +224,11 @@ impl Links {
         link.is_none_or(|link| !link.is_leaving && !matches!(link.state, LinkState::Down { .. }))
     }
 
+    /// The stream to a worker, if there is one.
+    pub(crate) fn known(&self, worker: &RewardWorker) -> Option<LinkId> {
+        self.by_worker.get(worker).copied()
+    }
+
     /// Who serves a reward model now; empty: nobody knows.
     pub(crate) fn serving(&self, reward: &str) -> Vec<RewardWorker> {
         self.scorer.workers(reward)

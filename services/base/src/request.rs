@@ -125,13 +125,6 @@ impl Request {
         }
     }
 
-    /// Tokens that it writes whatever they are: one where it may end early.
-    pub(crate) fn tokens_least(&self) -> u32 {
-        let asked = &self.placed.request.sampling;
-        let may_end = !asked.ignore_eos || !asked.stop.is_empty() || !asked.stop_token_ids.is_empty();
-        if may_end { 1 } else { asked.max_tokens }
-    }
-
     pub(crate) fn summary(&self) -> pb::Summary {
         let milliseconds = |until: Option<Instant>| {
             until.map_or(0.0, |until| (until - self.accepted_at).as_secs_f64() * 1e3)

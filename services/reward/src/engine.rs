@@ -18,7 +18,10 @@ use uniarm_proto::{
     Advance, Answer, DraftMode, Failure, FailureCode, Load, Priority, ReplyBatch, SessionGeneration,
     SessionId, SessionPace, SessionReply,
 };
-use uniarm_runtime::drive::{Commands, Turn, Turned};
+use uniarm_runtime::{
+    drain::Line,
+    drive::{Commands, Turn, Turned},
+};
 
 use crate::{
     handle::{Command, ConnectionId, ReadyKind, ReadyOp},
@@ -46,6 +49,7 @@ pub(crate) struct Engine {
     backbone: Bytes,
     next_sequence: u64,
     draining: bool,
+    line: Line,
     /// Since when it has had nothing to do.
     idle_since: Option<Instant>,
     metrics: RewardMetrics,
@@ -78,6 +82,7 @@ impl Engine {
             backbone: Bytes::copy_from_slice(&backbone),
             next_sequence: 0,
             draining: false,
+            line: Line::default(),
             idle_since: None,
             metrics,
         }
@@ -373,6 +378,12 @@ impl Engine {
         }
     }
 
+    /// How long a new session of this priority would stand in line.
+    fn wait_ms(&self, priority: Priority) -> u32 {
+        let wait = self.line.wait(self.executor.ahead(rank(priority)));
+        u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
+    }
+
     fn load(&self) -> Load {
         let stats = self.executor.stats();
         let cost = self.executor.step_cost();
@@ -380,6 +391,7 @@ impl Engine {
         Load {
             step_points: points.collect(),
             draining: self.draining,
+            wait_ms: [Priority::Low, Priority::Normal, Priority::High].map(|priority| self.wait_ms(priority)),
             sessions: self.sessions.len() as u32,
             waiting: stats.waiting as u32,
             free_blocks: stats.free_blocks as u32,
@@ -404,6 +416,8 @@ impl Turn for Engine {
             return Turned::Ended;
         }
         let busy = self.step();
+        let stats = self.executor.stats();
+        self.line.observe(self.executor.now(), stats.admitted, stats.is_full);
         self.flush(busy);
         if busy {
             return Turned::Busy;

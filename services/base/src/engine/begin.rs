@@ -1,11 +1,13 @@
 //! How a request begins: its answers become sequences and terms, at their first token or where another worker left them.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use uniarm_decode::{
     blocks::CacheRoot,
     scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
-use uniarm_proto::{AnswerSoFar, Event, Priority, Refusal, SessionId};
+use uniarm_proto::{AnswerSoFar, Event, Placed, Priority, Refusal, SessionId};
 
 use super::Engine;
 use crate::{
@@ -24,7 +26,7 @@ impl Engine {
         self.next_request += 1;
         let (mut request, prompt) = Request::new(accepted);
         let mut result = self.check_deadline(&request);
-        self.drain.on_begin(self.executor.now());
+        self.drain.observe(self.executor.now(), 0, true);
         if result.is_ok() {
             request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
             result = self.start_answers(key, &mut request, &prompt);
@@ -36,23 +38,35 @@ impl Engine {
         }
     }
 
-    /// Refuses what cannot be done in time: those who wait for a place are before it, and it has to write at least so
-    /// much. What has begun is never refused: its client has paid for it already.
+    /// Refuses what would still stand in line at its deadline, here or on a reward worker. How long it may write then is
+    /// its own affair. What has begun is never refused: its client has paid for it already.
     fn check_deadline(&self, request: &Request) -> Result<(), Refusal> {
         let Some(deadline) = request.deadline.filter(|_| request.placed.progress.tokens() == 0) else {
             return Ok(());
         };
-        let ahead = self.executor.stats().waiting;
-        let expected = self.drain.expected(ahead, request.tokens_least());
+        let (wait, pool) = self.wait_in_line(request);
         let left = deadline.saturating_duration_since(Instant::now());
-        if expected.mul_f64(EXPECTED_AT_LEAST) <= left {
+        if wait.mul_f64(EXPECTED_AT_LEAST) <= left {
             return Ok(());
         }
         Err(Refusal::unmeetable(format!(
-            "the deadline cannot be met: {ahead} answers wait already, about {:.1} s are needed, {:.1} s are left",
-            expected.as_secs_f32(),
+            "the deadline cannot be met: answers wait about {:.1} s for a place on the {pool} worker, {:.1} s are left; \
+             give more time, or ask again later",
+            wait.as_secs_f32(),
             left.as_secs_f32()
         )))
+    }
+
+    /// How long it stands in line, and where: in both pools at the same time.
+    fn wait_in_line(&self, request: &Request) -> (Duration, &'static str) {
+        let Placed { request: asked, placements, .. } = &request.placed;
+        let here = self.line.wait(self.executor.ahead(rank(asked.priority)));
+        let rewards = placements.iter().filter_map(|workers| {
+            let worker = workers.iter().find(|worker| self.links.is_well(worker))?;
+            Some(self.pacing.wait_in_line(self.links.known(worker)?, asked.priority, Instant::now()))
+        });
+        let there = rewards.max().unwrap_or_default();
+        if there > here { (there, "reward") } else { (here, "base") }
     }
 
     fn start_answers(
