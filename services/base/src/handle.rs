@@ -60,6 +60,7 @@ pub struct BaseHandle {
     settings: SharedSettings,
     inbox: Inbox<Command>,
     permits: Arc<Semaphore>,
+    requests_max: usize,
     is_draining: Arc<AtomicBool>,
     retry_after: RetryAfter,
     _stop: Arc<StopOnDrop>,
@@ -119,6 +120,7 @@ impl BaseEngine {
             settings,
             inbox,
             permits: Arc::new(Semaphore::new(options.requests_max)),
+            requests_max: options.requests_max,
             is_draining: Arc::default(),
             retry_after,
             _stop,
@@ -167,6 +169,11 @@ impl BaseHandle {
         let sent = self.inbox.send(Command::Start(Box::new(accepted)));
         sent.map_err(|_| Refusal::unavailable("engine_stopped", "the base engine stopped"))?;
         Ok(receiver)
+    }
+
+    /// Requests that hold a place, from the first look at them to their last event.
+    pub fn places_taken(&self) -> usize {
+        self.requests_max - self.permits.available_permits()
     }
 
     /// From here on new requests are refused, so that their routers place them elsewhere.

@@ -84,6 +84,11 @@ impl RouterService {
         InferenceServer::new(self.clone()).max_decoding_message_size(REQUEST_MESSAGE_BYTES_MAX)
     }
 
+    /// Requests that hold a place, from the first look at them to their last event.
+    pub fn places_taken(&self) -> usize {
+        self.options.requests_max - self.permits.available_permits()
+    }
+
     /// From here on new requests are refused, so that their clients ask another router.
     pub fn begin_drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);

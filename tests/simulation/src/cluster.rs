@@ -1,29 +1,27 @@
 //! A whole cluster on one virtual network: routers, base and reward workers as their processes run them, and what a
 //! process goes through (start, register, drain, leave, end).
 
+mod held;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
 };
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::service::Routes;
 use uniarm_base::{
     BaseEngine, BaseHandle, BaseOptions, BaseSettings, DraftRows, DraftWindow, GrpcScorer, PaceOptions,
     StoreScorer, server::BaseService,
 };
 use uniarm_cluster::{MemberStore, MemoryStore, Registration, Snapshot, SnapshotReceiver};
 use uniarm_engine::ExecutorOptions;
-use uniarm_proto::{
-    ClusterClient, Dice, Exchange, Generation, Member, MemberId, Role,
-    pb::{self, status_client::StatusClient},
-};
+use uniarm_proto::{ClusterClient, Dice, Exchange, Generation, Member, MemberId, Role};
 use uniarm_reward::{
     Backbone, RewardCatalogue, RewardEngine, RewardHandle, RewardOptions, server::RewardService,
 };
@@ -35,6 +33,8 @@ use crate::{
     network::{Down, Network},
     repeats::Repeating,
     requests::{PLAIN, PROMPTED, SYSTEM},
+    server::serve,
+    watchers::Watchers,
 };
 
 /// The record of a lost process stays so long.
@@ -46,10 +46,6 @@ const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 /// From SIGTERM to the hand-over, and from there to the cut.
 const DRAIN: Duration = Duration::from_millis(250);
 const HAND_OVER: Duration = Duration::from_millis(250);
-
-/// As the servers' of real processes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The name of the store on the network.
 pub const STORE: &str = "store";
@@ -75,6 +71,7 @@ pub struct Cluster {
     seed: u64,
     pub network: Network,
     store: MemoryStore,
+    watchers: Watchers,
     nodes: BTreeMap<String, Arc<Node>>,
 }
 
@@ -146,7 +143,9 @@ impl Cluster {
     /// All processes are up and registered.
     pub async fn start(shape: Shape, seed: u64) -> Self {
         let nodes = shape.hosts().into_iter().map(|name| (name.clone(), Arc::new(Node::new(name)))).collect();
-        let cluster = Self { shape, seed, network: Network::new(seed), store: MemoryStore::new(), nodes };
+        let (network, store) = (Network::new(seed), MemoryStore::with_clock(|| SystemTime::UNIX_EPOCH));
+        let watchers = Watchers::of(store.watch());
+        let cluster = Self { shape, seed, network, store, watchers, nodes };
         for host in shape.hosts().iter().rev() {
             cluster.start_process(host).await;
         }
@@ -259,27 +258,17 @@ impl Cluster {
         leaving: &CancellationToken,
         stopped: &Arc<Notify>,
     ) {
-        let connections = UnboundedReceiverStream::new(self.network.listen(host));
-        let mut server = Server::builder()
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(16 << 20)
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
         let routes = match served.clone() {
             Served::Router(service) => {
-                server.add_service(service.inference_server()).add_service(service.status_server())
+                Routes::new(service.inference_server()).add_service(service.status_server())
             }
-            Served::Base(handle) => {
-                server.add_service(BaseService::new(handle, member.clone()).base_server())
-            }
-            Served::Reward(handle) => {
-                server.add_service(RewardService::new(handle, member.clone()).reward_server())
-            }
+            Served::Base(handle) => Routes::new(BaseService::new(handle, member.clone()).base_server()),
+            Served::Reward(handle) => Routes::new(RewardService::new(handle, member.clone()).reward_server()),
         };
-        let (leaving, stopped) = (leaving.clone(), Arc::clone(stopped));
+        let serving = serve(routes, self.network.listen(host), leaving.clone());
+        let stopped = Arc::clone(stopped);
         tokio::spawn(async move {
-            let served = routes.serve_with_incoming_shutdown(connections, leaving.cancelled_owned()).await;
-            served.unwrap();
+            serving.await;
             stopped.notify_one();
         });
     }
@@ -287,7 +276,7 @@ impl Cluster {
     /// What a process sees of the store: late, not while it is cut off, and then the latest at once, as after a
     /// compaction.
     fn view(&self, host: &str, ended: &CancellationToken) -> SnapshotReceiver {
-        let mut members = self.store.watch();
+        let mut members = self.watchers.add();
         let (sender, view) = watch::channel(Arc::new(Snapshot::default()));
         let (network, host, ended) = (self.network.clone(), host.to_owned(), ended.clone());
         let follow = async move {
@@ -364,60 +353,6 @@ impl Cluster {
         lock(&self.nodes[host].life).is_some()
     }
 
-    /// What is held though nobody asks for anything; empty: nothing has leaked.
-    pub async fn held(&self) -> Vec<String> {
-        let mut held = Vec::new();
-        for (host, node) in &self.nodes {
-            let Some((role, page)) = lock(&node.life).as_ref().map(|life| (node.role, life.metrics.encode()))
-            else {
-                held.push(format!("{host} is down"));
-                continue;
-            };
-            let gauge = |name: &str| gauge(&page, name);
-            let expected: &[(&str, usize)] = match role {
-                Role::Router => &[("uniarm_router_requests_under_way", 0)],
-                Role::Base => &[
-                    ("uniarm_base_sequences_running", 0),
-                    ("uniarm_base_sequences_waiting", 0),
-                    ("uniarm_base_requests_held", 0),
-                    ("uniarm_base_kv_free_blocks", self.shape.blocks),
-                ],
-                Role::Reward => {
-                    &[("uniarm_reward_sessions", 0), ("uniarm_reward_kv_free_blocks", self.shape.blocks)]
-                }
-            };
-            for (name, value) in expected {
-                if gauge(name) != Some(*value) {
-                    held.push(format!("{host}: {name} is {:?} instead of {value}", gauge(name)));
-                }
-            }
-        }
-        held.extend(self.load_held().await);
-        held
-    }
-
-    /// What routers believe to be under way.
-    async fn load_held(&self) -> Vec<String> {
-        let mut held = Vec::new();
-        for router in (0..self.shape.routers).map(|index| format!("router-{index}")) {
-            let Ok(channel) = self.network.dialer("operator").connect(&format!("{router}:1")).await else {
-                held.push(format!("{router} cannot be reached"));
-                continue;
-            };
-            let report = StatusClient::new(channel).report(pb::ReportRequest {}).await;
-            match report.map(tonic::Response::into_inner) {
-                Ok(report) => {
-                    let busy = report.members.iter().filter(|member| member.under_way > 0).count();
-                    if busy + report.leaving.len() > 0 {
-                        held.push(format!("{router} counts requests on {busy} members"));
-                    }
-                }
-                Err(status) => held.push(format!("{router} gives no report: {status}")),
-            }
-        }
-        held
-    }
-
     /// Ends all processes.
     pub async fn shut_down(self) {
         for (host, node) in &self.nodes {
@@ -463,6 +398,15 @@ impl Served {
         }
     }
 
+    /// Permits that somebody holds.
+    fn places_taken(&self) -> usize {
+        match self {
+            Self::Router(service) => service.places_taken(),
+            Self::Base(handle) => handle.places_taken(),
+            Self::Reward(_) => 0,
+        }
+    }
+
     fn hand_over(&self) {
         match self {
             Self::Router(service) => service.hand_over(),
@@ -470,11 +414,6 @@ impl Served {
             Self::Reward(_) => {}
         }
     }
-}
-
-fn gauge(page: &str, name: &str) -> Option<usize> {
-    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
-    page.lines().find_map(value)
 }
 
 fn empty_member(role: Role) -> Member {

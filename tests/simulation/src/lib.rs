@@ -1,25 +1,32 @@
 //! A whole cluster in virtual time, under thousands of schedules of faults: every stream is what it would have been.
 //!
-//! Real: `ClusterClient`, the router, base and reward workers with their engines, gRPC and HTTP/2 as tonic speaks them with
-//! their timeouts and signs of life, the memory store. Modelled: the wire (`network`), what a process sees of the store
-//! and the life of its record (`cluster`), the model's arithmetic and the time that it takes (`model`).
+//! Real: `ClusterClient`, the router, base and reward workers with their engines, gRPC and HTTP/2 as tonic and hyper speak
+//! them with their timeouts and signs of life, the memory store. Modelled: the wire (`network`), who accepts connections
+//! (`server`), what a process sees of the store (`watchers`) and the life of its record (`cluster`), the model's
+//! arithmetic and the time that it takes (`model`).
 //!
-//! One thread, one clock that jumps to the next timer, and all randomness of ours from the seed: a schedule that fails
-//! prints and can be run again (`tests/schedules.rs`). About one run in a hundred takes another order, because tokio's
-//! `select!` in tonic's servers is not seeded.
+//! One thread, one clock that jumps to the next timer, and all randomness from the seed: a schedule that fails prints
+//! and can be run again (`tests/schedules.rs`). Nothing here may ask what tokio draws from a generator of its own that
+//! cannot be seeded: `select!` is `biased`, a `watch` channel has one waiting receiver, and the servers are `server`'s.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
 mod cluster;
+mod hang_up;
 mod model;
 mod network;
+mod overload;
 mod repeats;
 mod requests;
 mod schedule;
+mod server;
+mod watchers;
 
 use std::{sync::Arc, time::Duration};
 
 use cluster::{Cluster, Shape};
+pub use hang_up::HungUp;
+pub use overload::Overload;
 use requests::Client;
 pub use schedule::Schedule;
 use tokio::{
@@ -50,18 +57,6 @@ const QUIET_POLL: Duration = Duration::from_millis(600);
 pub struct Outcome {
     /// Equal for two runs of one seed.
     pub trace: u64,
-    /// Sentences; none: all is well.
-    pub failures: Vec<String>,
-}
-
-/// What the clients of an overloaded cluster heard.
-#[derive(Debug, Default)]
-pub struct Overload {
-    pub completed: usize,
-    /// Taken, and ended by their deadline.
-    pub late: usize,
-    /// After what time, and why.
-    pub refused: Vec<(Duration, Status)>,
     /// Sentences; none: all is well.
     pub failures: Vec<String>,
 }
@@ -135,40 +130,6 @@ impl Pool {
         let trace = cluster.network.trace();
         Arc::into_inner(cluster).unwrap().shut_down().await;
         (trace, failures)
-    }
-
-    /// So many requests within so much time on one worker of each kind, each with a deadline.
-    pub fn overload(&self, requests: u32, within: Duration, deadline: Duration) -> Overload {
-        let runtime = runtime();
-        runtime.block_on(async {
-            let cluster = Cluster::start(Shape::UNDISTURBED, 0).await;
-            let client = cluster.client("client");
-            let asked = (0..requests).map(|number| {
-                let request = &self.requests[number as usize % self.requests.len()];
-                let answers = client.clone();
-                async move {
-                    sleep(within * number / requests).await;
-                    let began = Instant::now();
-                    let answer = answers.complete(request.clone(), Some(deadline)).await;
-                    (number as usize % self.requests.len(), began.elapsed(), answer)
-                }
-            });
-            let mut overload = Overload::default();
-            for (index, took, answer) in futures_util::future::join_all(asked).await {
-                match answer {
-                    Ok(transcript) if transcript.choices == self.undisturbed[index].choices => {
-                        overload.completed += 1;
-                    }
-                    Ok(_) => overload.failures.push(format!("request-{index} was answered differently")),
-                    Err(status) if took >= deadline => {
-                        overload.late += usize::from(status.code() == tonic::Code::DeadlineExceeded);
-                    }
-                    Err(status) => overload.refused.push((took, status)),
-                }
-            }
-            overload.failures.extend(quiet(&cluster).await);
-            overload
-        })
     }
 
     /// One client and its request: what it got is what it would have got undisturbed, as far as it came.

@@ -20,7 +20,6 @@ use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, Sleep, sleep, sleep_until},
 };
-use tonic::transport::server::Connected;
 use uniarm_proto::client::{Dialer, Wire};
 
 /// Bytes under way in one direction of a connection before its writer has to wait.
@@ -54,6 +53,7 @@ struct State {
     /// Directions in which a message may take so many milliseconds longer.
     slow: BTreeMap<(String, String), u64>,
     pipes: Vec<Arc<Mutex<Pipe>>>,
+    began: Instant,
     trace: DefaultHasher,
 }
 
@@ -101,6 +101,7 @@ impl Network {
             blocked: BTreeMap::new(),
             slow: BTreeMap::new(),
             pipes: Vec::new(),
+            began: Instant::now(),
             trace: DefaultHasher::new(),
         };
         Self { state: Arc::new(Mutex::new(state)), healed: Arc::default() }
@@ -142,7 +143,7 @@ impl Network {
             return Err(io::ErrorKind::ConnectionRefused.into());
         };
         let (there, back) = (state.pipe(from, to), state.pipe(to, from));
-        state.note(from, to);
+        state.note(from, to, 0);
         drop(state);
         let socket = |incoming: &Arc<Mutex<Pipe>>, outgoing: &Arc<Mutex<Pipe>>| Socket {
             network: self.clone(),
@@ -214,7 +215,7 @@ impl Network {
         self.lock().slow.insert((from.to_owned(), to.to_owned()), milliseconds);
     }
 
-    /// A number that two runs share only if the same messages went the same ways at the same times.
+    /// A number that two runs share only if messages of the same lengths went the same ways at the same times.
     pub fn trace(&self) -> u64 {
         self.lock().trace.finish()
     }
@@ -272,8 +273,8 @@ impl State {
         }
     }
 
-    fn note(&mut self, from: &str, to: &str) {
-        (from, to).hash(&mut self.trace);
+    fn note(&mut self, from: &str, to: &str, bytes: usize) {
+        (self.began.elapsed(), from, to, bytes).hash(&mut self.trace);
     }
 }
 
@@ -329,7 +330,7 @@ impl AsyncRead for Socket {
                     pipe.under_way.push_front((at, rest));
                 }
                 pipe.writer.take().into_iter().for_each(Waker::wake);
-                self.network.lock().note(&pipe.from, &pipe.to);
+                self.network.lock().note(&pipe.from, &pipe.to, message.len());
                 Poll::Ready(Ok(()))
             }
         }
@@ -367,12 +368,6 @@ impl AsyncWrite for Socket {
         lock(&self.outgoing).finish(End::Closed);
         Poll::Ready(Ok(()))
     }
-}
-
-impl Connected for Socket {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 impl Drop for Socket {
