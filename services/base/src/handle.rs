@@ -141,7 +141,7 @@ impl BaseHandle {
         deadline: Option<Instant>,
     ) -> Result<mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
         let accepted_at = Instant::now();
-        let permit = self.admit()?;
+        let permit = self.admit(&placed)?;
         self.settings.check(&placed)?;
         let seed = placed.request.sampling.seed;
         let seed = seed.ok_or_else(|| Refusal::invalid("sampling.seed", "must be drawn by the router"))?;
@@ -186,17 +186,20 @@ impl BaseHandle {
         let _ = self.inbox.send(Command::HandOver);
     }
 
-    /// A place for a request, or the reason why there is none.
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    /// A place for a request, or the reason why there is none. What has begun elsewhere may have any: its client has
+    /// waited already.
+    fn admit(&self, placed: &Placed) -> Result<OwnedSemaphorePermit, Refusal> {
         if self.is_draining.load(Ordering::Relaxed) {
             return Err(Refusal::draining());
         }
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            Refusal::exhausted(
-                "base_queue_full",
-                "this base worker holds as many requests as it may",
-                self.retry_after.get(),
-            )
+        let has_begun = placed.progress.tokens() > 0;
+        let most =
+            if has_begun { self.requests_max } else { placed.request.priority.places(self.requests_max) };
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        permit.filter(|_| self.places_taken() <= most).ok_or_else(|| {
+            let message =
+                format!("this base worker holds as many requests of this priority as it may: {most}");
+            Refusal::exhausted("base_queue_full", message, self.retry_after.get())
         })
     }
 }

@@ -11,12 +11,15 @@ use std::{
 
 use futures_util::Stream;
 use parking_lot::Mutex;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
-    Dice, GenerateRequest, Progress, Refusal, Role,
+    Dice, GenerateRequest, Priority, Progress, Refusal, Role,
     client::Dialer,
     deadline,
     limits::REQUEST_MESSAGE_BYTES_MAX,
@@ -129,20 +132,24 @@ impl RouterService {
         let progress = Progress::from_wire(std::mem::take(&mut wire.resume)).map_err(Refusal::from)?;
         let mut request = GenerateRequest::try_from(wire).map_err(Refusal::from)?;
         progress.check(&request.sampling).map_err(Refusal::from)?;
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            let limit = self.options.requests_max;
-            Refusal::exhausted(
-                "router_full",
-                format!("this router relays {limit} requests already"),
-                self.relay.drain.lock().retry_after(),
-            )
-        })?;
+        let permit = self.place(request.priority, progress.tokens() > 0)?;
         if request.request_id.is_empty() {
             request.request_id = format!("{:032x}", self.relay.dice.roll::<u128>());
         }
         request.sampling.seed.get_or_insert_with(|| self.relay.dice.roll());
         let relayed = self.relay.run(Asked { request, progress, deadline }, permit).await?;
         Ok(Box::pin(relayed))
+    }
+
+    /// A place for a request, or the reason why there is none. What has begun elsewhere may have any.
+    fn place(&self, priority: Priority, has_begun: bool) -> Result<OwnedSemaphorePermit, Refusal> {
+        let all = self.options.requests_max;
+        let most = if has_begun { all } else { priority.places(all) };
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        permit.filter(|_| self.places_taken() <= most).ok_or_else(|| {
+            let message = format!("this router relays as many requests of this priority as it may: {most}");
+            Refusal::exhausted("router_full", message, self.relay.drain.lock().retry_after())
+        })
     }
 
     /// What this cluster serves now.

@@ -20,6 +20,9 @@ const URGENT: usize = 48;
 const PATIENT: usize = 8;
 const PATIENT_BEGIN: Duration = Duration::from_secs(1);
 
+/// By then a flood has arrived.
+const FLOODED_AFTER: Duration = Duration::from_millis(25);
+
 /// So long after the last of them an overloaded cluster is idle.
 const REST: Duration = Duration::from_secs(2);
 
@@ -93,6 +96,26 @@ impl Pool {
             }));
             let (_, waits) = tokio::join!(urgent, patient);
             waits
+        })
+    }
+
+    /// How many of as many patient requests as there are places are taken when all come at once, and whether an urgent
+    /// one that comes then is answered.
+    pub fn flood(&self) -> (usize, bool) {
+        runtime().block_on(async {
+            let cluster = Cluster::start(Shape::UNDISTURBED, 0).await;
+            let client = cluster.client("client");
+            let places = Shape::UNDISTURBED.requests_max;
+            let patient = join_all((0..places).map(|number| {
+                let (client, request) = (client.clone(), self.asked(number, Priority::Low));
+                async move { client.complete(request, None).await.is_ok() }
+            }));
+            let urgent = async {
+                sleep(FLOODED_AFTER).await;
+                client.complete(self.asked(0, Priority::High), None).await.is_ok()
+            };
+            let (patient, urgent) = tokio::join!(patient, urgent);
+            (patient.into_iter().filter(|is_answered| *is_answered).count(), urgent)
         })
     }
 

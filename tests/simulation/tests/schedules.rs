@@ -114,6 +114,14 @@ fn an_idle_cluster_takes_every_deadline_and_ends_what_passes_it() {
     }
 }
 
+/// Of 64 places a quarter is kept for those who are in a hurry.
+#[test]
+fn a_flood_of_patient_requests_leaves_places_for_an_urgent_one() {
+    let (taken, is_urgent_answered) = Pool::new().flood();
+    assert!((48..64).contains(&taken), "{taken} patient requests of 64 were taken");
+    assert!(is_urgent_answered);
+}
+
 /// Everybody rises by a class for each `PROMOTION_STEPS` steps, in both pools at the same time; the longest step takes
 /// 8.4 ms, and a place is free when an answer ends.
 #[test]
