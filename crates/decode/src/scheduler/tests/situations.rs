@@ -270,7 +270,7 @@ fn nobody_stands_before_a_newcomer_while_there_is_room() {
     world.add(chat(B, 4, 100, Priority::Normal)).unwrap();
     assert_eq!(world.scheduler.ahead(Priority::Normal), 0, "both begin in the next step");
     world.generate();
-    world.add(prompt(C, 4, Priority::Normal)).unwrap();
+    world.add(chat(C, 4, 100, Priority::Normal)).unwrap();
     assert_eq!(world.scheduler.ahead(Priority::Normal), 0, "no plan has passed it over yet");
     world.generate();
     let ahead = [Priority::Low, Priority::Normal, Priority::High].map(|class| world.scheduler.ahead(class));
