@@ -28,7 +28,7 @@ up: build ## Run the whole cluster in one process on port 7000, until it is inte
 test: prerequisites ## Format, lints, tests, clients, chart and deployment files: everything that CI runs
 	@scripts/test.sh
 
-simulate-long: prerequisites ## Run 100,000 schedules of faults on a simulated cluster: some fifteen minutes of one core
+simulate-long: prerequisites ## Run 100,000 schedules of faults on a simulated cluster: ten minutes of one core
 	UNIARM_SCHEDULES=$${UNIARM_SCHEDULES:-100000} cargo test --release --locked --workspace --test schedules -- --nocapture every_schedule
 
 test-faults: build ## Kill, hang and stop processes of a cluster under load, for minutes; prints recovery times

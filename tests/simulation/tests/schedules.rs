@@ -21,7 +21,7 @@ use uniarm_simulation::{Pool, Schedule};
 /// Schedules of a usual run.
 const SCHEDULES: u64 = 2000;
 
-/// Schedules that are run twice.
+/// Schedules that are run twice; `UNIARM_TWICE=n`: so many.
 const TWICE: u64 = 30;
 
 /// How a schedule that failed is run again.
@@ -77,7 +77,8 @@ fn run_until(end: u64, next: &AtomicU64, pool: &Pool, outcomes: &mpsc::Sender<(S
 #[test]
 fn a_seed_gives_one_order_of_events() {
     let pool = Pool::new();
-    for seed in 0..TWICE {
+    let number = std::env::var("UNIARM_TWICE").ok().map(|value| value.parse().unwrap());
+    for seed in 0..number.unwrap_or(TWICE) {
         let schedule = Schedule::drawn(seed);
         let (first, second) = (pool.run(&schedule).trace, pool.run(&schedule).trace);
         assert_eq!(first, second, "{schedule}");
