@@ -6,7 +6,7 @@ UNIARM := $(or $(CARGO_TARGET_DIR),target)/release/uniarm
 WITH_MODEL := model=$$(scripts/fetch-demo-model.sh) && UNIARM_DEMO_MODEL="$$model"
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build demo up test test-faults bench peers performance experiment-exact experiment-human clean
+.PHONY: help prerequisites build demo up test simulate-long test-faults bench peers performance experiment-exact experiment-human clean
 
 help: ## List what can be made
 	@echo 'UniARM: a base model steered, token by token, toward the preference of each request.'
@@ -27,6 +27,9 @@ up: build ## Run the whole cluster in one process on port 7000, until it is inte
 
 test: prerequisites ## Format, lints, tests, clients, chart and deployment files: everything that CI runs
 	@scripts/test.sh
+
+simulate-long: prerequisites ## Run 100,000 schedules of faults on a simulated cluster: ten minutes of one core
+	UNIARM_SCHEDULES=$${UNIARM_SCHEDULES:-100000} cargo test --release --locked --workspace --test schedules -- --nocapture every_schedule
 
 test-faults: build ## Kill, hang and stop processes of a cluster under load, for minutes; prints recovery times
 	$(WITH_MODEL) cargo test --release --locked --package uniarm --test faults -- --ignored --nocapture --test-threads 1

@@ -65,6 +65,7 @@ fn dependencies_stay_behind_their_walls() {
         "uniarm-batch",
         "uniarm-trainer",
         "uniarm",
+        "uniarm-simulation",
     ];
     only_in("tonic", &services);
 

@@ -1,8 +1,20 @@
 //! Client constructors: one way to dial, with the limits and socket options that the services expect.
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use tonic::transport::{Channel, Endpoint};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::{
+    codegen::{Service, http::Uri},
+    transport::{Channel, Endpoint, Error},
+};
 
 use crate::{
     limits::{REQUEST_MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX},
@@ -23,11 +35,29 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// HTTP/2 window of worker streams: a few dense rows in flight.
 const WORKER_WINDOW_BYTES: u32 = 8 << 20;
 
+/// How channels come about: over TCP, or over a network that a test puts in its place.
+#[derive(Clone, Default)]
+pub struct Dialer {
+    network: Option<Network>,
+}
+
+/// A connection of such a network.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+pub type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>>;
+
+#[derive(Clone)]
+struct Network {
+    dial: Arc<dyn Fn(&str) -> Dialling + Send + Sync>,
+}
+
 /// Where to dial: `host:port`, or a whole URI.
 ///
 /// # Errors
 /// When the address is not a URI.
-pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
+pub fn endpoint(address: &str) -> Result<Endpoint, Error> {
     let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     Ok(Endpoint::from_shared(uri)?
         .connect_timeout(CONNECT_TIMEOUT)
@@ -37,6 +67,56 @@ pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WORKER_WINDOW_BYTES)
         .initial_connection_window_size(WORKER_WINDOW_BYTES))
+}
+
+// === impl Dialer ===
+
+impl Dialer {
+    /// `dial` gets `host:port`.
+    pub fn over(dial: impl Fn(&str) -> Dialling + Send + Sync + 'static) -> Self {
+        Self { network: Some(Network { dial: Arc::new(dial) }) }
+    }
+
+    /// A channel that connects when it is used, and again whenever it has to.
+    ///
+    /// # Errors
+    /// When the address is not a URI.
+    pub fn channel(&self, address: &str) -> Result<Channel, Error> {
+        let endpoint = endpoint(address)?;
+        Ok(match &self.network {
+            None => endpoint.connect_lazy(),
+            Some(network) => endpoint.connect_with_connector_lazy(network.clone()),
+        })
+    }
+
+    /// A channel that is connected.
+    ///
+    /// # Errors
+    /// When the address is not a URI, or nobody answers there.
+    pub async fn connect(&self, address: &str) -> Result<Channel, Error> {
+        let endpoint = endpoint(address)?;
+        match &self.network {
+            None => endpoint.connect().await,
+            Some(network) => endpoint.connect_with_connector(network.clone()).await,
+        }
+    }
+}
+
+// === impl Network ===
+
+impl Service<Uri> for Network {
+    type Response = TokioIo<Box<dyn Wire>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, address: Uri) -> Self::Future {
+        let wire = (self.dial)(address.authority().map_or("", |authority| authority.as_str()));
+        Box::pin(async move { Ok(TokioIo::new(wire.await?)) })
+    }
 }
 
 pub fn inference(channel: Channel) -> InferenceClient<Channel> {

@@ -6,16 +6,18 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use tonic::{
     Request, Status, Streaming,
     transport::{Channel, Error},
 };
 
 use crate::{
-    Event, Fault, GenerateRequest, Progress, Refusal, Transcript, client,
+    Dice, Event, Fault, GenerateRequest, Progress, Refusal, Transcript,
+    client::{self, Dialer},
     pb::{self, inference_client::InferenceClient},
 };
 
@@ -35,6 +37,7 @@ pub struct ClusterClient {
     routers: Arc<[Router]>,
     turn: Arc<AtomicUsize>,
     patience: Duration,
+    dice: Dice,
 }
 
 /// The events of one request.
@@ -75,13 +78,21 @@ impl ClusterClient {
     /// # Errors
     /// When an address is not a URI.
     pub fn new(endpoints: &[impl AsRef<str>]) -> Result<Self, Error> {
+        Self::over(&Dialer::default(), Dice::default(), endpoints)
+    }
+
+    /// The same over another network.
+    ///
+    /// # Errors
+    /// When an address is not a URI.
+    pub fn over(dialer: &Dialer, dice: Dice, endpoints: &[impl AsRef<str>]) -> Result<Self, Error> {
         let router = |endpoint: &_| {
             let endpoint: &str = AsRef::as_ref(endpoint);
-            let inference = client::inference(client::endpoint(endpoint)?.connect_lazy());
+            let inference = client::inference(dialer.channel(endpoint)?);
             Ok(Router { inference, lost_at: Mutex::default() })
         };
         let routers = endpoints.iter().map(router).collect::<Result<_, _>>()?;
-        Ok(Self { routers, turn: Arc::default(), patience: Duration::ZERO })
+        Ok(Self { routers, turn: Arc::default(), patience: Duration::ZERO, dice })
     }
 
     /// How long a request that has not begun is sent again while nobody takes it. By default each router is asked once.
@@ -243,7 +254,7 @@ impl Answers {
         if fault == Fault::Connection {
             self.client.leave_alone(self.router);
         }
-        let wait = self.repeats.on_loss(fault, now, rand::random()).ok_or(ended)?;
+        let wait = self.repeats.on_loss(fault, now, self.client.dice.roll()).ok_or(ended)?;
         self.router = self.client.choose(Some(self.router));
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
         tokio::time::sleep(wait.min(left.unwrap_or(Duration::MAX))).await;

@@ -12,6 +12,7 @@ pub mod pb {
 pub mod client;
 pub mod cluster_client;
 pub mod deadline;
+pub mod dice;
 pub mod error;
 pub mod limits;
 pub mod member;
@@ -22,6 +23,7 @@ pub mod session;
 pub mod transcript;
 
 pub use cluster_client::{Answers, ClusterClient};
+pub use dice::Dice;
 pub use error::ProtocolError;
 pub use member::{
     BaseModel, Generation, Member, MemberId, Objective, RewardModel, RewardWorker, Role, TokenizerFingerprint,

@@ -13,6 +13,9 @@ const ERROR_DOMAIN: &str = "uniarm";
 /// Cause of a request that asked to fail with its reward (`OnRewardLoss::Fail`): nobody may try it again.
 pub const REWARD_LOST: &str = "reward_lost";
 
+/// Cause of a request that was refused before its deadline, because it could not have met it.
+pub const DEADLINE_UNMEETABLE: &str = "deadline_unmeetable";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
     /// A field is wrong; it is named.
@@ -124,6 +127,11 @@ impl Refusal {
 
     pub fn deadline(message: impl Into<String>) -> Self {
         Self::new(Code::DeadlineExceeded, "deadline_exceeded", message)
+    }
+
+    /// Refused at once: computing what comes too late takes the machine from what does not.
+    pub fn unmeetable(message: impl Into<String>) -> Self {
+        Self::new(Code::DeadlineExceeded, DEADLINE_UNMEETABLE, message)
     }
 
     pub fn unavailable(cause: &'static str, message: impl Into<String>) -> Self {
@@ -244,6 +252,7 @@ mod tests {
         assert_eq!(of(Refusal::exhausted("base_queue_full", "full", Duration::ZERO)), Fault::Elsewhere);
         assert_eq!(of(Refusal::unavailable(REWARD_LOST, "as the request asks")), Fault::Request);
         assert_eq!(of(Refusal::invalid("n", "is 0")), Fault::Request);
+        assert_eq!(of(Refusal::unmeetable("a place is free in 9 s")), Fault::Request);
         let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         assert_eq!(Fault::of(&Status::from_error(Box::new(broken))), Fault::Connection);
     }

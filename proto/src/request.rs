@@ -13,6 +13,9 @@ use crate::{
     progress::Progress,
 };
 
+/// Of so many places, one is kept for each class of priority above a request's own.
+const PLACES_KEPT_SHARE: usize = 8;
+
 /// What a client asks for. Built from the wire by `TryFrom`, which is the only validation there is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
@@ -40,6 +43,13 @@ pub enum Input {
     /// Rendered by each model with its own template.
     Chat(Vec<ChatMessage>),
     Tokens(Vec<u32>),
+}
+
+impl Input {
+    /// Whether it is read at once: nothing is rendered, and nothing but a system text is tokenised.
+    pub fn is_tokens(&self) -> bool {
+        matches!(self, Self::Tokens(_))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -457,6 +467,19 @@ impl OnRewardLoss {
 // === impl Priority ===
 
 impl Priority {
+    pub const COUNT: usize = 3;
+
+    /// Of so many places, those that may be taken when a request of this priority has got one: some are kept for more
+    /// urgent ones, so that no flood of batches, and no busy hour either, shuts them out.
+    pub fn places(self, all: usize) -> usize {
+        let kept = all / PLACES_KEPT_SHARE;
+        match self {
+            Self::Low => all - 2 * kept,
+            Self::Normal => all - kept,
+            Self::High => all,
+        }
+    }
+
     pub(crate) fn from_wire(wire: i32) -> Result<Self, ProtocolError> {
         match pb::Priority::try_from(wire) {
             Ok(pb::Priority::Low) => Ok(Self::Low),
@@ -577,6 +600,13 @@ fn unknown_enum(field: &str, value: i32) -> ProtocolError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_kept_for_each_higher_class_where_there_are_enough() {
+        let places = |all| [Priority::Low, Priority::Normal, Priority::High].map(|class| class.places(all));
+        assert_eq!(places(64), [48, 56, 64]);
+        assert_eq!(places(7), [7, 7, 7]);
+    }
 
     fn valid() -> pb::GenerateRequest {
         pb::GenerateRequest {

@@ -170,6 +170,8 @@ pub struct Load {
     pub step_points: Vec<(f32, f32)>,
     /// It is going away: sessions that can be had elsewhere should be.
     pub draining: bool,
+    /// By priority, how long a session that is opened now stands in line for its first step.
+    pub wait_ms: [u32; Priority::COUNT],
 }
 
 /// What a base worker has to say to one reward worker since its last message.
@@ -472,6 +474,7 @@ impl From<pb::RewardLoad> for Load {
                 .map(|point| (measured(point.rows), measured(point.microseconds)))
                 .collect(),
             draining: wire.draining,
+            wait_ms: std::array::from_fn(|priority| wire.wait_ms.get(priority).copied().unwrap_or(0)),
         }
     }
 }
@@ -494,6 +497,7 @@ impl From<Load> for pb::RewardLoad {
                 .map(|(rows, microseconds)| pb::StepPoint { rows, microseconds })
                 .collect(),
             draining: load.draining,
+            wait_ms: if load.wait_ms == [0; Priority::COUNT] { Vec::new() } else { load.wait_ms.into() },
         }
     }
 }

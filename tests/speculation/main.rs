@@ -74,7 +74,7 @@ impl Scene {
         });
         catalogue.add_plain(PLAIN).unwrap();
         catalogue.add_prompted(PROMPTED, "t7 t8 t9").unwrap();
-        let options = RewardOptions { executor: self.executor() };
+        let options = RewardOptions { executor: self.executor(), ..RewardOptions::default() };
         RewardEngine::start(self.model(2), catalogue, &options, &Metrics::new()).unwrap()
     }
 

@@ -21,6 +21,7 @@ pub struct MemoryStore {
 
 struct Shared {
     table: Mutex<Table>,
+    clock: fn() -> SystemTime,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -48,10 +49,16 @@ struct MemoryHold {
 impl MemoryStore {
     #[must_use]
     pub fn new() -> Self {
+        Self::with_clock(SystemTime::now)
+    }
+
+    /// Generations follow this clock: they grow from one process to the next, and a simulation has none of the machine's.
+    #[must_use]
+    pub fn with_clock(clock: fn() -> SystemTime) -> Self {
         // Revision 0 is for stores that have not been read yet; this one is complete from the start.
         let table = Table { revision: 1, ..Table::default() };
         let snapshots = watch::Sender::new(Arc::new(Snapshot::new([], table.revision)));
-        Self { shared: Arc::new(Shared { table: Mutex::new(table), snapshots }) }
+        Self { shared: Arc::new(Shared { table: Mutex::new(table), clock, snapshots }) }
     }
 }
 
@@ -67,7 +74,7 @@ impl MemberStore for MemoryStore {
         record::check_id(id)?;
         let mut table = self.shared.open_table()?;
         // One count for all ids grows for each of them.
-        table.generation_last = record::generation_after(table.generation_last, SystemTime::now());
+        table.generation_last = record::generation_after(table.generation_last, (self.shared.clock)());
         Ok(Generation(table.generation_last))
     }
 

@@ -171,6 +171,10 @@ pub struct SchedulerStats {
     pub waiting: usize,
     /// Sequences that hold blocks.
     pub running: usize,
+    /// How often a sequence got a running place.
+    pub admitted: u64,
+    /// The latest plan left somebody in line for want of a place, of blocks or of budget.
+    pub is_full: bool,
     pub total_blocks: usize,
     /// Blocks that nobody holds; some of them may still be found by a prefix.
     pub free_blocks: usize,
@@ -198,6 +202,8 @@ pub struct Scheduler {
     step: u64,
     turns: u64,
     arrivals: u64,
+    admitted: u64,
+    is_full: bool,
     preemptions: u64,
     prefix_query_tokens: u64,
     prefix_hit_tokens: u64,
@@ -239,6 +245,8 @@ impl Scheduler {
             step: 0,
             turns: 0,
             arrivals: 0,
+            admitted: 0,
+            is_full: false,
             preemptions: 0,
             prefix_query_tokens: 0,
             prefix_hit_tokens: 0,
@@ -321,6 +329,12 @@ impl Scheduler {
         self.sequences.get(&id).map(|sequence| sequence.tokens.as_slice())
     }
 
+    /// How many of those in line a new sequence of this priority would find before it. None while the latest plan had
+    /// room for all: whoever has come since begins in the next one.
+    pub fn ahead(&self, priority: Priority) -> usize {
+        if self.is_full { self.waiting.until(priority) } else { 0 }
+    }
+
     /// When the next sequence expires: the latest time for the next plan.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.deadlines.first().map(|&(deadline, _)| deadline)
@@ -334,6 +348,8 @@ impl Scheduler {
         SchedulerStats {
             waiting: self.sequences.len() - self.running.len(),
             running: self.running.len(),
+            admitted: self.admitted,
+            is_full: self.is_full,
             total_blocks: self.pool.total(),
             free_blocks: self.pool.free(),
             cached_blocks: self.pool.findable(),

@@ -5,13 +5,15 @@ pub mod prompt;
 
 use std::{
     collections::HashMap,
+    fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use uniarm_decode::{
     drafting::{CostMeter, StepCost},
     scheduler::{
-        AddError, ExtendError, NewSequence, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
+        AddError, ExtendError, NewSequence, Priority, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
     },
 };
 use uniarm_model::{Conditioned, Forward, ModelError, Row};
@@ -26,8 +28,13 @@ pub struct Executor {
     /// Block tables of the step's rows, one after the other; reused.
     blocks: Vec<u32>,
     costs: CostMeter,
+    clock: Clock,
     started: Instant,
 }
+
+/// What an executor tells the time by: the machine's clock, or one that a simulation holds.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
 
 /// Rows of the steps that are timed before work begins.
 const TRIAL_ROWS: [usize; 5] = [1, 2, 4, 8, 16];
@@ -50,6 +57,7 @@ pub struct ExecutorOptions {
     /// Sequences that wait for their first step.
     pub waiting_max: usize,
     pub prefix_cache: bool,
+    pub clock: Clock,
 }
 
 /// What one step did.
@@ -70,11 +78,42 @@ pub fn context_tokens(forward: &dyn Forward) -> usize {
     forward.context_tokens().min(forward.blocks() * forward.block_tokens())
 }
 
+// === impl Clock ===
+
+impl Clock {
+    pub fn new(now: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    fn now(&self) -> Instant {
+        (self.0)()
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new(Instant::now)
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
 // === impl ExecutorOptions ===
 
 impl Default for ExecutorOptions {
     fn default() -> Self {
-        Self { step_tokens: 512, prefill_chunk: 256, running_max: 256, waiting_max: 1024, prefix_cache: true }
+        Self {
+            step_tokens: 512,
+            prefill_chunk: 256,
+            running_max: 256,
+            waiting_max: 1024,
+            prefix_cache: true,
+            clock: Clock::default(),
+        }
     }
 }
 
@@ -86,7 +125,7 @@ impl Executor {
     /// # Errors
     /// When the model cannot compute these steps.
     pub fn new(mut forward: Box<dyn Forward>, options: &ExecutorOptions) -> Result<Self, ModelError> {
-        let costs = time_trials(&mut *forward)?;
+        let costs = time_trials(&mut *forward, &options.clock)?;
         let scheduler = Scheduler::new(SchedulerOptions {
             block_tokens: forward.block_tokens(),
             blocks: forward.blocks(),
@@ -103,7 +142,8 @@ impl Executor {
             logits: Vec::new(),
             blocks: Vec::new(),
             costs,
-            started: Instant::now(),
+            clock: options.clock.clone(),
+            started: options.clock.now(),
         })
     }
 
@@ -119,7 +159,12 @@ impl Executor {
 
     /// Time as the scheduler counts it; deadlines of sequences are on this clock.
     pub fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.instant() - self.started
+    }
+
+    /// Now, on the clock that this executor was given.
+    pub fn instant(&self) -> Instant {
+        self.clock.now()
     }
 
     /// The scheduler's time of an instant; one that has passed already is zero.
@@ -174,6 +219,11 @@ impl Executor {
         self.scheduler.cached_tokens(id)
     }
 
+    /// How many of those in line a new sequence of this priority would find before it.
+    pub fn ahead(&self, priority: Priority) -> usize {
+        self.scheduler.ahead(priority)
+    }
+
     pub fn stats(&self) -> SchedulerStats {
         self.scheduler.stats()
     }
@@ -188,21 +238,21 @@ impl Executor {
         &mut self,
         mut deliver: impl FnMut(SequenceId, usize, &[f32]),
     ) -> Result<StepReport, ModelError> {
-        let began = Instant::now();
+        let began = self.instant();
         let plan = self.scheduler.plan(self.now());
         let mut report = StepReport {
             sequences: plan.rows.iter().map(|row| row.sequence).collect(),
             tokens: plan.rows.iter().map(|row| row.tokens.len()).sum(),
             preempted: plan.preempted.len(),
             expired: plan.expired.clone(),
-            schedule: began.elapsed(),
+            schedule: self.instant() - began,
             ..StepReport::default()
         };
         if plan.rows.is_empty() {
             return Ok(report);
         }
 
-        let began = Instant::now();
+        let began = self.instant();
         self.blocks.clear();
         self.blocks.extend(plan.rows.iter().flat_map(|row| &row.blocks).map(|block| block.0));
         let mut tables = self.blocks.as_slice();
@@ -218,7 +268,7 @@ impl Executor {
             })
             .collect();
         self.forward.forward(&rows, &mut self.logits)?; // (wanted rows, vocabulary)
-        report.forward = began.elapsed();
+        report.forward = self.instant() - began;
         self.costs.observe(report.tokens, report.forward.as_secs_f64());
 
         let mut wanted = self.logits.chunks_exact(self.forward.vocabulary());
@@ -234,7 +284,7 @@ impl Executor {
 }
 
 /// Times steps of few rows, before any sequence lives in the cache.
-fn time_trials(forward: &mut dyn Forward) -> Result<CostMeter, ModelError> {
+fn time_trials(forward: &mut dyn Forward, clock: &Clock) -> Result<CostMeter, ModelError> {
     let tables: Vec<[u32; 1]> = (0..forward.blocks() as u32).map(|block| [block]).collect();
     let mut logits = Vec::new();
     let mut costs = CostMeter::default();
@@ -246,9 +296,9 @@ fn time_trials(forward: &mut dyn Forward) -> Result<CostMeter, ModelError> {
         forward.forward(&rows, &mut logits)?; // memory is touched for the first time
         let mut fastest = Duration::MAX;
         for _ in 0..TRIAL_REPEATS {
-            let began = Instant::now();
+            let began = clock.now();
             forward.forward(&rows, &mut logits)?;
-            fastest = fastest.min(began.elapsed());
+            fastest = fastest.min(clock.now() - began);
             if fastest > TRIAL_LONGEST {
                 break;
             }

@@ -70,7 +70,8 @@ impl Base {
 
     /// A placed request arrives: it takes a permit, or its router hears that there is none.
     pub(crate) fn receive(&mut self, request: usize, now: Duration, world: &mut World<'_>) {
-        if self.requests >= world.setup.base_requests_max {
+        let priority = uniarm_proto::Priority::from(world.arrivals[request].priority);
+        if self.requests >= priority.places(world.setup.base_requests_max) {
             world.queue.push(now + world.setup.front.transit(0), Event::Refused { request });
         } else {
             self.requests += 1;

@@ -49,7 +49,8 @@ impl Front {
     pub(crate) fn arrive(&mut self, request: usize, now: std::time::Duration, world: &mut World<'_>) {
         let number = request % self.routers.len();
         let router = &mut self.routers[number];
-        if router.under_way >= world.setup.router_requests_max {
+        let priority = uniarm_proto::Priority::from(world.arrivals[request].priority);
+        if router.under_way >= priority.places(world.setup.router_requests_max) {
             world.requests[request].outcome = Some(Outcome::Refused);
             return;
         }

@@ -1,9 +1,12 @@
 //! A placed request becomes what the engine works with: token ids, settings, a deadline. Off the engine's thread,
 //! because tokenising a long prompt must not hold up a step.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::Instant,
+};
 use uniarm_decode::sampling::Sampling;
 use uniarm_engine::prompt::{Prompt, Reader};
 use uniarm_model::{ChatTemplate, Message, Tokenizer};

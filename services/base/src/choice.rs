@@ -2,9 +2,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use uniarm_decode::{
     Choice as Verdict, Chooser, History, Noise, Position, Sampling, TextStream, guidance::log_sum_exp,
     guidance::top_list, guidance::weigh_base, scheduler::SequenceId,

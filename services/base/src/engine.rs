@@ -8,11 +8,11 @@ mod begin;
 mod sessions;
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::mpsc,
-    time::{Duration, Instant},
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{self, Duration},
 };
 
+use tokio::time::Instant;
 use uniarm_decode::{
     Chooser,
     alignment::{Alignment, Group},
@@ -20,11 +20,16 @@ use uniarm_decode::{
 };
 use uniarm_engine::Executor;
 use uniarm_proto::{Event, Refusal, ReplyBatch, SessionId, pb};
+use uniarm_runtime::{
+    drain::{DrainRate, Line},
+    drive::{Commands, Turn, Turned},
+};
 
 use crate::{
     accept::{Accepted, SharedSettings},
     choice::{Choice, Chosen, Mode, RequestKey, Rules, ends},
     guide::{Epoch, LinkId, Links},
+    handle::RetryAfter,
     metrics::{BaseMetrics, OutcomeLabel, VerdictLabel},
     pacing::Pacing,
     request::Request,
@@ -38,9 +43,6 @@ const STALLED_WAIT: Duration = Duration::from_millis(5);
 
 /// Tokens of an answer after which its pace is looked at again.
 const PACE_TOKENS: usize = 8;
-
-/// What a refused client is told to wait: about the time in which a busy worker finishes a request.
-pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The inbox has no bound of its own: requests are bounded by their permits, and a session has at most two replies
 /// outstanding.
@@ -73,14 +75,18 @@ pub(crate) struct Engine {
     pacing: Pacing,
     alignment: Alignment<LinkId>,
     runtime: tokio::runtime::Handle,
-    requests: HashMap<RequestKey, Request>,
-    choices: HashMap<SequenceId, Choice>,
+    /// In an order: what is done for all of them is done in the same order in every run.
+    requests: BTreeMap<RequestKey, Request>,
+    choices: BTreeMap<SequenceId, Choice>,
     sessions: HashMap<SessionId, (SequenceId, usize)>,
     next_request: u64,
     next_sequence: u64,
     next_session: u64,
     /// When streams of workers that are going away were looked at.
     left_at: Option<Instant>,
+    drain: DrainRate,
+    line: Line,
+    retry_after: RetryAfter,
     metrics: BaseMetrics,
 }
 
@@ -92,6 +98,7 @@ impl Engine {
         executor: Executor,
         (links, pacing): (Links, Pacing),
         runtime: tokio::runtime::Handle,
+        retry_after: RetryAfter,
         metrics: BaseMetrics,
     ) -> Self {
         Self {
@@ -102,41 +109,17 @@ impl Engine {
             pacing,
             alignment: Alignment::default(),
             runtime,
-            requests: HashMap::new(),
-            choices: HashMap::new(),
+            requests: BTreeMap::new(),
+            choices: BTreeMap::new(),
             sessions: HashMap::new(),
             next_request: 0,
             next_sequence: 0,
             next_session: 0,
             left_at: None,
+            drain: DrainRate::default(),
+            line: Line::default(),
+            retry_after,
             metrics,
-        }
-    }
-
-    /// Runs until the last handle is gone.
-    pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>) {
-        let mut busy = false;
-        loop {
-            if !busy {
-                let wait = if self.requests.is_empty() { IDLE_WAIT } else { STALLED_WAIT };
-                match commands.recv_timeout(wait) {
-                    Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                    Ok(command) => self.apply(command),
-                    Err(mpsc::RecvTimeoutError::Timeout) => {}
-                }
-            }
-            while let Ok(command) = commands.try_recv() {
-                if matches!(command, Command::Stop) {
-                    return;
-                }
-                self.apply(command);
-            }
-            self.look_after_requests();
-            self.decide_all();
-            self.feed_all();
-            self.links.flush();
-            busy = self.step();
-            self.report();
         }
     }
 
@@ -145,11 +128,11 @@ impl Engine {
             Command::Start(accepted) => self.start(*accepted),
             Command::Replies { link, batch } => {
                 if let Some(load) = &batch.load {
-                    self.pacing.on_load(link, load);
+                    self.pacing.on_load(link, load, Instant::now());
                     self.links.set_leaving(link, load.draining);
                 }
                 for (session, generation, reply) in batch.replies {
-                    self.on_reply(session, generation, reply);
+                    self.on_reply(link, (session, generation), reply);
                 }
             }
             Command::LinkUp { link, epoch } => self.links.came_up(link, epoch),
@@ -195,7 +178,7 @@ impl Engine {
 
     /// Streams whose sequences wait for each other.
     fn held_links(&mut self) -> Vec<LinkId> {
-        let mut groups: HashMap<LinkId, Group> = HashMap::new();
+        let mut groups: BTreeMap<LinkId, Group> = BTreeMap::new();
         for choice in self.choices.values() {
             if let Some(link) = choice.lock_step_link() {
                 let group = groups.entry(link).or_default();
@@ -340,6 +323,10 @@ impl Engine {
             Ok(()) => "ok",
             Err(refusal) => refusal.code.name(),
         };
+        // Who never had a place gives none back.
+        let done = u64::from(request.planned_at.is_some());
+        self.drain.observe(self.executor.now(), done, !self.requests.is_empty());
+        self.retry_after.set(self.drain.retry_after());
         self.metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
         request.log(outcome);
         match result {
@@ -398,10 +385,43 @@ impl Engine {
         true
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         let stats = self.executor.stats();
+        self.line.observe(self.executor.now(), stats.admitted, stats.is_full);
+        self.metrics.held.set(self.requests.len() as i64);
         self.metrics.running.set(stats.running as i64);
         self.metrics.waiting.set(stats.waiting as i64);
         self.metrics.free_blocks.set(stats.free_blocks as i64);
+    }
+}
+
+impl Turn for Engine {
+    type Command = Command;
+
+    fn turn(&mut self, commands: &mut Commands<Command>) -> Turned {
+        while let Some(command) = commands.take() {
+            if matches!(command, Command::Stop) {
+                return Turned::Ended;
+            }
+            self.apply(command);
+        }
+        if commands.is_closed() {
+            return Turned::Ended;
+        }
+        self.look_after_requests();
+        self.decide_all();
+        self.feed_all();
+        self.links.flush();
+        let busy = self.step();
+        self.report();
+        if busy { Turned::Busy } else { Turned::Idle }
+    }
+
+    fn patience(&self) -> Duration {
+        if self.requests.is_empty() { IDLE_WAIT } else { STALLED_WAIT }
+    }
+
+    fn now(&self) -> time::Instant {
+        self.executor.instant()
     }
 }

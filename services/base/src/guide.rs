@@ -3,16 +3,27 @@
 //! The engine pushes operations without waiting and hears of replies, of a stream that came up and of one that went
 //! down through its inbox. Each life of a stream has an epoch: operations meant for an earlier life are dropped.
 
-use std::time::{Duration, Instant};
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, sync::mpsc::Sender};
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use uniarm_proto::{
-    OpBatch, ProtocolError, ReplyBatch, RewardWorker, SessionGeneration, SessionId, SessionOp, client, pb,
+    Dice, OpBatch, ProtocolError, ReplyBatch, RewardWorker, SessionGeneration, SessionId, SessionOp,
+    client::{self, Dialer},
+    pb,
     session::{op_to_wire, reply_from_wire},
 };
+use uniarm_runtime::drive::Inbox;
 
 use crate::engine::Command;
 
@@ -56,9 +67,11 @@ pub enum LinkError {
 
 /// Dials reward workers over gRPC.
 #[derive(Default)]
-pub struct GrpcScorer;
+pub struct GrpcScorer {
+    pub dialer: Dialer,
+}
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct LinkId(u64);
 
 /// One life of a stream.
@@ -68,10 +81,11 @@ pub(crate) struct Epoch(u64);
 /// The engine's side of all streams.
 pub(crate) struct Links {
     scorer: Arc<dyn Scorer>,
+    dice: Dice,
     runtime: tokio::runtime::Handle,
-    inbox: Sender<Command>,
+    inbox: Inbox<Command>,
     by_worker: HashMap<RewardWorker, LinkId>,
-    links: HashMap<LinkId, LinkHandle>,
+    links: BTreeMap<LinkId, LinkHandle>,
     next: u64,
 }
 
@@ -99,15 +113,15 @@ enum LinkState {
 
 impl Scorer for GrpcScorer {
     fn dial(&self, worker: &RewardWorker) -> DialFuture {
-        let worker = worker.clone();
+        let (worker, dialer) = (worker.clone(), self.dialer.clone());
         Box::pin(async move {
             let unreachable = |reason: String| LinkError::Unreachable {
                 worker: worker.member.to_string(),
                 address: worker.address.clone(),
                 reason,
             };
-            let endpoint = client::endpoint(&worker.address).map_err(|e| unreachable(e.to_string()))?;
-            let channel = endpoint.connect().await.map_err(|error| unreachable(reason_of(&error)))?;
+            let channel = dialer.connect(&worker.address).await;
+            let channel = channel.map_err(|error| unreachable(reason_of(&error)))?;
             let (ops, outgoing) = mpsc::channel::<OpBatch>(OUTGOING_MESSAGES_MAX);
             let outgoing = ReceiverStream::new(outgoing).map(ops_to_wire);
             let response = client::reward(channel).exchange(outgoing).await;
@@ -169,10 +183,11 @@ fn reason_of(error: &dyn std::error::Error) -> String {
 impl Links {
     pub(crate) fn new(
         scorer: Arc<dyn Scorer>,
+        dice: Dice,
         runtime: tokio::runtime::Handle,
-        inbox: Sender<Command>,
+        inbox: Inbox<Command>,
     ) -> Self {
-        Self { scorer, runtime, inbox, by_worker: HashMap::new(), links: HashMap::new(), next: 0 }
+        Self { scorer, dice, runtime, inbox, by_worker: HashMap::new(), links: BTreeMap::new(), next: 0 }
     }
 
     /// The stream to `worker`; a new one is dialled.
@@ -187,6 +202,7 @@ impl Links {
             id,
             worker: worker.clone(),
             scorer: Arc::clone(&self.scorer),
+            dice: self.dice.clone(),
             ops: incoming,
             inbox: self.inbox.clone(),
         };
@@ -206,6 +222,11 @@ impl Links {
     pub(crate) fn is_well(&self, worker: &RewardWorker) -> bool {
         let link = self.by_worker.get(worker).and_then(|id| self.links.get(id));
         link.is_none_or(|link| !link.is_leaving && !matches!(link.state, LinkState::Down { .. }))
+    }
+
+    /// The stream to a worker, if there is one.
+    pub(crate) fn known(&self, worker: &RewardWorker) -> Option<LinkId> {
+        self.by_worker.get(worker).copied()
     }
 
     /// Who serves a reward model now; empty: nobody knows.
@@ -303,8 +324,9 @@ struct LinkTask {
     id: LinkId,
     worker: RewardWorker,
     scorer: Arc<dyn Scorer>,
+    dice: Dice,
     ops: mpsc::UnboundedReceiver<(Epoch, OpBatch)>,
-    inbox: Sender<Command>,
+    inbox: Inbox<Command>,
 }
 
 // === impl LinkTask ===
@@ -329,10 +351,11 @@ impl LinkTask {
                 return;
             }
             // Base workers that lost one reward worker together do not come back to it together.
-            let rest = tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..=1.0)));
+            let rest = tokio::time::sleep(wait.mul_f64(0.5 + 0.5 * self.dice.roll::<f64>()));
             tokio::pin!(rest);
             loop {
                 tokio::select! {
+                    biased;
                     () = &mut rest => break,
                     stale = self.ops.recv() => if stale.is_none() { return },
                 }
@@ -346,6 +369,7 @@ impl LinkTask {
         self.inbox.send(Command::LinkUp { link: self.id, epoch }).ok()?;
         loop {
             tokio::select! {
+                biased;
                 batch = self.ops.recv() => {
                     let (meant_for, batch) = batch?;
                     if meant_for == epoch && stream.ops.send(batch).await.is_err() {

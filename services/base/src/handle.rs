@@ -3,35 +3,43 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
-    time::Instant,
+    time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
 use uniarm_engine::{Executor, ExecutorOptions};
 use uniarm_model::{Forward, ModelError};
-use uniarm_proto::{Event, Placed, Refusal};
-use uniarm_runtime::Metrics;
+use uniarm_proto::{Dice, Event, Placed, Refusal};
+use uniarm_runtime::{
+    Metrics,
+    drain::DrainRate,
+    drive::{Driver, Inbox, drive, inbox},
+};
 
 use crate::{
     accept::{Accepted, SharedSettings, decode_sampling},
-    engine::{Command, Engine, RETRY_AFTER},
+    engine::{Command, Engine},
     guide::{Links, Scorer},
     metrics::BaseMetrics,
     outlet::OUTLET_EVENTS_MAX,
     pacing::{PaceOptions, Pacing},
 };
 
-/// Limits of a base worker.
-#[derive(Debug, Clone)]
+/// Limits of a base worker, and how it is run.
+#[derive(Clone)]
 pub struct BaseOptions {
     pub executor: ExecutorOptions,
     /// Requests that it holds at once, running or waiting.
     pub requests_max: usize,
     pub pace: PaceOptions,
+    pub driver: Driver,
+    /// Of the waits before a lost reward worker is dialled again.
+    pub dice: Dice,
 }
 
 /// Starts engines.
@@ -50,20 +58,34 @@ pub enum StartError {
 #[derive(Clone)]
 pub struct BaseHandle {
     settings: SharedSettings,
-    inbox: mpsc::Sender<Command>,
+    inbox: Inbox<Command>,
     permits: Arc<Semaphore>,
+    requests_max: usize,
     is_draining: Arc<AtomicBool>,
+    retry_after: RetryAfter,
     _stop: Arc<StopOnDrop>,
 }
 
+/// What a refused client is told to wait, as the engine sees it.
+#[derive(Clone)]
+pub(crate) struct RetryAfter {
+    milliseconds: Arc<AtomicU64>,
+}
+
 /// Stops the engine with the last handle: the inbox alone cannot tell, because the streams hold it too.
-struct StopOnDrop(mpsc::Sender<Command>);
+struct StopOnDrop(Inbox<Command>);
 
 // === impl BaseOptions ===
 
 impl Default for BaseOptions {
     fn default() -> Self {
-        Self { executor: ExecutorOptions::default(), requests_max: 1024, pace: PaceOptions::default() }
+        Self {
+            executor: ExecutorOptions::default(),
+            requests_max: 1024,
+            pace: PaceOptions::default(),
+            driver: Driver::default(),
+            dice: Dice::default(),
+        }
     }
 }
 
@@ -82,21 +104,25 @@ impl BaseEngine {
         options: &BaseOptions,
         metrics: &Metrics,
     ) -> Result<BaseHandle, StartError> {
-        let (inbox, commands) = mpsc::channel();
+        let (inbox, commands) = inbox();
         let settings = Arc::new(settings);
         let runtime = tokio::runtime::Handle::current();
         let pace = if forward.is_shared() { options.pace.fused() } else { options.pace };
         let executor = Executor::new(forward, &options.executor)?;
-        let links = Links::new(scorer, runtime.clone(), inbox.clone());
+        let links = Links::new(scorer, options.dice.clone(), runtime.clone(), inbox.clone());
         let guide = (links, Pacing::new(pace));
-        let engine = Engine::new(Arc::clone(&settings), executor, guide, runtime, BaseMetrics::new(metrics));
-        thread::Builder::new().name("base-engine".into()).spawn(move || engine.run(&commands))?;
+        let retry_after = RetryAfter::default();
+        let (shared, own) = (Arc::clone(&settings), BaseMetrics::new(metrics));
+        let engine = Engine::new(shared, executor, guide, runtime, retry_after.clone(), own);
+        drive(options.driver, "base-engine", engine, commands)?;
         let _stop = Arc::new(StopOnDrop(inbox.clone()));
         Ok(BaseHandle {
             settings,
             inbox,
             permits: Arc::new(Semaphore::new(options.requests_max)),
+            requests_max: options.requests_max,
             is_draining: Arc::default(),
+            retry_after,
             _stop,
         })
     }
@@ -113,17 +139,21 @@ impl BaseHandle {
         &self,
         placed: Placed,
         deadline: Option<Instant>,
-    ) -> Result<async_mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
+    ) -> Result<mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
         let accepted_at = Instant::now();
-        let permit = self.admit()?;
+        let permit = self.admit(&placed)?;
         self.settings.check(&placed)?;
         let seed = placed.request.sampling.seed;
         let seed = seed.ok_or_else(|| Refusal::invalid("sampling.seed", "must be drawn by the router"))?;
         let input = placed.request.input.clone();
-        let settings = Arc::clone(&self.settings);
-        let prompt = tokio::task::spawn_blocking(move || settings.read(&input)).await;
-        let prompt = prompt.map_err(|_| Refusal::internal("reading the prompt panicked"))??;
-        let (events, receiver) = async_mpsc::channel(OUTLET_EVENTS_MAX);
+        let prompt = if input.is_tokens() {
+            self.settings.read(&input)?
+        } else {
+            let settings = Arc::clone(&self.settings);
+            let prompt = tokio::task::spawn_blocking(move || settings.read(&input)).await;
+            prompt.map_err(|_| Refusal::internal("reading the prompt panicked"))??
+        };
+        let (events, receiver) = mpsc::channel(OUTLET_EVENTS_MAX);
         let accepted = Accepted {
             prompt,
             seed,
@@ -141,6 +171,11 @@ impl BaseHandle {
         Ok(receiver)
     }
 
+    /// Requests that hold a place, from the first look at them to their last event.
+    pub fn places_taken(&self) -> usize {
+        self.requests_max - self.permits.available_permits()
+    }
+
     /// From here on new requests are refused, so that their routers place them elsewhere.
     pub fn begin_drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
@@ -151,18 +186,41 @@ impl BaseHandle {
         let _ = self.inbox.send(Command::HandOver);
     }
 
-    /// A place for a request, or the reason why there is none.
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    /// A place for a request, or the reason why there is none. What has begun elsewhere may have any: its client has
+    /// waited already.
+    fn admit(&self, placed: &Placed) -> Result<OwnedSemaphorePermit, Refusal> {
         if self.is_draining.load(Ordering::Relaxed) {
             return Err(Refusal::draining());
         }
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            Refusal::exhausted(
-                "base_queue_full",
-                "this base worker holds as many requests as it may",
-                RETRY_AFTER,
-            )
+        let has_begun = placed.progress.tokens() > 0;
+        let most =
+            if has_begun { self.requests_max } else { placed.request.priority.places(self.requests_max) };
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        permit.filter(|_| self.places_taken() <= most).ok_or_else(|| {
+            let message =
+                format!("this base worker holds as many requests of this priority as it may: {most}");
+            Refusal::exhausted("base_queue_full", message, self.retry_after.get())
         })
+    }
+}
+
+// === impl RetryAfter ===
+
+impl RetryAfter {
+    pub(crate) fn set(&self, wait: Duration) {
+        self.milliseconds.store(wait.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_millis(self.milliseconds.load(Ordering::Relaxed))
+    }
+}
+
+impl Default for RetryAfter {
+    fn default() -> Self {
+        let retry_after = Self { milliseconds: Arc::default() };
+        retry_after.set(DrainRate::default().retry_after());
+        retry_after
     }
 }
 

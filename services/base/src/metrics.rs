@@ -30,6 +30,7 @@ pub(crate) struct VerdictLabel {
 #[derive(Clone)]
 pub(crate) struct BaseMetrics {
     pub(crate) requests: Family<OutcomeLabel, Counter>,
+    pub(crate) held: Gauge,
     pub(crate) running: Gauge,
     pub(crate) waiting: Gauge,
     pub(crate) free_blocks: Gauge,
@@ -70,6 +71,7 @@ impl BaseMetrics {
         let seconds = &buckets::SECONDS;
         Self {
             requests: metrics.register("requests", "Requests that ended, by outcome", Family::default()),
+            held: metrics.gauge("requests_held", "Requests that are here, running or waiting"),
             running: metrics.gauge("sequences_running", "Sequences that hold cache blocks"),
             waiting: metrics.gauge("sequences_waiting", "Sequences that wait for their first step"),
             free_blocks: metrics.gauge("kv_free_blocks", "Free blocks of the paged cache"),

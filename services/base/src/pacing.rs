@@ -3,9 +3,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use tokio::time::Instant;
 use uniarm_decode::alignment::patience;
 use uniarm_decode::drafting::{Acceptance, DraftMode as Draws, Pace, Situation, StepCost, plan_pace};
-use uniarm_proto::{DraftMode, Load, SessionPace, limits::LIST_LENGTH_MAX};
+use uniarm_proto::{DraftMode, Load, Priority, SessionPace, limits::LIST_LENGTH_MAX};
 
 use crate::{guide::LinkId, term::Term};
 
@@ -35,6 +36,10 @@ const LIST_TOKENS: u32 = 64;
 /// Lists double at most so often, from the configured length on: the next doubling costs more bytes for every token than
 /// the queries that it saves.
 const DOUBLINGS_MAX: u32 = 1;
+
+/// A worker that is busy tells of its line in every step. One that has not for so long may have nothing to do, and
+/// nobody is refused for what it said last.
+const LINE_BELIEVED: Duration = Duration::from_secs(1);
 
 /// How drafting is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,6 +80,9 @@ struct Pool {
     cost: StepCost,
     /// Sessions that are open, of all base workers.
     sessions: f64,
+    /// By priority, how long a session stands in line that is opened now.
+    wait_ms: [u32; Priority::COUNT],
+    heard_at: Instant,
 }
 
 /// A reward model in a role: what it drafts is right less often where other terms have a say.
@@ -129,15 +137,22 @@ impl Pacing {
         Self { options, rewards: HashMap::new(), pools: HashMap::new() }
     }
 
-    pub(crate) fn on_load(&mut self, link: LinkId, load: &Load) {
+    pub(crate) fn on_load(&mut self, link: LinkId, load: &Load, now: Instant) {
         let points = load.step_points.iter();
         let points = points.map(|(rows, microseconds)| (f64::from(*rows), f64::from(*microseconds) * 1e-6));
-        let pool = Pool { cost: StepCost::new(points), sessions: f64::from(load.sessions).max(1.0) };
+        let (cost, sessions) = (StepCost::new(points), f64::from(load.sessions).max(1.0));
+        let pool = Pool { cost, sessions, wait_ms: load.wait_ms, heard_at: now };
         self.pools.insert(link, pool);
     }
 
     pub(crate) fn forget(&mut self, link: LinkId) {
         self.pools.remove(&link);
+    }
+
+    /// How long a session stands in line there that is opened now, as far as is known.
+    pub(crate) fn wait_in_line(&self, link: LinkId, priority: Priority, now: Instant) -> Duration {
+        let pool = self.pools.get(&link).filter(|pool| now - pool.heard_at <= LINE_BELIEVED);
+        pool.map_or(Duration::ZERO, |pool| Duration::from_millis(pool.wait_ms[priority as usize].into()))
     }
 
     /// How long to wait for rows that a worker is computing.

@@ -1,8 +1,8 @@
 //! One running request: what it was accepted with, what it has used, and what its client hears at the end.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uniarm_decode::{Sampling, scheduler::SequenceId};
 use uniarm_proto::{Open, Placed, Sampling as AskedSampling, SessionPace, pb};
 

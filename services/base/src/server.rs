@@ -1,8 +1,9 @@
 //! The gRPC edge of a base worker.
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt as _};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uniarm_proto::{

@@ -7,11 +7,9 @@
 //!
 //! A token that is not what the worker went on with makes a new *branch*: what was computed after it is void.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
 
+use tokio::time::Instant;
 use uniarm_decode::guidance::{NoisyRanking, Term as DecodeTerm, TermLogits, TopList};
 use uniarm_proto::{
     Advance, Answer, Draft, DraftMode, GuidanceTerm, Open, RewardWorker, SessionGeneration, SessionId,

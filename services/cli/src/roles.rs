@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::task::JoinSet;
-use uniarm_base::{GrpcScorer, server::BaseService};
+use uniarm_base::{GrpcScorer, StoreScorer, server::BaseService};
 use uniarm_cluster::{MemberStore, MemoryStore, Registration, RegistrationState, StoreAddress};
 use uniarm_engine::fused::fuse;
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
@@ -20,7 +20,7 @@ use uniarm_runtime::{
 use crate::{
     args::{BaseArgs, EngineArgs, LogArgs, LogForm, ProcessArgs, RewardArgs, RouterArgs, UpArgs},
     demo_adapter::{self, DemoAdapter},
-    local::{LocalScorer, StoreScorer},
+    local::LocalScorer,
     served::Served,
     worker::{self, Loaded},
 };
@@ -70,7 +70,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     for peer in args.base_peer.iter().chain(&args.reward_peer) {
         tokio::spawn(peers::follow(peer.clone(), Arc::clone(&process.store), process.shutdown.clone()));
     }
-    let options = RouterOptions { requests_max: args.requests_max };
+    let options = RouterOptions { requests_max: args.requests_max, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
     let host = args.front.open_host(&service, args.requests_max)?;
     process.http = http.map(|http| http.with_routes(service.http_routes(host)));
@@ -99,7 +99,7 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
 async fn base_alone(process: Process, loaded: Loaded, args: BaseArgs) -> anyhow::Result<()> {
     let flags = (&args.engine, &args.exchange);
     let model = Box::new(loaded.llama);
-    let scorer = Arc::new(StoreScorer::new(GrpcScorer, process.store.watch()));
+    let scorer = Arc::new(StoreScorer::new(GrpcScorer::default(), process.store.watch()));
     let (handle, member) =
         worker::start_base(loaded.files, model, args.name, flags, scorer, &process.metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
@@ -126,7 +126,7 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
         return Ok(());
     };
     let flags = (&args.engine, &args.exchange);
-    let others = StoreScorer::new(GrpcScorer, process.store.watch());
+    let others = StoreScorer::new(GrpcScorer::default(), process.store.watch());
     let scorer = Arc::new(LocalScorer::beside(reward.clone(), reward_member.id.clone(), others));
     let (handle, member) =
         worker::start_base(loaded.files, Box::new(base_model), args.name, flags, scorer, metrics)?;

@@ -229,7 +229,7 @@ pub fn start_reward(
     if catalogue.records().is_empty() {
         catalogue.add_plain(DEFAULT_REWARD)?;
     }
-    let options = RewardOptions { executor: executor_options(engine) };
+    let options = RewardOptions { executor: executor_options(engine), ..RewardOptions::default() };
     let member = Member { capacity: engine.running_max as u32, ..catalogue.member() };
     let handle = RewardEngine::start(model, catalogue, &options, metrics)?;
     Ok((handle, member))

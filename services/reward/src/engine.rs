@@ -1,8 +1,7 @@
 //! The engine: one OS thread owns the model and all sessions, and is fed through an inbox that never blocks it.
 
 use std::{
-    collections::HashMap,
-    sync::mpsc,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -18,6 +17,10 @@ use uniarm_model::Conditioned;
 use uniarm_proto::{
     Advance, Answer, DraftMode, Failure, FailureCode, Load, Priority, ReplyBatch, SessionGeneration,
     SessionId, SessionPace, SessionReply,
+};
+use uniarm_runtime::{
+    drain::Line,
+    drive::{Commands, Turn, Turned},
 };
 
 use crate::{
@@ -37,14 +40,18 @@ type SessionKey = (ConnectionId, SessionId);
 
 pub(crate) struct Engine {
     executor: Executor,
-    sessions: HashMap<SessionKey, Session>,
+    /// In an order: what is done for all of them is done in the same order in every run.
+    sessions: BTreeMap<SessionKey, Session>,
     by_sequence: HashMap<SequenceId, (SessionKey, RowKind)>,
     /// One for each length of a row: a base model may have the shorter vocabulary.
     choosers: HashMap<usize, Chooser>,
-    connections: HashMap<ConnectionId, Peer>,
+    connections: BTreeMap<ConnectionId, Peer>,
     backbone: Bytes,
     next_sequence: u64,
     draining: bool,
+    line: Line,
+    /// Since when it has had nothing to do.
+    idle_since: Option<Instant>,
     metrics: RewardMetrics,
 }
 
@@ -68,37 +75,16 @@ impl Engine {
     pub(crate) fn new(executor: Executor, backbone: [u8; 32], metrics: RewardMetrics) -> Self {
         Self {
             executor,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             by_sequence: HashMap::new(),
             choosers: HashMap::new(),
-            connections: HashMap::new(),
+            connections: BTreeMap::new(),
             backbone: Bytes::copy_from_slice(&backbone),
             next_sequence: 0,
             draining: false,
+            line: Line::default(),
+            idle_since: None,
             metrics,
-        }
-    }
-
-    /// Runs until the last handle and connection are gone.
-    pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>) {
-        let mut busy = false;
-        loop {
-            if !busy {
-                let began = Instant::now();
-                match commands.recv_timeout(IDLE_WAIT) {
-                    Ok(command) => self.apply(command),
-                    Err(mpsc::RecvTimeoutError::Timeout) => {}
-                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                }
-                if !self.sessions.is_empty() {
-                    self.metrics.stall.observe(began.elapsed().as_secs_f64());
-                }
-            }
-            while let Ok(command) = commands.try_recv() {
-                self.apply(command);
-            }
-            busy = self.step();
-            self.flush(busy);
         }
     }
 
@@ -392,6 +378,12 @@ impl Engine {
         }
     }
 
+    /// How long a new session of this priority would stand in line.
+    fn wait_ms(&self, priority: Priority) -> u32 {
+        let wait = self.line.wait(self.executor.ahead(rank(priority)));
+        u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
+    }
+
     fn load(&self) -> Load {
         let stats = self.executor.stats();
         let cost = self.executor.step_cost();
@@ -399,11 +391,47 @@ impl Engine {
         Load {
             step_points: points.collect(),
             draining: self.draining,
+            wait_ms: [Priority::Low, Priority::Normal, Priority::High].map(|priority| self.wait_ms(priority)),
             sessions: self.sessions.len() as u32,
             waiting: stats.waiting as u32,
             free_blocks: stats.free_blocks as u32,
             total_blocks: stats.total_blocks as u32,
         }
+    }
+}
+
+impl Turn for Engine {
+    type Command = Command;
+
+    fn turn(&mut self, commands: &mut Commands<Command>) -> Turned {
+        if let Some(since) = self.idle_since.take()
+            && !self.sessions.is_empty()
+        {
+            self.metrics.stall.observe((self.now() - since).as_secs_f64());
+        }
+        while let Some(command) = commands.take() {
+            self.apply(command);
+        }
+        if commands.is_closed() {
+            return Turned::Ended;
+        }
+        let busy = self.step();
+        let stats = self.executor.stats();
+        self.line.observe(self.executor.now(), stats.admitted, stats.is_full);
+        self.flush(busy);
+        if busy {
+            return Turned::Busy;
+        }
+        self.idle_since = Some(self.now());
+        Turned::Idle
+    }
+
+    fn patience(&self) -> Duration {
+        IDLE_WAIT
+    }
+
+    fn now(&self) -> Instant {
+        self.executor.instant()
     }
 }
 

@@ -1,12 +1,8 @@
 //! What the rest of the process holds of a reward engine: it starts one, and hands operations of base workers to it.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
-    thread,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
@@ -16,7 +12,10 @@ use uniarm_proto::{
     Advance, Failure, FailureCode, ProtocolError, ReplyBatch, SessionGeneration, SessionId, SessionOp,
     SessionPace,
 };
-use uniarm_runtime::Metrics;
+use uniarm_runtime::{
+    Metrics,
+    drive::{Driver, Inbox, drive, inbox},
+};
 
 use crate::{
     catalogue::RewardCatalogue,
@@ -33,6 +32,7 @@ const CONNECTION_BATCHES_MAX: usize = 64;
 #[derive(Debug, Clone, Default)]
 pub struct RewardOptions {
     pub executor: ExecutorOptions,
+    pub driver: Driver,
 }
 
 /// Starts engines.
@@ -42,7 +42,7 @@ pub struct RewardEngine;
 #[derive(Clone)]
 pub struct RewardHandle {
     catalogue: Arc<RewardCatalogue>,
-    inbox: mpsc::Sender<Command>,
+    inbox: Inbox<Command>,
     connections: Arc<AtomicU64>,
 }
 
@@ -115,11 +115,11 @@ impl RewardEngine {
         options: &RewardOptions,
         metrics: &Metrics,
     ) -> Result<RewardHandle, StartError> {
-        let (inbox, commands) = mpsc::channel();
+        let (inbox, commands) = inbox();
         let executor = Executor::new(forward, &options.executor)?;
         let fingerprint = catalogue.backbone.fingerprint;
         let engine = Engine::new(executor, fingerprint, RewardMetrics::new(metrics));
-        thread::Builder::new().name("reward-engine".into()).spawn(move || engine.run(&commands))?;
+        drive(options.driver, "reward-engine", engine, commands)?;
         Ok(RewardHandle { catalogue: Arc::new(catalogue), inbox, connections: Arc::default() })
     }
 }
@@ -154,7 +154,8 @@ impl Connection {
     pub async fn submit(&self, ops: Vec<IncomingOp>) {
         let credit = Arc::clone(&self.credits).acquire_owned().await;
         let _credit = credit.expect("the semaphore is never closed");
-        let ready = if ops.iter().any(|(_, _, op)| matches!(op, Ok(SessionOp::Open(_)))) {
+        let is_slow = |op: &IncomingOp| matches!(&op.2, Ok(SessionOp::Open(open)) if !open.input.is_tokens());
+        let ready = if ops.iter().any(is_slow) {
             let catalogue = Arc::clone(&self.handle.catalogue);
             let prepared = tokio::task::spawn_blocking(move || ready_ops(&catalogue, ops)).await;
             match prepared {

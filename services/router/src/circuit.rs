@@ -10,9 +10,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use uniarm_cluster::Snapshot;
 use uniarm_proto::{Generation, Member, MemberId};
 

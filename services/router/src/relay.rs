@@ -1,25 +1,23 @@
 //! One request over its attempts: placed, sent to a base worker, and placed again with its tokens so far when that one
 //! is lost. The client sees one stream.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream::unfold};
 use parking_lot::Mutex;
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{sleep, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming, transport::Channel};
 use uniarm_cluster::{Snapshot, SnapshotReceiver};
 use uniarm_proto::{
-    Event, Fault, GenerateRequest, Generation, Member, MemberId, Placed, Progress, Refusal, client, pb,
+    Dice, Event, Fault, GenerateRequest, Generation, Member, MemberId, Placed, Progress, Refusal,
+    client::{self, Dialer},
+    pb,
 };
-use uniarm_runtime::trace;
+use uniarm_runtime::{drain::DrainRate, trace};
 
 use crate::{
     circuit::Circuits,
@@ -35,7 +33,9 @@ const DEADLINE_GRACE: Duration = Duration::from_millis(500);
 /// Connections to base workers, one for each life of a member.
 #[derive(Clone, Default)]
 pub(crate) struct Channels {
-    open: Arc<Mutex<HashMap<(MemberId, Generation), Channel>>>,
+    dialer: Dialer,
+    /// In an order: connections that are given up together close in the same order in every run.
+    open: Arc<Mutex<BTreeMap<(MemberId, Generation), Channel>>>,
 }
 
 /// What relaying needs of the router.
@@ -46,9 +46,18 @@ pub(crate) struct Relay {
     pub(crate) loads: LoadTable,
     pub(crate) circuits: Arc<Mutex<Circuits>>,
     pub(crate) budget: Arc<Mutex<RetryBudget>>,
+    pub(crate) dice: Dice,
+    pub(crate) drain: Arc<Mutex<DrainMeter>>,
     pub(crate) metrics: RouterMetrics,
     /// This router is leaving: streams end, and their clients go on at another one.
     pub(crate) hand_over: CancellationToken,
+}
+
+/// How fast requests end here.
+pub(crate) struct DrainMeter {
+    began: Instant,
+    under_way: usize,
+    rate: DrainRate,
 }
 
 /// What a client asked for, and how far it has come elsewhere.
@@ -87,6 +96,10 @@ struct Attempt {
 // === impl Channels ===
 
 impl Channels {
+    pub(crate) fn over(dialer: Dialer) -> Self {
+        Self { dialer, open: Arc::default() }
+    }
+
     /// A channel to this life of the member; it connects when it is used.
     fn to(&self, member: &Member, snapshot: &Snapshot) -> Result<Channel, Refusal> {
         let mut open = self.open.lock();
@@ -97,10 +110,9 @@ impl Channels {
         if let Some(channel) = open.get(&key) {
             return Ok(channel.clone());
         }
-        let endpoint = client::endpoint(&member.address).map_err(|error| {
+        let channel = self.dialer.channel(&member.address).map_err(|error| {
             Refusal::internal(format!("the address {:?} of {} is wrong: {error}", member.address, member.id))
         })?;
-        let channel = endpoint.connect_lazy();
         open.insert(key, channel.clone());
         Ok(channel)
     }
@@ -125,11 +137,34 @@ impl Relay {
     }
 }
 
+// === impl DrainMeter ===
+
+impl DrainMeter {
+    pub(crate) fn new() -> Self {
+        Self { began: Instant::now(), under_way: 0, rate: DrainRate::default() }
+    }
+
+    pub(crate) fn retry_after(&self) -> Duration {
+        self.rate.retry_after()
+    }
+
+    fn on_begin(&mut self) {
+        self.rate.observe(self.began.elapsed(), 0, true);
+        self.under_way += 1;
+    }
+
+    fn on_end(&mut self) {
+        self.under_way -= 1;
+        self.rate.observe(self.began.elapsed(), 1, self.under_way > 0);
+    }
+}
+
 // === impl Relayed ===
 
 impl Relayed {
     fn new(relay: Relay, asked: Asked, permit: OwnedSemaphorePermit) -> Self {
         relay.metrics.under_way.inc();
+        relay.drain.lock().on_begin();
         Self {
             relay,
             request: asked.request,
@@ -235,7 +270,7 @@ impl Relayed {
                 Ok(placement) => placement,
                 Err(refusal) => {
                     let lost_for = self.lost_for();
-                    match self.recovery.on_nobody(lost_for, rand::random()) {
+                    match self.recovery.on_nobody(lost_for, self.relay.dice.roll()) {
                         Next::Again(wait) => self.pause(wait).await?,
                         // When every worker has failed, what the last one said is the better answer.
                         Next::GiveUp => return Err(last.unwrap_or_else(|| refusal.into())),
@@ -261,7 +296,7 @@ impl Relayed {
     fn placement(&mut self, snapshot: &Snapshot) -> Result<Placement, Refusal> {
         let sick = self.relay.circuits.lock().sick(Instant::now(), snapshot);
         let avoid = self.recovery.failed.union(&sick).cloned().collect();
-        let dice = [rand::random(), rand::random()];
+        let dice = [self.relay.dice.roll(), self.relay.dice.roll()];
         let loads = &self.relay.loads;
         let mut placement = match &self.placed {
             None => place(snapshot, &self.request, loads, dice, &avoid)?,
@@ -296,12 +331,12 @@ impl Relayed {
             return Err(late());
         }
         if fault == Fault::Connection {
-            self.relay.circuits.lock().on_loss(base, now, rand::random());
+            self.relay.circuits.lock().on_loss(base, now, self.relay.dice.roll());
         }
         let lost_for = self.lost_for();
         let next = {
             let mut budget = self.relay.budget.lock();
-            self.recovery.on_loss(&base.id, fault, lost_for, &mut budget, rand::random())
+            self.recovery.on_loss(&base.id, fault, lost_for, &mut budget, self.relay.dice.roll())
         };
         match next {
             Next::Again(wait) => {
@@ -320,7 +355,8 @@ impl Relayed {
 
     async fn pause(&self, wait: Duration) -> Result<(), Status> {
         if self.deadline.is_some_and(|deadline| Instant::now() + wait >= deadline) {
-            return Err(late());
+            let reason = "nobody could take it, and it would pass before the next try";
+            return Err(Refusal::unmeetable(format!("the deadline cannot be met: {reason}")).into());
         }
         sleep(wait).await;
         Ok(())
@@ -330,6 +366,7 @@ impl Relayed {
 impl Drop for Relayed {
     fn drop(&mut self) {
         self.relay.metrics.under_way.dec();
+        self.relay.drain.lock().on_end();
         if let Some(outcome) = self.outcome {
             self.relay.metrics.ended(outcome);
         }
@@ -348,15 +385,21 @@ async fn within<T>(
     answer: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
     let Some(deadline) = deadline else { return answer.await };
-    timeout_at((deadline + DEADLINE_GRACE).into(), answer).await.map_err(|_| late())?
+    timeout_at(deadline + DEADLINE_GRACE, answer).await.map_err(|_| late())?
 }
 
 fn late() -> Status {
     Refusal::deadline("the deadline passed before the last token").into()
 }
 
-/// A worker's status as the client may see it: code, message and details, without its transport headers.
+/// A worker's status as the client may see it: code, message and details, without its transport headers. A broken
+/// connection is this router's own finding: its client may try again, which `Unknown` would not tell it.
 fn own(status: &Status) -> Status {
+    if Fault::of(status) == Fault::Connection {
+        let reason =
+            format!("the base worker was lost, and no other could take the request: {}", status.message());
+        return Refusal::unavailable("base_lost", reason).into();
+    }
     let details = uniarm_proto::Details::copy_from_slice(status.details());
     Status::with_details(status.code(), status.message(), details)
 }

@@ -1,7 +1,8 @@
 //! The cluster as this router sees it, for operators.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use uniarm_proto::{
     Member,

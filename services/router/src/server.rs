@@ -6,16 +6,22 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::{Stream, StreamExt as _};
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
-    GenerateRequest, Progress, Refusal, Role, Transcript, deadline,
+    Dice, GenerateRequest, Priority, Progress, Refusal, Role, Transcript,
+    client::Dialer,
+    deadline,
     limits::REQUEST_MESSAGE_BYTES_MAX,
     pb::{
         self,
@@ -28,17 +34,17 @@ use crate::{
     load::LoadTable,
     metrics::RouterMetrics,
     place::rewards,
-    relay::{Asked, Channels, Relay},
+    relay::{Asked, Channels, DrainMeter, Relay},
 };
 
-/// What a refused client is told to wait.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// Limits of a router.
-#[derive(Debug, Clone)]
+/// Limits of a router, and what it reaches the cluster through.
+#[derive(Clone)]
 pub struct RouterOptions {
     /// Requests that it relays at once.
     pub requests_max: usize,
+    pub dialer: Dialer,
+    /// Of ids, seeds, turns and waits.
+    pub dice: Dice,
 }
 
 /// Serves `Inference` over the members of one cluster.
@@ -54,7 +60,7 @@ pub struct RouterService {
 
 impl Default for RouterOptions {
     fn default() -> Self {
-        Self { requests_max: 4096 }
+        Self { requests_max: 4096, dialer: Dialer::default(), dice: Dice::default() }
     }
 }
 
@@ -64,10 +70,12 @@ impl RouterService {
     pub fn new(members: SnapshotReceiver, options: RouterOptions, metrics: &Metrics) -> Self {
         let relay = Relay {
             members,
-            channels: Channels::default(),
+            channels: Channels::over(options.dialer.clone()),
             loads: LoadTable::default(),
             circuits: Arc::default(),
             budget: Arc::default(),
+            dice: options.dice.clone(),
+            drain: Arc::new(Mutex::new(DrainMeter::new())),
             metrics: RouterMetrics::new(metrics),
             hand_over: CancellationToken::new(),
         };
@@ -77,6 +85,11 @@ impl RouterService {
 
     pub fn inference_server(&self) -> InferenceServer<Self> {
         InferenceServer::new(self.clone()).max_decoding_message_size(REQUEST_MESSAGE_BYTES_MAX)
+    }
+
+    /// Requests that hold a place, from the first look at them to their last event.
+    pub fn places_taken(&self) -> usize {
+        self.options.requests_max - self.permits.available_permits()
     }
 
     /// From here on new requests are refused, so that their clients ask another router.
@@ -134,20 +147,24 @@ impl RouterService {
         let progress = Progress::from_wire(std::mem::take(&mut wire.resume)).map_err(Refusal::from)?;
         let mut request = GenerateRequest::try_from(wire).map_err(Refusal::from)?;
         progress.check(&request.sampling).map_err(Refusal::from)?;
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            let limit = self.options.requests_max;
-            Refusal::exhausted(
-                "router_full",
-                format!("this router relays {limit} requests already"),
-                RETRY_AFTER,
-            )
-        })?;
+        let permit = self.place(request.priority, progress.tokens() > 0)?;
         if request.request_id.is_empty() {
-            request.request_id = format!("{:032x}", rand::random::<u128>());
+            request.request_id = format!("{:032x}", self.relay.dice.roll::<u128>());
         }
-        request.sampling.seed.get_or_insert_with(rand::random);
+        request.sampling.seed.get_or_insert_with(|| self.relay.dice.roll());
         let relayed = self.relay.run(Asked { request, progress, deadline }, permit).await?;
         Ok(Box::pin(relayed))
+    }
+
+    /// A place for a request, or the reason why there is none. What has begun elsewhere may have any.
+    fn place(&self, priority: Priority, has_begun: bool) -> Result<OwnedSemaphorePermit, Refusal> {
+        let all = self.options.requests_max;
+        let most = if has_begun { all } else { priority.places(all) };
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        permit.filter(|_| self.places_taken() <= most).ok_or_else(|| {
+            let message = format!("this router relays as many requests of this priority as it may: {most}");
+            Refusal::exhausted("router_full", message, self.relay.drain.lock().retry_after())
+        })
     }
 
     /// What this cluster serves now.

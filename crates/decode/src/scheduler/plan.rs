@@ -76,6 +76,7 @@ impl Scheduler {
         let tokens_left = self.options.step_tokens;
         let mut bench = Workbench { plan, now, tokens_left, in_flight: Vec::new() };
 
+        self.is_full = false;
         self.promote_waiting();
         let (short, long) = self.runnable(now);
         let kept = self.kept_for_prompts(!long.is_empty());
@@ -149,6 +150,7 @@ impl Scheduler {
                     if let Admission::Admitted = admission {
                         self.serve(id, bench);
                     }
+                    self.is_full |= matches!(admission, Admission::NoRoom);
                     waiting = match admission {
                         Admission::NoRoom => None,
                         _ if lookahead == 0 => None,
@@ -158,6 +160,7 @@ impl Scheduler {
                 _ => return,
             }
         }
+        self.is_full |= waiting.is_some();
     }
 
     /// Plans as many pending tokens of a running sequence as budget, chunk and blocks allow. For the first of
@@ -237,6 +240,7 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&id).expect("who is admitted is known");
         self.waiting.remove(sequence.rank());
         self.running.push(id);
+        self.admitted += 1;
         sequence.start(prefix, block_tokens, self.step);
         let allocate = |_| self.pool.allocate().expect("room was made");
         sequence.blocks.extend((0..fresh).map(allocate));

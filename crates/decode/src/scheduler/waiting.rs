@@ -1,5 +1,6 @@
 //! The line of sequences that want blocks, in the order of their rank.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -36,6 +37,12 @@ impl Waiting {
     pub(super) fn first_after(&self, rank: Option<Rank>) -> Option<(Rank, SequenceId)> {
         let from = rank.map_or(Bound::Unbounded, Bound::Excluded);
         self.line.range((from, Bound::Unbounded)).next().map(|(&rank, place)| (rank, place.id))
+    }
+
+    /// How many stand in this class or a higher one.
+    pub(super) fn until(&self, class: Priority) -> usize {
+        let last = Rank { class: Reverse(class), arrival: u64::MAX };
+        self.line.range(..=last).count()
     }
 
     /// Takes out those that have waited long enough in their class to be promoted.

@@ -1,12 +1,15 @@
 //! How a request begins: its answers become sequences and terms, at their first token or where another worker left them.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
 use uniarm_decode::{
     blocks::CacheRoot,
     scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
 };
-use uniarm_proto::{AnswerSoFar, Event, Priority, Refusal, SessionId};
+use uniarm_proto::{AnswerSoFar, Event, Placed, Priority, Refusal, SessionId};
 
-use super::{Engine, RETRY_AFTER};
+use super::Engine;
 use crate::{
     accept::Accepted,
     choice::{Choice, RequestKey},
@@ -14,24 +17,68 @@ use crate::{
     term::Term,
 };
 
+/// An estimate may be so far from the truth: only what would be late at this share of it is refused.
+const EXPECTED_AT_LEAST: f64 = 0.5;
+
 impl Engine {
     pub(super) fn start(&mut self, accepted: Accepted) {
         let key = RequestKey(self.next_request);
         self.next_request += 1;
         let (mut request, prompt) = Request::new(accepted);
-        request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
-        let mut result = Ok(());
-        for number in 0..request.placed.request.sampling.n {
-            result = self.start_answer(key, &mut request, &prompt, number);
-            if result.is_err() {
-                break;
-            }
+        let mut result = self.check_deadline(&request);
+        self.drain.observe(self.executor.now(), 0, true);
+        if result.is_ok() {
+            request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
+            result = self.start_answers(key, &mut request, &prompt);
         }
         let is_over = result.is_err() || request.running.is_empty();
         self.requests.insert(key, request);
         if is_over {
             self.end_request(key, result);
         }
+    }
+
+    /// Refuses what would still stand in line at its deadline, here or on a reward worker. How long it may write then is
+    /// its own affair. What has begun is never refused: its client has paid for it already.
+    fn check_deadline(&self, request: &Request) -> Result<(), Refusal> {
+        let Some(deadline) = request.deadline.filter(|_| request.placed.progress.tokens() == 0) else {
+            return Ok(());
+        };
+        let (wait, pool) = self.wait_in_line(request);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if wait.mul_f64(EXPECTED_AT_LEAST) <= left {
+            return Ok(());
+        }
+        Err(Refusal::unmeetable(format!(
+            "the deadline cannot be met: answers wait about {:.1} s for a place on the {pool} worker, {:.1} s are left; \
+             give more time, or ask again later",
+            wait.as_secs_f32(),
+            left.as_secs_f32()
+        )))
+    }
+
+    /// How long it stands in line, and where: in both pools at the same time.
+    fn wait_in_line(&self, request: &Request) -> (Duration, &'static str) {
+        let Placed { request: asked, placements, .. } = &request.placed;
+        let here = self.line.wait(self.executor.ahead(rank(asked.priority)));
+        let rewards = placements.iter().filter_map(|workers| {
+            let worker = workers.iter().find(|worker| self.links.is_well(worker))?;
+            Some(self.pacing.wait_in_line(self.links.known(worker)?, asked.priority, Instant::now()))
+        });
+        let there = rewards.max().unwrap_or_default();
+        if there > here { (there, "reward") } else { (here, "base") }
+    }
+
+    fn start_answers(
+        &mut self,
+        key: RequestKey,
+        request: &mut Request,
+        prompt: &[u32],
+    ) -> Result<(), Refusal> {
+        for number in 0..request.placed.request.sampling.n {
+            self.start_answer(key, request, prompt, number)?;
+        }
+        Ok(())
     }
 
     /// Starts an answer, unless it has come to its end elsewhere.
@@ -65,7 +112,7 @@ impl Engine {
                 return Ok(());
             }
         }
-        self.add_sequence(&choice, request, prompt).map_err(|error| refusal_of(&error))?;
+        self.add_sequence(&choice, request, prompt).map_err(|error| self.refusal_of(&error))?;
         let guidance = &request.placed.request.guidance;
         for (index, (term, workers)) in guidance.iter().zip(&request.placed.placements).enumerate() {
             let session = SessionId(self.next_session);
@@ -91,9 +138,19 @@ impl Engine {
             tokens_max: tokens_max.min(self.executor.context_tokens()),
             root: CacheRoot(0),
             priority: rank(asked.priority),
-            deadline: request.deadline.map(|deadline| self.executor.time_of(deadline)),
+            deadline: request.deadline.map(|deadline| self.executor.time_of(deadline.into_std())),
         };
         self.executor.add(new, None)
+    }
+
+    fn refusal_of(&self, error: &AddError) -> Refusal {
+        match error {
+            AddError::QueueFull { .. } => {
+                Refusal::exhausted("base_queue_full", error.to_string(), self.drain.retry_after())
+            }
+            AddError::DeadlinePassed => Refusal::deadline(error.to_string()),
+            _ => Refusal::invalid("input", error),
+        }
     }
 }
 
@@ -112,13 +169,5 @@ fn rank(priority: Priority) -> Rank {
         Priority::Low => Rank::Low,
         Priority::Normal => Rank::Normal,
         Priority::High => Rank::High,
-    }
-}
-
-fn refusal_of(error: &AddError) -> Refusal {
-    match error {
-        AddError::QueueFull { .. } => Refusal::exhausted("base_queue_full", error.to_string(), RETRY_AFTER),
-        AddError::DeadlinePassed => Refusal::deadline(error.to_string()),
-        _ => Refusal::invalid("input", error),
     }
 }

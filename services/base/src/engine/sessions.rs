@@ -1,12 +1,13 @@
 //! The engine's side of the sessions: what reward workers say, how they are lost and opened again, and how far they
 //! run ahead.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use uniarm_decode::scheduler::SequenceId;
 use uniarm_proto::{
-    Failure, FailureCode, OnRewardLoss, Refusal, SessionGeneration, SessionId, SessionPace, SessionReply,
-    refusal::REWARD_LOST,
+    Failure, FailureCode, OnRewardLoss, Refusal, SessionGeneration, SessionId, SessionOp, SessionPace,
+    SessionReply, refusal::REWARD_LOST,
 };
 
 use super::Engine;
@@ -24,16 +25,18 @@ const LEAVE_EVERY: Duration = Duration::from_millis(50);
 impl Engine {
     pub(super) fn on_reply(
         &mut self,
-        session: SessionId,
-        generation: SessionGeneration,
+        link: LinkId,
+        (session, generation): (SessionId, SessionGeneration),
         reply: SessionReply,
     ) {
-        let Some((sequence, index)) = self.sessions.get(&session).copied() else { return };
+        let Some((sequence, index)) = self.sessions.get(&session).copied() else {
+            return self.disown(link, session, generation, &reply);
+        };
         let choice = self.choices.get_mut(&sequence).expect("a session belongs to a running answer");
         let next = choice.answer.len();
         let term = &mut choice.terms[index];
         if term.generation() != generation {
-            return; // an answer to an earlier life of the session
+            return self.disown(link, session, generation, &reply); // of an earlier life of the session
         }
         let request = self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
         let bytes = reply.payload_bytes() as u64;
@@ -68,6 +71,19 @@ impl Engine {
         if let Err(error) = received {
             tracing::error!(%error, "a reward worker broke the contract");
             self.lose_term(sequence, index, &error.to_string());
+        }
+    }
+
+    /// A worker computes for a session that is no more here: an `Open` that came late, or twice, has brought it back.
+    fn disown(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+        generation: SessionGeneration,
+        reply: &SessionReply,
+    ) {
+        if !matches!(reply, SessionReply::Failure(_)) {
+            self.links.push(link, session, generation, SessionOp::Close);
         }
     }
 

@@ -159,7 +159,7 @@ impl Echo {
             .max_encoding_message_size(WORKER_MESSAGE_BYTES_MAX);
         tokio::spawn(server.add_service(service).serve(Shutdown::new()));
         let worker = RewardWorker { member: MemberId("echo".into()), generation: Generation(1), address };
-        Ok(GrpcScorer.dial(&worker).await?)
+        Ok(GrpcScorer::default().dial(&worker).await?)
     }
 
     /// Through the same channels that a reward engine in this process answers through.

@@ -263,6 +263,39 @@ fn who_rose_by_waiting_is_next_but_takes_nothing_from_those_that_run() {
 }
 
 #[test]
+fn nobody_stands_before_a_newcomer_while_there_is_room() {
+    let mut world = world(1000, 64);
+    world.scheduler.options.running_max = 2;
+    world.add(chat(A, 4, 100, Priority::Normal)).unwrap();
+    world.add(chat(B, 4, 100, Priority::Normal)).unwrap();
+    assert_eq!(world.scheduler.ahead(Priority::Normal), 0, "both begin in the next step");
+    world.generate();
+    world.add(chat(C, 4, 100, Priority::Normal)).unwrap();
+    assert_eq!(world.scheduler.ahead(Priority::Normal), 0, "no plan has passed it over yet");
+    world.generate();
+    let ahead = [Priority::Low, Priority::Normal, Priority::High].map(|class| world.scheduler.ahead(class));
+    assert_eq!(ahead, [1, 1, 0]);
+    world.remove(A);
+    world.generate();
+    assert_eq!((world.scheduler.ahead(Priority::Low), world.scheduler.stats().admitted), (0, 3));
+}
+
+#[test]
+fn who_waits_for_a_prefix_stands_before_nobody_and_who_waits_for_the_budget_does() {
+    let mut world = world(1000, 64);
+    for id in [A, B] {
+        world.add(NewSequence { id, ..prompt(A, 20, Priority::Normal) }).unwrap();
+    }
+    world.step();
+    assert_eq!(world.scheduler.ahead(Priority::Low), 0);
+    let mut world = self::world(1000, 8);
+    world.add(prompt(A, 12, Priority::Normal)).unwrap();
+    world.add(prompt(B, 12, Priority::Normal)).unwrap();
+    world.step();
+    assert_eq!(world.scheduler.ahead(Priority::Low), 1);
+}
+
+#[test]
 fn nobody_waits_forever_beside_urgent_answers_that_use_the_whole_budget() {
     let mut world = world(10_000, 4);
     world.add(chat(A, 4, 1000, Priority::Low)).unwrap();
