@@ -72,7 +72,7 @@ pub enum Fault {
 // === impl Code ===
 
 impl Code {
-    fn to_tonic(self) -> tonic::Code {
+    pub fn to_tonic(self) -> tonic::Code {
         match self {
             Self::InvalidArgument => tonic::Code::InvalidArgument,
             Self::NotFound => tonic::Code::NotFound,
@@ -183,7 +183,8 @@ impl From<Refusal> for Refused {
     }
 }
 
-fn code_name(code: tonic::Code) -> &'static str {
+/// A gRPC status by its name in JSON and in metrics.
+pub fn code_name(code: tonic::Code) -> &'static str {
     match code {
         tonic::Code::Ok => "ok",
         tonic::Code::Cancelled => "cancelled",

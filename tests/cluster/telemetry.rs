@@ -18,6 +18,12 @@ async fn metrics_count_what_a_request_did() {
     assert!(base.metric("uniarm_base_exchange_bytes_total") > 0.0);
     assert!(reward.metric("uniarm_reward_rows_total") >= tokens);
     assert_eq!(cluster.router.metric("uniarm_router_relayed_tokens_total"), tokens);
+    ask(&mut inference, request("Hello", &[("sarcastic", 1.0)])).await.unwrap_err();
+    let ends = http_get(&cluster.router.admin, "/metrics");
+    for labels in [r#"outcome="ok",code="ok""#, r#"outcome="refused",code="not_found""#] {
+        let line = format!("uniarm_router_requests_total{{{labels}}} 1\n");
+        assert!(ends.contains(&line), "no {line} in {ends}");
+    }
     for process in [base, reward, &cluster.router] {
         assert!(http_get(&process.admin, "/readyz").starts_with("HTTP/1.1 200"));
         assert!(http_get(&process.admin, "/healthz").starts_with("HTTP/1.1 200"));

@@ -195,7 +195,7 @@ impl Door {
     async fn try_answer(&self, call: Call, request: Request, request_id: &str) -> Result<Response, Failure> {
         let body = body_of(request).await?;
         let Ask { request, timeout, form } = read(call, &body, request_id).map_err(|refusal| {
-            self.service.relay.metrics.ended("refused");
+            self.service.relay.metrics.ended("refused", refusal.code.to_tonic());
             Failure::of_body(refusal)
         })?;
         let answers = request.sampling.as_ref().and_then(|sampling| sampling.n).unwrap_or(1);

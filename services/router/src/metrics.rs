@@ -1,5 +1,6 @@
 //! What a router reports to Prometheus.
 
+use uniarm_proto::refusal::code_name;
 use uniarm_runtime::{
     Metrics,
     metrics::buckets,
@@ -10,13 +11,15 @@ use uniarm_runtime::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct OutcomeLabel {
+pub(crate) struct EndLabels {
     pub(crate) outcome: &'static str,
+    /// The gRPC status that the client was given.
+    pub(crate) code: &'static str,
 }
 
 #[derive(Clone)]
 pub(crate) struct RouterMetrics {
-    pub(crate) requests: Family<OutcomeLabel, Counter>,
+    pub(crate) requests: Family<EndLabels, Counter>,
     pub(crate) under_way: Gauge,
     pub(crate) attempts: Counter,
     pub(crate) tokens: Counter,
@@ -29,7 +32,11 @@ impl RouterMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let metrics = metrics.scope("router");
         Self {
-            requests: metrics.register("requests", "Requests that ended, by outcome", Family::default()),
+            requests: metrics.register(
+                "requests",
+                "Requests that ended, by outcome and gRPC status",
+                Family::default(),
+            ),
             under_way: metrics.gauge("requests_under_way", "Requests that are being relayed"),
             attempts: metrics.counter("attempts", "Base workers asked to run a request, retries included"),
             tokens: metrics.counter("relayed_tokens", "Tokens relayed to clients"),
@@ -47,7 +54,7 @@ impl RouterMetrics {
         }
     }
 
-    pub(crate) fn ended(&self, outcome: &'static str) {
-        self.requests.get_or_create(&OutcomeLabel { outcome }).inc();
+    pub(crate) fn ended(&self, outcome: &'static str, code: tonic::Code) {
+        self.requests.get_or_create(&EndLabels { outcome, code: code_name(code) }).inc();
     }
 }

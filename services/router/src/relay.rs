@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use uniarm_cluster::{Snapshot, SnapshotReceiver};
 use uniarm_proto::{
     Dice, Event, Fault, GenerateRequest, Generation, Member, MemberId, Placed, Progress, Refusal,
@@ -82,7 +82,7 @@ struct Relayed {
     has_started: bool,
     is_over: bool,
     /// What its end is counted as, once a worker has taken it.
-    outcome: Option<&'static str>,
+    outcome: Option<(&'static str, Code)>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -131,7 +131,7 @@ impl Relay {
         self.budget.lock().on_request();
         let mut relayed = Relayed::new(self.clone(), asked, permit);
         relayed.place().await?;
-        relayed.outcome = Some("cancelled");
+        relayed.outcome = Some(("cancelled", Code::Cancelled));
         self.metrics.first_event.observe(began.elapsed().as_secs_f64());
         Ok(unfold(relayed, |mut relayed| async move { Some((relayed.next_or_hand_over().await?, relayed)) }))
     }
@@ -190,7 +190,7 @@ impl Relayed {
         };
         self.attempt = None;
         self.is_over = true;
-        self.outcome = Some("handed_over");
+        self.outcome = Some(("handed_over", Code::Unavailable));
         Some(Err(handed_over.into()))
     }
 
@@ -211,7 +211,7 @@ impl Relayed {
                 },
             };
             if let Err(status) = self.recover(ended).await {
-                self.outcome = Some("failed");
+                self.outcome = Some(("failed", status.code()));
                 self.attempt = None;
                 return Some(Err(status));
             }
@@ -233,7 +233,7 @@ impl Relayed {
             }
             Event::Finished(_) => is_new,
             Event::Summary(_) => {
-                self.outcome = Some("ok");
+                self.outcome = Some(("ok", Code::Ok));
                 self.is_over = true;
                 true
             }
@@ -367,8 +367,8 @@ impl Drop for Relayed {
     fn drop(&mut self) {
         self.relay.metrics.under_way.dec();
         self.relay.drain.lock().on_end();
-        if let Some(outcome) = self.outcome {
-            self.relay.metrics.ended(outcome);
+        if let Some((outcome, code)) = self.outcome {
+            self.relay.metrics.ended(outcome, code);
         }
     }
 }

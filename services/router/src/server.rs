@@ -114,8 +114,8 @@ impl RouterService {
         timeout: Option<Duration>,
     ) -> Result<GenerateStream, Status> {
         let admitted = self.admit(wire, timeout).await;
-        if admitted.is_err() {
-            self.relay.metrics.ended("refused");
+        if let Err(status) = &admitted {
+            self.relay.metrics.ended("refused", status.code());
         }
         admitted
     }
