@@ -59,7 +59,8 @@ impl EtcdServer {
     }
 
     fn start_with(tls: Option<ServerFiles>) -> Option<Self> {
-        let mut server = Self { tls, ..Self::stopped()? };
+        let mut server = Self::stopped()?;
+        server.tls = tls;
         for _ in 0..START_ATTEMPTS {
             if server.try_start() {
                 return Some(server);
