@@ -116,7 +116,7 @@ def run(stack, uniarm, etcd, model, folder):
         command = [uniarm, arguments[0]]
         for argument in arguments[1:]:
             flag, value = argument.split("=", 1)
-            if flag in ("--listen", "--admin"):
+            if flag in ("--listen", "--http-listen", "--admin"):
                 value = addresses.here(name, value)
             command.append(f"{flag}={model if flag == '--model' else value}")
         admins[name] = addresses.here(name, flags["--admin"])
@@ -131,6 +131,8 @@ def run(stack, uniarm, etcd, model, folder):
     assert sorted(reward["name"] for reward in served["reward_models"]) == ["concise", "positive"], served
     answer = ask(uniarm, router, "generate", *QUESTION)
     assert answer["tokens"] and answer["exchange"]["bytes"] > 0, answer
+    status, listed = page(addresses.here("router", "router:7080"), "/v1/models")
+    assert status == 200 and served["base_models"][0]["name"] in listed, f"by HTTP: {status} {listed}"
     for name, admin in admins.items():
         status, metrics = page(admin, "/metrics")
         assert status == 200 and "uniarm_" in metrics, f"{name} shows no metrics: {metrics}"

@@ -67,6 +67,8 @@ check "refuses three etcds that forget" refuses "a member that loses its data ca
     --set etcd.replicas=3 --set etcd.storage=
 check "refuses two etcds" refuses "at '/etcd/replicas': value must be one of 1, 3, 5" \
     --set etcd.replicas=2
+check "refuses one port for two protocols" refuses "gRPC and HTTP need a port each" \
+    --set router.service.httpPort=7000
 check "refuses a model on no volume" refuses "base.model is /models/llama, but modelVolume is empty" \
     --set base.model=/models/llama
 check "refuses an adapter on no volume" refuses "reward.adapters lists /models/harmless, but modelVolume is empty" \

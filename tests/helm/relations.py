@@ -9,7 +9,7 @@ import sys
 import yaml
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"))
+FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--http-listen", "http"), ("--admin", "admin"))
 
 
 def of_kind(manifests, *kinds):
@@ -84,8 +84,10 @@ def flag_problems(container, pod, manifests):
     flags = dict(argument.split("=", 1) for argument in container.get("args", []) if "=" in argument)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     for flag, name in FLAG_PORTS:
-        if flag in flags and port(flags[flag]) != ports[name]:
-            yield f"{flag}={flags[flag]}, and its port {name} is {ports[name]}"
+        if flag in flags and port(flags[flag]) != ports.get(name):
+            yield f"{flag}={flags[flag]}, and its port {name} is {ports.get(name)}"
+    if "http" in ports and "--http-listen" not in flags:
+        yield f"nobody listens at its port http, {ports['http']}"
     served = {
         f"{name_of(service)}:{port['port']}"
         for service in of_kind(manifests, "Service")

@@ -75,7 +75,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
-{{/* The pod of a role. Takes root, role, values, port, adminPort, args (YAML), worker (whether it holds a model). */}}
+{{/* The pod of a role. Takes root, role, values, port, adminPort, args (YAML), worker (whether it holds a model), and httpPort
+     where it has one. */}}
 {{- define "uniarm.pod" -}}
 metadata:
   labels:
@@ -136,6 +137,10 @@ spec:
       ports:
         - name: grpc
           containerPort: {{ .port }}
+        {{- with .httpPort }}
+        - name: http
+          containerPort: {{ . }}
+        {{- end }}
         - name: admin
           containerPort: {{ .adminPort }}
       {{- if .worker }}

@@ -9,6 +9,11 @@
 {{- if and .Values.etcd.enabled (gt (int .Values.etcd.replicas) 1) (not .Values.etcd.storage) -}}
 {{- fail (printf "etcd.replicas is %d and etcd.storage is empty: a member that loses its data cannot rejoin the others. Give etcd.storage a size, such as 1Gi, or set etcd.replicas to 1." (int .Values.etcd.replicas)) -}}
 {{- end -}}
+{{- with .Values.router.service -}}
+{{- if eq (int .port) (int (default 0 .httpPort)) -}}
+{{- fail (printf "router.service.port and router.service.httpPort are both %d: gRPC and HTTP need a port each." (int .port)) -}}
+{{- end -}}
+{{- end -}}
 {{- range list "base" "reward" -}}
 {{- $model := (index $.Values .).model -}}
 {{- if not (regexMatch "^(/models/.+|hf://[^/@\\s]+/[^/@\\s]+(@[^/@\\s]+)?)$" $model) -}}
