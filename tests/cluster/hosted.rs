@@ -1,6 +1,12 @@
 //! Files and batches that a router keeps: killed again and again, it goes on with them.
 
-use std::{process::Command, thread, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -10,6 +16,12 @@ use crate::{
 };
 
 const LINES: usize = 24;
+
+/// The batch on a machine that is busy with something else.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// A site whose pages may ask.
+const CORS: [&str; 2] = ["--http-cors", "https://example.org"];
 
 /// Kills of the router.
 const KILLS: u64 = 3;
@@ -49,6 +61,7 @@ fn upload(address: &str, text: &str) -> String {
 
 /// Waits until the batch has more than so many answers, or is over.
 fn after(address: &str, path: &str, answers: u64) -> Value {
+    let began = Instant::now();
     loop {
         let batch = get(address, path);
         let is_over =
@@ -56,8 +69,34 @@ fn after(address: &str, path: &str, answers: u64) -> Value {
         if is_over || batch["request_counts"]["completed"].as_u64().unwrap() > answers {
             return batch;
         }
+        assert!(began.elapsed() < LONGEST, "it stays {batch}");
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+fn pages_of_the_named_site_may_ask_and_no_others(address: &str) {
+    let ask = |origin: &str, head: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "{head} HTTP/1.0\r\nHost: {address}\r\nOrigin: {origin}\r\n").unwrap();
+        let asked = "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: x-stainless-os";
+        write!(stream, "{asked}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.to_ascii_lowercase()
+    };
+    let allowed = ask("https://example.org", "OPTIONS /v1/chat/completions");
+    assert!(allowed.starts_with("http/1.0 204"), "{allowed}");
+    assert!(allowed.contains("access-control-allow-origin: https://example.org"), "{allowed}");
+    assert!(allowed.contains("access-control-allow-headers: x-stainless-os"), "{allowed}");
+    let listed = ask("https://example.org", "GET /v1/models");
+    assert!(listed.contains("access-control-allow-origin: https://example.org"), "{listed}");
+    for answer in [
+        ask("https://example.com", "OPTIONS /v1/chat/completions"),
+        ask("https://example.com", "GET /v1/models"),
+    ] {
+        assert!(!answer.contains("access-control-") && answer.contains("vary: origin"), "{answer}");
+    }
+    assert!(ask("https://example.com", "POST /v1/files").starts_with("http/1.0 403"));
 }
 
 #[test]
@@ -81,8 +120,11 @@ fn a_router_that_is_killed_goes_on_with_its_batch_to_the_same_bytes() {
     let (http, kept) = (free_address(), folder.join("kept").display().to_string());
     let (base, reward) = (&cluster.base().address, &cluster.reward().address);
     let peers = ["--base-peer", base, "--reward-peer", reward];
-    let mut router =
-        Running::start("router", &[&peers[..], &["--http-listen", &http, "--batch-dir", &kept]].concat());
+    let mut router = Running::start(
+        "router",
+        &[&peers[..], &["--http-listen", &http, "--batch-dir", &kept], &CORS].concat(),
+    );
+    pages_of_the_named_site_may_ask_and_no_others(&http);
     let input = upload(&http, &lines());
     let asked =
         json!({ "input_file_id": input, "endpoint": "/v1/chat/completions", "completion_window": "24h" });

@@ -140,6 +140,8 @@ def run(stack, uniarm, etcd, model, folder):
     assert sorted(reward["name"] for reward in served["reward_models"]) == ["concise", "positive"], served
     answer = ask(uniarm, router, "generate", *QUESTION)
     assert answer["tokens"] and answer["exchange"]["bytes"] > 0, answer
+    status, listed = page(cluster.addresses.here("router", "router:7080"), "/v1/models")
+    assert status == 200 and served["base_models"][0]["name"] in listed, f"by HTTP: {status} {listed}"
     for name, admin in cluster.admins.items():
         status, metrics = page(admin, "/metrics")
         assert status == 200 and "uniarm_" in metrics, f"{name} shows no metrics: {metrics}"

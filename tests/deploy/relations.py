@@ -41,9 +41,10 @@ def process_problems():
         grace = SERVICES[name]["stop_grace_period"]
         if int(grace.removesuffix("s")) <= int(variables["UNIARM_DRAIN_TIMEOUT"]):
             yield f"{name} is killed after {grace}, before it has drained"
-        for published in SERVICES[name].get("ports", []):
-            if port(published) != port(flags["--listen"]):
-                yield f"{name} listens at {flags['--listen']} and publishes {published}"
+        doors = {port(flags[flag]) for flag in ("--listen", "--http-listen") if flag in flags}
+        published = {port(address) for address in SERVICES[name].get("ports", [])}
+        if published and published != doors:
+            yield f"{name} listens at {sorted(doors)} and publishes {sorted(published)}"
 
 
 def mount_problems():

@@ -69,6 +69,8 @@ check "refuses a user without a password" refuses "store.user is steering, and s
     --set etcd.enabled=false --set 'store.endpoints={etcd:2379}' --set store.user=steering
 check "refuses a secret for an etcd that has none" refuses "store.tlsSecret and store.user are for an etcd of your own" \
     --set store.tlsSecret=etcd-client
+check "refuses one port for two protocols" refuses "gRPC and HTTP need a port each" \
+    --set router.http.port=7000
 check "refuses two etcds" refuses "at '/etcd/replicas': value must be one of 1, 3, 5" \
     --set etcd.replicas=2
 check "refuses a model on no volume" refuses "base.model is /models/llama, but modelVolume is empty" \

@@ -96,7 +96,7 @@ impl Fields {
     }
 
     /// # Errors
-    /// This one and the next: when the field is of another kind.
+    /// Here and below: when the field is of another kind.
     pub fn text(&mut self, name: &'static str) -> Result<Option<String>, Refusal> {
         self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
     }
@@ -133,6 +133,9 @@ impl Fields {
     }
 
     /// The object in a field.
+    ///
+    /// # Errors
+    /// When it is none.
     pub fn object(&mut self, name: &'static str) -> Result<Option<Self>, Refusal> {
         self.value(name).map(|value| Self::of(&self.path(name), value)).transpose()
     }

@@ -12,9 +12,6 @@ pub enum RuntimeError {
     #[error("the gRPC server on {address} failed: {source}")]
     Serve { address: SocketAddr, source: tonic::transport::Error },
 
-    #[error("the HTTP server on {address} failed: {source}")]
-    ServeHttp { address: SocketAddr, source: std::io::Error },
-
     #[error("the descriptor set for gRPC reflection is malformed: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 

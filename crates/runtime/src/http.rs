@@ -1,4 +1,5 @@
-//! The HTTP server of a front door: bound early, and with an end that does not wait for ever.
+//! The HTTP server of a front door: bound early, closed to connections that say nothing, and with an end that does not
+//! wait for ever.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,18 +8,29 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
-use axum::serve::ListenerExt as _;
-use tokio::net::TcpListener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::{RuntimeError, Shutdown, trace};
+
+/// A connection has sent the whole head of its next request within this, counted from when it was opened or its last
+/// answer ended, or it is closed: one that sends a byte now and then, or nothing at all, holds memory for nothing.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the system gives no connection, it is asked again after this long: mostly too many files are open.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A bound server that serves nothing yet.
 pub struct HttpServer {
     listener: TcpListener,
     local_addr: SocketAddr,
     drain: Duration,
+    head_timeout: Duration,
     routes: Router,
 }
 
@@ -34,7 +46,7 @@ impl HttpServer {
         let bind_error = |source| RuntimeError::Bind { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(bind_error)?;
         let local_addr = listener.local_addr().map_err(bind_error)?;
-        Ok(Self { listener, local_addr, drain, routes: Router::new() })
+        Ok(Self { listener, local_addr, drain, head_timeout: HEAD_TIMEOUT, routes: Router::new() })
     }
 
     #[must_use]
@@ -47,30 +59,61 @@ impl HttpServer {
         Self { routes, ..self }
     }
 
+    /// How long a connection may take for the head of its next request.
+    #[must_use]
+    pub fn with_head_timeout(self, head_timeout: Duration) -> Self {
+        Self { head_timeout, ..self }
+    }
+
     /// Serves until the shutdown begins, then lets running calls end for as long as the drain. What is left ends with
     /// the process: unlike a gRPC connection, one of HTTP/1.1 carries one call, and there is nobody to tell.
-    ///
-    /// # Errors
-    /// When the listener fails.
-    pub async fn serve(self, shutdown: Shutdown) -> Result<(), RuntimeError> {
-        let Self { listener, local_addr, drain, routes } = self;
-        let listener = listener.tap_io(|connection| {
-            // Tokens are small and each one counts; where it cannot be set, they come a little later.
-            let _ = connection.set_nodelay(true);
-        });
-        let server = axum::serve(listener, routes.layer(from_fn(traced)))
-            .with_graceful_shutdown(shutdown.token().cancelled_owned());
-        let drained = async {
-            shutdown.begun().await;
-            tokio::time::sleep(drain).await;
-        };
-        tokio::select! {
-            served = server => served.map_err(|source| RuntimeError::ServeHttp { address: local_addr, source }),
-            () = drained => {
-                tracing::warn!(%local_addr, drain_s = drain.as_secs_f32(), "leaving calls that outlived the drain");
-                Ok(())
+    pub async fn serve(self, shutdown: Shutdown) {
+        let Self { listener, local_addr, drain, head_timeout, routes } = self;
+        let routes = routes.layer(from_fn(traced));
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = shutdown.begun() => break,
+                Some(_) = connections.join_next() => {}
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let serving = connection(stream, routes.clone(), head_timeout, shutdown.clone());
+                        connections.spawn(serving);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%local_addr, %error, "no connection can be taken");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
             }
         }
+        drop(listener);
+        let ended = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(drain, ended).await.is_err() {
+            tracing::warn!(%local_addr, drain_s = drain.as_secs_f32(), "leaving calls that outlived the drain");
+        }
+    }
+}
+
+/// Serves one connection to its end, or to the end of its call once the shutdown has begun.
+async fn connection(stream: TcpStream, routes: Router, head_timeout: Duration, shutdown: Shutdown) {
+    // Tokens are small and each one counts; where it cannot be set, they come a little later.
+    let _ = stream.set_nodelay(true);
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = shutdown.begun() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients that hang up, and those that were closed for their silence.
+        tracing::debug!(%error, "a connection ended early");
     }
 }
 

@@ -36,6 +36,11 @@
 {{- end -}}
 {{- $_ := set $names .name true -}}
 {{- end -}}
+{{- with .Values.router -}}
+{{- if and .http.enabled (eq (int .service.port) (int .http.port)) -}}
+{{- fail (printf "router.service.port and router.http.port are both %d: gRPC and HTTP need a port each." (int .http.port)) -}}
+{{- end -}}
+{{- end -}}
 {{- range list "batch" "train" -}}
 {{- $job := index $.Values . -}}
 {{- if and $job.enabled (not $job.volume) -}}

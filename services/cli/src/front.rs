@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::bail;
 use clap::Args;
 use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
-use uniarm_router::RouterService;
+use uniarm_router::{FrontOptions, Origin, RouterService};
 
 /// A batch that is not done a day after its creation expires, as OpenAI has it.
 const BATCH_WINDOW: Duration = Duration::from_secs(24 * 3600);
@@ -15,6 +15,9 @@ const BATCH_IN_FLIGHT_MAX: usize = 256;
 
 #[derive(Debug, Clone, Args)]
 pub struct FrontArgs {
+    /// A site whose pages may use the HTTP front door, such as https://example.org, or * for all; repeatable; none without it
+    #[arg(long, env = "UNIARM_HTTP_CORS", value_name = "ORIGIN", value_delimiter = ',')]
+    pub http_cors: Vec<Origin>,
     /// Folder for the files and batches of /v1/files and /v1/batches; no such endpoints without it
     #[arg(long, env = "UNIARM_BATCH_DIR", value_name = "FOLDER")]
     pub batch_dir: Option<PathBuf>,
@@ -32,6 +35,11 @@ pub struct FrontArgs {
 // === impl FrontArgs ===
 
 impl FrontArgs {
+    /// What the front door is made of.
+    pub fn routes(&self, host: Option<Arc<Host>>) -> FrontOptions {
+        FrontOptions { host, cors: self.http_cors.clone() }
+    }
+
     /// The files and batches that a router keeps. `requests_max`: what it relays at once, half of which stays for those
     /// who wait for an answer.
     pub fn open_host(

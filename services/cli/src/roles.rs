@@ -73,7 +73,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     let options = RouterOptions { requests_max: args.requests_max, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
     let host = args.front.open_host(&service, args.requests_max)?;
-    process.http = http.map(|http| http.with_routes(service.http_routes(host)));
+    process.http = http.map(|http| http.with_routes(service.http_routes(args.front.routes(host))));
     let Some(member) = process.member(empty_member(Role::Router)).await? else { return Ok(()) };
     process.serve(member, Served::Router(service), None).await
 }
@@ -212,7 +212,8 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let door = async {
         let Some(http) = http else { return Ok(()) };
         println!("{}", door_line(http.local_addr()));
-        http.with_routes(service.http_routes(host)).serve(shutdown.clone()).await
+        http.with_routes(service.http_routes(args.front.routes(host))).serve(shutdown.clone()).await;
+        Ok(())
     };
     tokio::try_join!(front.serve(shutdown.clone()), back.serve(shutdown.clone()), door)?;
     base_registration.leave().await;
@@ -328,7 +329,11 @@ impl Process {
         }
         let door = http.as_ref().map(HttpServer::local_addr);
         if let Some(http) = http {
-            servers.spawn(http.serve(serving.clone()));
+            let serving = serving.clone();
+            servers.spawn(async move {
+                http.serve(serving).await;
+                Ok(())
+            });
         }
         let registered = tokio::select! {
             registered = register(&*store, &members) => Some(registered?),

@@ -2,10 +2,11 @@
 //!
 //! `uniarm_openai` reads a body and writes its answer, `RouterService::answer` is between them; `failure` is what any of
 //! it can end with, `catalogue` what is served, `page` the playground. `files` (which come by `multipart`) and `batches`
-//! are a host's of `uniarm_batch`; `listing` is how both are listed.
+//! are a host's of `uniarm_batch`; `listing` is how both are listed; `cors` says which other sites' pages may ask.
 
 mod batches;
 mod catalogue;
+mod cors;
 mod failure;
 mod files;
 mod listing;
@@ -24,6 +25,7 @@ use axum::{
     body::{Body, Bytes, to_bytes},
     extract::{Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    middleware::from_fn_with_state,
     response::{
         IntoResponse, Response,
         sse::{Event as Sent, KeepAlive, Sse},
@@ -42,6 +44,8 @@ use uniarm_proto::{
 };
 
 use crate::server::{GenerateStream, RouterService};
+use cors::Cors;
+pub use cors::Origin;
 use failure::Failure;
 
 /// What the API is, for tools.
@@ -61,11 +65,21 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Nginx holds an answer back until it is whole, unless told otherwise.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// What a front door may have.
+#[derive(Default)]
+pub struct FrontOptions {
+    /// Keeps files and batches.
+    pub host: Option<Arc<Host>>,
+    /// Sites whose pages may ask; without any, none but its own.
+    pub cors: Vec<Origin>,
+}
+
 #[derive(Clone)]
 struct Door {
     service: RouterService,
     /// Files and batches, where this router keeps any.
     host: Option<Arc<Host>>,
+    cors: Cors,
     /// Seconds since 1970.
     opened_at: u64,
 }
@@ -82,9 +96,11 @@ struct Streamed {
 // === the door ===
 
 impl RouterService {
-    /// The routes of the HTTP front door. `host`: keeps files and batches.
-    pub fn http_routes(&self, host: Option<Arc<Host>>) -> Router {
-        let door = Door { service: self.clone(), host, opened_at: seconds_now() };
+    /// The routes of the HTTP front door.
+    pub fn http_routes(&self, options: FrontOptions) -> Router {
+        let FrontOptions { host, cors } = options;
+        let cors = Cors::new(cors);
+        let door = Door { service: self.clone(), host, cors: cors.clone(), opened_at: seconds_now() };
         Router::new()
             .route("/v1/chat/completions", post(chat))
             .route("/v1/completions", post(completion))
@@ -98,6 +114,7 @@ impl RouterService {
             .merge(page::routes())
             .fallback(no_such_path)
             .method_not_allowed_fallback(no_such_method)
+            .layer(from_fn_with_state(cors, cors::cors))
             .with_state(door)
     }
 }

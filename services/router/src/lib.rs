@@ -16,6 +16,7 @@ mod relay;
 mod report;
 pub mod server;
 
+pub use http::{FrontOptions, Origin};
 pub use load::{LoadGuard, LoadTable};
 pub use recovery::ATTEMPTS_MAX;
 pub use relay::members_of;

@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, Path, Request, State},
-    http::{HeaderMap, StatusCode, Uri, header},
+    http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -45,7 +45,7 @@ async fn list(State(door): State<Door>, uri: Uri) -> Result<Response, Failure> {
 
 async fn upload(State(door): State<Door>, request: Request) -> Result<Response, Failure> {
     let host = door.host_that_stays()?;
-    refuse_foreign_pages(request.headers())?;
+    door.cors.refuse_foreign_pages(request.headers())?;
     let mut form = Multipart::of(request)?;
     let (mut purpose, mut file) = (None, None);
     while let Some(part) = form.next_part().await? {
@@ -69,19 +69,6 @@ async fn upload(State(door): State<Door>, request: Request) -> Result<Response, 
     let (upload, filename) = file.ok_or_else(|| wrong("file", "is missing"))?;
     let record = upload.finish(filename, purpose, seconds_now()).await?;
     Ok(json_text(record.as_json().to_string()))
-}
-
-/// Browsers ask nobody before they send a form anywhere, and say whose page it comes from.
-fn refuse_foreign_pages(headers: &HeaderMap) -> Result<(), Failure> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
-    match origin.split_once("://") {
-        Some((_, site)) if Some(site) == text(header::HOST) => Ok(()),
-        _ => {
-            let message = format!("origin: pages of {origin} may not bring files");
-            Err(Failure::at_the_door(StatusCode::FORBIDDEN, "foreign_page", message))
-        }
-    }
 }
 
 fn purpose_of(text: &str) -> Result<String, Failure> {
@@ -131,23 +118,4 @@ async fn content(State(door): State<Door>, Path(id): Path<String>) -> Result<Res
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
     ];
     Ok((StatusCode::OK, headers, Body::from_stream(bytes)).into_response())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_own_pages_bring_files() {
-        let asking = |origin: Option<&str>| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, "here:7080".parse().unwrap());
-            if let Some(origin) = origin {
-                headers.insert(header::ORIGIN, origin.parse().unwrap());
-            }
-            refuse_foreign_pages(&headers).is_ok()
-        };
-        assert!(asking(None) && asking(Some("http://here:7080")));
-        assert!(!asking(Some("http://there")) && !asking(Some("null")) && !asking(Some("http://here")));
-    }
 }
