@@ -22,7 +22,7 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes},
     extract::{Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     middleware::from_fn_with_state,
@@ -50,6 +50,9 @@ use failure::Failure;
 
 /// What the API is, for tools.
 const OPENAPI: &str = include_str!("http/openapi.json");
+
+/// Where reading a body that is refused ends.
+const DROPPED_BYTES_MAX: usize = 8 * REQUEST_MESSAGE_BYTES_MAX;
 
 /// A client sends its body within this, or loses the connection: one that dawdles holds memory.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -251,14 +254,13 @@ fn request_id(headers: &HeaderMap) -> Result<String, Failure> {
 async fn body_of(request: Request) -> Result<Bytes, Failure> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
     // Not politeness: a page of another site may post what it likes here, unless it is called JSON.
-    if kind.split(';').next().map(str::trim) != Some("application/json") {
-        let message = format!("content-type: is {kind:?}, wants application/json");
-        return Err(Failure::at_the_door(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_argument", message));
-    }
-    let read = to_bytes(request.into_body(), REQUEST_MESSAGE_BYTES_MAX);
-    match tokio::time::timeout(BODY_TIMEOUT, read).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => {
+    let is_json = kind.split(';').next().map(str::trim) == Some("application/json");
+    let message = format!("content-type: is {kind:?}, wants application/json");
+    let not_json = || Failure::at_the_door(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_argument", message);
+    match tokio::time::timeout(BODY_TIMEOUT, collect(request.into_body())).await {
+        _ if !is_json => Err(not_json()),
+        Ok(Ok(Some(body))) => Ok(body),
+        Ok(Ok(None) | Err(_)) => {
             let message = format!("the body has more than {REQUEST_MESSAGE_BYTES_MAX} bytes, or broke off");
             Err(Failure::at_the_door(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
         }
@@ -267,6 +269,23 @@ async fn body_of(request: Request) -> Result<Bytes, Failure> {
             Err(Failure::at_the_door(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
         }
     }
+}
+
+/// `None`: it is too large. Some of what is too much is read nevertheless: a client that still sends when it is answered
+/// sees a broken connection, and not the answer.
+async fn collect(body: Body) -> Result<Option<Bytes>, axum::Error> {
+    let mut chunks = body.into_data_stream();
+    let (mut read, mut length) = (Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        length += chunk.len();
+        if length <= REQUEST_MESSAGE_BYTES_MAX {
+            read.extend_from_slice(&chunk);
+        } else if length > DROPPED_BYTES_MAX {
+            break;
+        }
+    }
+    Ok((length <= REQUEST_MESSAGE_BYTES_MAX).then(|| Bytes::from(read)))
 }
 
 fn json_text(text: String) -> Response {
