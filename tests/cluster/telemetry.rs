@@ -20,7 +20,7 @@ async fn metrics_count_what_a_request_did() {
     assert_eq!(cluster.router.metric("uniarm_router_relayed_tokens_total"), tokens);
     ask(&mut inference, request("Hello", &[("sarcastic", 1.0)])).await.unwrap_err();
     let ends = http_get(&cluster.router.admin, "/metrics");
-    for labels in [r#"outcome="ok",code="ok""#, r#"outcome="refused",code="not_found""#] {
+    for labels in [r#"outcome="ok",code="ok""#, r#"outcome="refused",code="invalid_argument""#] {
         let line = format!("uniarm_router_requests_total{{{labels}}} 1\n");
         assert!(ends.contains(&line), "no {line} in {ends}");
     }
