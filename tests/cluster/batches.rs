@@ -148,7 +148,11 @@ fn wrong_lines_are_named_before_anything_is_asked(cluster: &Cluster, folder: &Pa
     std::fs::write(folder.join("wrong.jsonl"), lines).unwrap();
     let refused = batch(cluster, folder, &["wrong.jsonl", "--output", "wrong.out"]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("wrong.jsonl:1: max_tokens: is a string, wants a whole number"), "{said}");
+    assert!(
+        !refused.status.success()
+            && said.contains("wrong.jsonl:1: max_tokens: is a string, wants a whole number"),
+        "{said}"
+    );
     assert!(!folder.join("wrong.out").exists());
     // What only the cluster can know fails its own line.
     let flags = ["wrong.jsonl", "--output", "wrong.out", "--keep-going"];

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Context as _;
 
 use crate::{
-    evaluate::{MethodResult, PointResult, Results},
+    evaluate::{MethodConfig, MethodResult, PointResult, Results},
     whole_file,
 };
 use chart::{Chart, Point, Series};
@@ -31,8 +31,14 @@ pub fn write(results: &Results, out: &Path) -> anyhow::Result<()> {
     whole_file::write(&out.join("report.html"), html::page(results, &drawn).as_bytes())
 }
 
-/// Pictures by file name: the front, of each two objectives, then for each objective how it follows its weight.
+/// Pictures by file name: the front, of each two objectives, then for each objective how it follows its weight; and the
+/// front of variants, if there are any, so that neither picture is too full to be read.
 fn pictures(results: &Results) -> Vec<(String, Chart)> {
+    let methods = results.config.methods.iter().enumerate();
+    let (variants, main): (Vec<_>, Vec<_>) = methods.partition(|(_, method)| method.variant);
+    let indices =
+        |methods: &[(usize, &MethodConfig)]| methods.iter().map(|(index, _)| *index).collect::<Vec<_>>();
+    let (variants, main) = (indices(&variants), indices(&main));
     let objectives = &results.config.objectives;
     // A file's name holds no slash.
     let name = |index: usize| objectives[index].name.replace(|c: char| !c.is_alphanumeric(), "_");
@@ -43,17 +49,24 @@ fn pictures(results: &Results) -> Vec<(String, Chart)> {
                 2 => "front".to_owned(),
                 _ => format!("front-{}-{}", name(across), name(up)),
             };
-            pictures.push((file, front(results, across, up)));
+            pictures.push((file.clone(), front(results, &main, across, up)));
+            if !variants.is_empty() {
+                // Beside what they vary, the first method.
+                let shown: Vec<usize> = main.first().copied().into_iter().chain(variants.clone()).collect();
+                let mut chart = front(results, &shown, across, up);
+                chart.title.push_str(", variants");
+                pictures.push((format!("{file}-variants"), chart));
+            }
         }
     }
     for index in 0..objectives.len() {
-        pictures.push((format!("control-{}", name(index)), control(results, index)));
+        pictures.push((format!("control-{}", name(index)), control(results, &main, index)));
     }
     pictures
 }
 
 /// Two objectives against each other. Of more than two, it is a shadow of the front, whose points have no order.
-fn front(results: &Results, across: usize, up: usize) -> Chart {
+fn front(results: &Results, shown: &[usize], across: usize, up: usize) -> Chart {
     let objectives = &results.config.objectives;
     let point = |own: &PointResult| Point {
         at: (own.scores[across].value, own.scores[up].value),
@@ -61,7 +74,7 @@ fn front(results: &Results, across: usize, up: usize) -> Chart {
         up: Some((own.scores[up].low, own.scores[up].high)),
         ..Point::default()
     };
-    let mut series = series(results, |method| method.points.iter().map(point).collect());
+    let mut series = series(results, shown, |method| method.points.iter().map(point).collect());
     series.iter_mut().for_each(|series| series.scattered = objectives.len() > 2);
     Chart {
         title: format!("Front: {} and {}", objectives[across].name, objectives[up].name),
@@ -72,7 +85,7 @@ fn front(results: &Results, across: usize, up: usize) -> Chart {
 }
 
 /// An objective's score over its weight; methods that do not depend on it are level lines.
-fn control(results: &Results, objective: usize) -> Chart {
+fn control(results: &Results, shown: &[usize], objective: usize) -> Chart {
     let name = &results.config.objectives[objective].name;
     let points = |method: &MethodResult| {
         let point = |weight: f32, own: &PointResult| {
@@ -91,18 +104,19 @@ fn control(results: &Results, objective: usize) -> Chart {
         title: format!("Control: {name} follows its weight"),
         across: format!("weight of {name} in the preference"),
         up: format!("{name}: mean score"),
-        series: series(results, points),
+        series: series(results, shown, points),
     }
 }
 
-fn series(results: &Results, points: impl Fn(&MethodResult) -> Vec<Point>) -> Vec<Series> {
-    let series = |(colour, method): (usize, &MethodResult)| Series {
-        name: method.name.clone(),
-        points: points(method),
+/// One for each of the methods that are shown, by their indices.
+fn series(results: &Results, shown: &[usize], points: impl Fn(&MethodResult) -> Vec<Point>) -> Vec<Series> {
+    let series = |(colour, index): (usize, &usize)| Series {
+        name: results.methods[*index].name.clone(),
+        points: points(&results.methods[*index]),
         colour,
         ..Series::default()
     };
-    results.methods.iter().enumerate().map(series).collect()
+    shown.iter().enumerate().map(series).collect()
 }
 
 #[cfg(test)]
@@ -118,7 +132,15 @@ mod tests {
         seeds = [1]
         temperature = 1.0
         max_tokens = 8
-        methods = []
+        [[methods]]
+        name = "method"
+        guidance = "conditioned"
+        reward = "one"
+        [[methods]]
+        name = "variant"
+        guidance = "conditioned"
+        reward = "two"
+        variant = true
         [[objectives]]
         name = "kind"
         oracle = "vader"
@@ -167,7 +189,7 @@ mod tests {
             answers: 3,
             tokens: 24,
             grid,
-            methods: vec![method],
+            methods: vec![method.clone(), MethodResult { name: "variant".into(), ..method }],
             domination: Vec::new(),
             leads: Vec::new(),
             examples: Vec::new(),
@@ -175,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn of_three_objectives_each_two_have_a_picture() {
+    fn of_three_objectives_each_two_have_a_picture_and_variants_another() {
         let folder = tempfile::tempdir().unwrap();
         write(&results(), folder.path()).unwrap();
         let mut files: Vec<String> = std::fs::read_dir(folder.path())
@@ -188,12 +210,15 @@ mod tests {
             "control-easy.png",
             "control-kind.png",
             "control-to_the_point.png",
+            "front-kind-easy-variants.png",
             "front-kind-easy.png",
+            "front-kind-to_the_point-variants.png",
             "front-kind-to_the_point.png",
+            "front-to_the_point-easy-variants.png",
             "front-to_the_point-easy.png",
         ];
         assert_eq!(files, expected);
         let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
-        assert_eq!(page.matches("<h2>Front: ").count(), 3);
+        assert_eq!(page.matches("<h2>Front: ").count(), 6);
     }
 }

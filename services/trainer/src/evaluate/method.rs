@@ -21,6 +21,9 @@ pub struct MethodConfig {
     pub rewards: BTreeMap<String, String>,
     /// w; the evaluation's own without it.
     pub strength: Option<f32>,
+    /// A variant of another method: it has its place in the tables, and in a picture of variants.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub variant: bool,
     /// Weight of the base model's logits. 0: reward models alone.
     #[serde(default = "one")]
     pub base_strength: f32,
