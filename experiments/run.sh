@@ -2,7 +2,8 @@
 # Rebuilds an experiment from nothing: data, adapters, report. Interrupted anywhere, the same command goes on from there.
 # Usage: experiments/run.sh NAME       UNIARM names the binary, UNIARM_WORK the folder for what is made (many megabytes).
 # NAME is a folder beside this script: data.sh makes labelled/pairs.jsonl, train-ADAPTER.toml trains runs/ADAPTER, and
-# eval.toml compares them. Adapters named genarm-OBJECTIVE are mixed into runs/soup.
+# eval.toml compares them. A line "ADAPTER N" of seeds trains it again with seed N, as runs/ADAPTER-seed-N. Adapters named
+# genarm-OBJECTIVE are mixed into runs/soup.
 set -eu
 
 name=${1:?name an experiment: a folder beside this script, such as exact}
@@ -30,12 +31,22 @@ done
 say "1/4 data"
 (cd "$work" && "$source/data.sh")
 
+# train CONFIG RUN FLAG...
+train() {
+    config=$1 run=$2
+    shift 2
+    say "2/4 training $run"
+    "$uniarm" train "$config" --resume --model "$model" --pairs "$work/labelled/pairs.jsonl" --out "$work/runs/$run" "$@"
+}
 for config in "$work"/train-*.toml; do
-    adapter=$(basename "$config" .toml)
-    adapter=${adapter#train-}
-    say "2/4 training $adapter"
-    "$uniarm" train "$config" --resume --model "$model" --pairs "$work/labelled/pairs.jsonl" --out "$work/runs/$adapter"
+    run=$(basename "$config" .toml)
+    train "$config" "${run#train-}"
 done
+if [ -f "$source/seeds" ]; then
+    while read -r adapter seed; do
+        train "$work/train-$adapter.toml" "$adapter-seed-$seed" --seed "$seed" </dev/null
+    done <"$source/seeds"
+fi
 
 say "3/4 mixing the plain adapters for Rewarded Soups"
 if [ ! -f "$work/runs/soup/adapter_model.safetensors" ]; then

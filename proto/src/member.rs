@@ -149,6 +149,24 @@ impl From<Role> for pb::Role {
 // === impl Member ===
 
 impl Member {
+    /// A member of this role without a name, an address or a model.
+    pub fn new(role: Role) -> Self {
+        Self {
+            id: MemberId(String::new()),
+            generation: Generation(0),
+            role,
+            address: String::new(),
+            tokenizer: None,
+            vocabulary: 0,
+            capacity: 0,
+            base_model: None,
+            reward_models: Vec::new(),
+            group: String::new(),
+            rank: 0,
+            size: 1,
+        }
+    }
+
     /// The worker of this record, as a place for a guidance term.
     pub fn as_reward_worker(&self) -> RewardWorker {
         RewardWorker { member: self.id.clone(), generation: self.generation, address: self.address.clone() }

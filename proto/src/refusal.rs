@@ -86,15 +86,7 @@ impl Code {
 
     /// Label of metrics.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::InvalidArgument => "invalid_argument",
-            Self::NotFound => "not_found",
-            Self::ResourceExhausted => "resource_exhausted",
-            Self::DeadlineExceeded => "deadline_exceeded",
-            Self::Unavailable => "unavailable",
-            Self::Cancelled => "cancelled",
-            Self::Internal => "internal",
-        }
+        code_name(self.to_tonic())
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod chaos;
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use chaos::{Chaos, ChaosScorer};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -94,10 +94,9 @@ impl Scene {
     }
 
     async fn answers(&self, requests: &[GenerateRequest]) -> Vec<Transcript> {
-        let folder = tempfile::tempdir().unwrap();
-        let reward = self.reward(tokenizer(folder.path()));
+        let reward = self.reward(ScriptedForward::tokenizer(VOCABULARY));
         let scorer = Arc::new(ChaosScorer::new(reward, self.chaos));
-        let base = self.base(tokenizer(folder.path()), scorer);
+        let base = self.base(ScriptedForward::tokenizer(VOCABULARY), scorer);
         let tasks: Vec<_> =
             requests.iter().map(|request| tokio::spawn(answer(base.clone(), request.clone()))).collect();
         let mut transcripts = Vec::new();
@@ -120,26 +119,6 @@ async fn answer(base: BaseHandle, request: GenerateRequest) -> Transcript {
     }
     assert!(transcript.summary.is_some(), "the stream ended early");
     transcript
-}
-
-/// Words t0, t1, …; t0 ends a text.
-fn tokenizer(folder: &Path) -> Tokenizer {
-    let vocabulary: serde_json::Map<_, _> = (0..VOCABULARY).map(|id| (format!("t{id}"), id.into())).collect();
-    let end = serde_json::json!({
-        "id": 0, "content": "t0", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false,
-    });
-    let tokenizer = serde_json::json!({
-        "version": "1.0", "added_tokens": [end], "normalizer": null,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t1"},
-    });
-    let file = folder.join("tokenizer.json");
-    std::fs::write(&file, tokenizer.to_string()).unwrap();
-    let mut tokenizer = Tokenizer::from_json(&file).unwrap();
-    tokenizer.set_ends(None, &[0]);
-    tokenizer
 }
 
 /// Every sampler setting, up to three terms beside the base model at several strengths, short and long answers.

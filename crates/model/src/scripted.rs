@@ -4,8 +4,13 @@
 //! values. An engine that hands over a wrong block table, forgets to recompute after a preemption, reuses a
 //! block too early or shares one across different adapters gets other logits, and its test fails.
 
+use std::path::Path;
+
+use serde_json::json;
+
 use crate::error::ModelError;
 use crate::forward::{Forward, Limits, Row};
+use crate::tokenizer::Tokenizer;
 
 /// What a block's slot holds before anything was written to it.
 const UNWRITTEN: u64 = u64::MAX;
@@ -53,6 +58,28 @@ impl Default for ScriptedOptions {
 impl ScriptedForward {
     pub fn new(options: ScriptedOptions) -> Self {
         Self { options, slots: vec![UNWRITTEN; options.blocks * options.block_tokens], steps: 0 }
+    }
+
+    /// The words that such a model writes: t0, t1, …; t0 ends a text.
+    pub fn tokenizer(vocabulary: usize) -> Tokenizer {
+        let words: serde_json::Map<_, _> = (0..vocabulary).map(|id| (format!("t{id}"), id.into())).collect();
+        let end = json!({
+            "id": 0, "content": "t0", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false,
+        });
+        let file = json!({
+            "version": "1.0", "added_tokens": [end], "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+            "decoder": {
+                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false,
+            },
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "t1"},
+        });
+        let bytes = file.to_string().into_bytes();
+        let mut tokenizer =
+            Tokenizer::from_bytes(&bytes, Path::new("tokenizer.json")).expect("it is written above");
+        tokenizer.set_ends(None, &[0]);
+        tokenizer
     }
 
     /// Forward calls so far: how a test counts steps.

@@ -74,9 +74,14 @@ impl Tokenizer {
     /// bytes in neither of the two common ways.
     pub fn from_json(file: &Path) -> Result<Self, ModelError> {
         let bytes = std::fs::read(file).map_err(|error| ModelError::io(file, error))?;
+        Self::from_bytes(&bytes, file)
+    }
+
+    /// What the file holds.
+    pub(crate) fn from_bytes(bytes: &[u8], file: &Path) -> Result<Self, ModelError> {
         let malformed = |error: tokenizers::Error| ModelError::malformed(file, format!("tokenizer: {error}"));
         // The library panics on some files (a merge longer than every token), and a file is foreign data.
-        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
         let parsed = parsed.unwrap_or_else(|_| Err("the file is corrupt".into()));
         let mut pipeline = parsed.map_err(malformed)?;
         // A file may carry the settings of a training run: prompts are neither cut nor filled up here.

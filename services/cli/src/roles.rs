@@ -74,7 +74,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
     let host = args.front.open_host(&service, args.requests_max)?;
     process.http = http.map(|http| http.with_routes(service.http_routes(args.front.routes(host))));
-    let Some(member) = process.member(empty_member(Role::Router)).await? else { return Ok(()) };
+    let Some(member) = process.member(Member::new(Role::Router)).await? else { return Ok(()) };
     process.serve(member, Served::Router(service), None).await
 }
 
@@ -422,23 +422,6 @@ async fn enter(store: &dyn MemberStore, member: Member) -> anyhow::Result<(Membe
     let member = Member { generation: store.next_generation(&member.id).await?, ..member };
     let registration = store.register_within(member.clone(), REGISTER_PATIENCE).await?;
     Ok((member, registration))
-}
-
-fn empty_member(role: Role) -> Member {
-    Member {
-        id: MemberId(String::new()),
-        generation: Generation(0),
-        role,
-        address: String::new(),
-        tokenizer: None,
-        vocabulary: 0,
-        capacity: 0,
-        base_model: None,
-        reward_models: Vec::new(),
-        group: String::new(),
-        rank: 0,
-        size: 1,
-    }
 }
 
 fn start_admin(

@@ -21,7 +21,8 @@ use uniarm_base::{
 };
 use uniarm_cluster::{MemberStore, MemoryStore, Registration, Snapshot, SnapshotReceiver};
 use uniarm_engine::ExecutorOptions;
-use uniarm_proto::{ClusterClient, Dice, Exchange, Generation, Member, MemberId, Role};
+use uniarm_model::ScriptedForward;
+use uniarm_proto::{ClusterClient, Dice, Exchange, Member, MemberId, Role};
 use uniarm_reward::{
     Backbone, RewardCatalogue, RewardEngine, RewardHandle, RewardOptions, server::RewardService,
 };
@@ -29,7 +30,7 @@ use uniarm_router::{RouterOptions, RouterService};
 use uniarm_runtime::{Metrics, drive::Driver};
 
 use crate::{
-    model::{CONTEXT_TOKENS, Part, Timed, VOCABULARY, tokenizer},
+    model::{CONTEXT_TOKENS, Part, Timed, VOCABULARY},
     network::{Down, Network},
     repeats::Repeating,
     requests::{PLAIN, PROMPTED, SYSTEM},
@@ -193,7 +194,7 @@ impl Cluster {
         match node.role {
             Role::Router => {
                 let options = RouterOptions { requests_max: 4096, dialer, dice };
-                (Served::Router(RouterService::new(view, options, metrics)), empty_member(Role::Router))
+                (Served::Router(RouterService::new(view, options, metrics)), Member::new(Role::Router))
             }
             Role::Base => {
                 let scorer = StoreScorer::new(GrpcScorer { dialer }, view).with_dice(dice.clone());
@@ -211,7 +212,7 @@ impl Cluster {
         let settings = BaseSettings {
             model: "scripted".into(),
             fingerprint: [1; 32],
-            tokenizer: tokenizer(),
+            tokenizer: ScriptedForward::tokenizer(VOCABULARY),
             template: None,
             context_tokens: CONTEXT_TOKENS,
             vocabulary: VOCABULARY,
@@ -235,7 +236,7 @@ impl Cluster {
         let mut catalogue = RewardCatalogue::new(Backbone {
             name: "scripted".into(),
             fingerprint: [2; 32],
-            tokenizer: tokenizer(),
+            tokenizer: ScriptedForward::tokenizer(VOCABULARY),
             template: None,
             context_tokens: CONTEXT_TOKENS,
             vocabulary: VOCABULARY,
@@ -413,23 +414,6 @@ impl Served {
             Self::Base(handle) => handle.hand_over(),
             Self::Reward(_) => {}
         }
-    }
-}
-
-fn empty_member(role: Role) -> Member {
-    Member {
-        id: MemberId(String::new()),
-        generation: Generation(0),
-        role,
-        address: String::new(),
-        tokenizer: None,
-        vocabulary: 0,
-        capacity: 0,
-        base_model: None,
-        reward_models: Vec::new(),
-        group: String::new(),
-        rank: 0,
-        size: 1,
     }
 }
 

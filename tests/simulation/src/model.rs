@@ -1,13 +1,12 @@
 //! The models of a simulated cluster: scripted logits that take virtual time, and the words that they write.
 
 use std::{
-    path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use uniarm_engine::Clock;
-use uniarm_model::{Forward, ModelError, Row, ScriptedForward, ScriptedOptions, Tokenizer};
+use uniarm_model::{Forward, ModelError, Row, ScriptedForward, ScriptedOptions};
 
 pub const VOCABULARY: usize = 96;
 pub const CONTEXT_TOKENS: usize = 256;
@@ -43,34 +42,6 @@ pub fn scripted(part: Part, blocks: usize) -> ScriptedForward {
         agreement: AGREEMENT,
         ..ScriptedOptions::default()
     })
-}
-
-/// Words t0, t1, …; t0 ends a text.
-pub fn tokenizer() -> Tokenizer {
-    static FILE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = FILE.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        write_tokenizer(&folder.path().join("tokenizer.json"));
-        folder
-    });
-    let mut tokenizer = Tokenizer::from_json(&folder.path().join("tokenizer.json")).unwrap();
-    tokenizer.set_ends(None, &[0]);
-    tokenizer
-}
-
-fn write_tokenizer(file: &Path) {
-    let vocabulary: serde_json::Map<_, _> = (0..VOCABULARY).map(|id| (format!("t{id}"), id.into())).collect();
-    let end = serde_json::json!({
-        "id": 0, "content": "t0", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false,
-    });
-    let tokenizer = serde_json::json!({
-        "version": "1.0", "added_tokens": [end], "normalizer": null,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t1"},
-    });
-    std::fs::write(file, tokenizer.to_string()).unwrap();
 }
 
 // === impl Timed ===

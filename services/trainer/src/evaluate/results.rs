@@ -246,3 +246,18 @@ fn examples(plan: &Plan<'_>) -> Vec<Example> {
     };
     (0..plan.prompts.len().min(plan.config.examples)).map(example).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flat_step_is_no_step_in_the_right_direction() {
+        let point =
+            |scores: [f64; 2]| scores.map(|value| Interval { value, low: value, high: value }).to_vec();
+        let front = [[1.0, 4.0], [2.0, 4.0], [1.5, 3.0], [1.8, 2.0]].map(point);
+        let grid: Vec<Vec<f32>> = [0.0, 0.25, 0.5, 1.0].map(|weight| vec![weight, 1.0 - weight]).to_vec();
+        assert_eq!(right_steps(&grid, &front), [2, 2]);
+        assert!(right_steps(&grid, &front[..1]).is_empty(), "one point is no front");
+    }
+}

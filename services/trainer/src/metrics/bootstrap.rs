@@ -6,8 +6,6 @@
 
 use uniarm_decode::noise::philox4x32_10;
 
-use super::{Ranges, hypervolume, mean_inner_product};
-
 /// Tells these draws apart from the noise of tokens under the same seed.
 const PURPOSE: u32 = 0x626f_6f74;
 
@@ -26,59 +24,6 @@ pub struct Interval {
     pub value: f64,
     pub low: f64,
     pub high: f64,
-}
-
-/// What was measured of one method.
-#[derive(Clone, Copy, Debug)]
-pub struct Front<'a> {
-    pub preferences: &'a [Vec<f32>],
-    /// `scores[preference][prompt][objective]`; the same prompts for every preference.
-    pub scores: &'a [Vec<Vec<f64>>],
-}
-
-/// A front with its intervals.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct FrontIntervals {
-    /// `points[preference][objective]`
-    pub points: Vec<Vec<Interval>>,
-    pub hypervolume: Interval,
-    pub mean_inner_product: Interval,
-    /// Over min–max normalised points.
-    pub normalised_inner_product: Interval,
-}
-
-/// Points, hypervolume and inner products of a front with their intervals. The reference point and the ranges
-/// stay as they are in every draw.
-pub fn front_intervals(
-    front: Front<'_>,
-    reference: &[f64],
-    ranges: &Ranges,
-    bootstrap: Bootstrap,
-) -> FrontIntervals {
-    let prompts = front.scores.first().map_or(0, Vec::len);
-    let numbers = bootstrap.intervals(prompts, |drawn| {
-        let points = front.points(drawn);
-        let normalised = ranges.normalise(&points);
-        let mut numbers = vec![
-            hypervolume(&points, reference),
-            mean_inner_product(front.preferences, &points),
-            mean_inner_product(front.preferences, &normalised),
-        ];
-        numbers.extend(points.into_iter().flatten());
-        numbers
-    });
-    FrontIntervals {
-        points: numbers[3..].chunks(reference.len()).map(<[Interval]>::to_vec).collect(),
-        hypervolume: numbers[0],
-        mean_inner_product: numbers[1],
-        normalised_inner_product: numbers[2],
-    }
-}
-
-/// Whether some point of a front is better than `point` in every objective, beyond doubt: with intervals that do not
-/// touch.
-pub fn dominates(front: &[Vec<Interval>], point: &[Interval]) -> bool {
-    front.iter().any(|better| better.iter().zip(point).all(|(a, b)| a.low > b.high))
 }
 
 // === impl Bootstrap ===
@@ -121,22 +66,6 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(below + (place - place.floor()) * (sorted[place.ceil() as usize] - below))
 }
 
-// === impl Front ===
-
-impl Front<'_> {
-    /// Mean scores over the drawn prompts, one point for each preference.
-    pub fn points(&self, drawn: &[usize]) -> Vec<Vec<f64>> {
-        let point = |scores: &Vec<Vec<f64>>| {
-            let objectives = scores.first().map_or(0, Vec::len);
-            let mean = |objective| {
-                drawn.iter().map(|&prompt| scores[prompt][objective]).sum::<f64>() / drawn.len().max(1) as f64
-            };
-            (0..objectives).map(mean).collect()
-        };
-        self.scores.iter().map(point).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,40 +89,15 @@ mod tests {
     }
 
     #[test]
-    fn front_is_drawn_as_a_whole() {
-        // One hard prompt moves all points together: the difference of two points has no spread at all.
-        let preferences = vec![vec![0.0, 1.0], vec![1.0, 0.0]];
-        let prompt = |shift: f64, i: u32| vec![f64::from(i % 7) + shift, f64::from(i % 7) - shift];
-        let scores: Vec<Vec<Vec<f64>>> =
-            [0.0, 2.0].iter().map(|&shift| (0..40).map(|i| prompt(shift, i)).collect()).collect();
-        let front = Front { preferences: &preferences, scores: &scores };
+    fn numbers_of_one_statistic_are_drawn_together() {
+        // One hard prompt moves both numbers: their difference has no spread at all.
+        let scores: Vec<f64> = (0..40).map(|i| f64::from(i % 7)).collect();
         let difference = |drawn: &[usize]| {
-            let points = front.points(drawn);
-            vec![points[1][0] - points[0][0]]
+            let mean =
+                |shift: f64| drawn.iter().map(|&i| scores[i] + shift).sum::<f64>() / drawn.len() as f64;
+            vec![mean(2.0) - mean(0.0)]
         };
         let interval = BOOTSTRAP.intervals(40, difference)[0];
         assert!((interval.low - 2.0).abs() < 1e-9 && (interval.high - 2.0).abs() < 1e-9);
-
-        let ranges = Ranges { low: vec![0.0, 0.0], high: vec![10.0, 10.0] };
-        let found = front_intervals(front, &[-3.0, -3.0], &ranges, BOOTSTRAP);
-        let all: Vec<usize> = (0..40).collect();
-        let points = front.points(&all);
-        assert_eq!(found.points[1][0].value, points[1][0]);
-        assert_eq!(found.hypervolume.value, hypervolume(&points, &[-3.0, -3.0]));
-        assert!(found.hypervolume.low < found.hypervolume.value);
-        assert!(found.mean_inner_product.high > found.mean_inner_product.value);
-        let scaled = found.mean_inner_product.value / 10.0;
-        assert!((found.normalised_inner_product.value - scaled).abs() < 1e-6);
-    }
-
-    #[test]
-    fn dominance_needs_intervals_that_do_not_touch() {
-        let interval = |low, high| Interval { value: (low + high) / 2.0, low, high };
-        let base = [interval(0.0, 1.0), interval(0.0, 1.0)];
-        let better = vec![interval(1.1, 2.0), interval(1.2, 1.4)];
-        let doubtful = vec![interval(1.1, 2.0), interval(0.9, 3.0)];
-        assert!(dominates(&[doubtful.clone(), better], &base));
-        assert!(!dominates(&[doubtful], &base));
-        assert!(!dominates(&[], &base));
     }
 }
