@@ -5,6 +5,7 @@ use std::{path::Path, sync::OnceLock};
 use anyhow::{Context as _, anyhow};
 use plotters::{
     coord::Shift,
+    data::float::FloatPrettyPrinter,
     element::{Circle, PathElement, Text},
     prelude::*,
     style::{FontStyle, register_font},
@@ -119,6 +120,8 @@ impl Chart {
                 .x_desc(&self.across)
                 .y_desc(&self.up)
                 .label_style((FONT_NAME, 14))
+                .x_label_formatter(&tick)
+                .y_label_formatter(&tick)
                 .axis_desc_style((FONT_NAME, 15))
                 .bold_line_style(BLACK.mix(0.15))
                 .light_line_style(TRANSPARENT)
@@ -182,6 +185,13 @@ impl Point {
     }
 }
 
+/// As the library writes it, without the sign of what is nothing but rounding.
+fn tick(value: &f64) -> String {
+    const DECIMALS: i32 = 5;
+    let value = if value.abs() < 10_f64.powi(-DECIMALS) { 0.0 } else { *value };
+    FloatPrettyPrinter { allow_scientific: false, min_decimal: 1, max_decimal: DECIMALS }.print(value)
+}
+
 fn font() -> anyhow::Result<()> {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
     let registered = REGISTERED.get_or_init(|| register_font(FONT_NAME, FontStyle::Normal, FONT).is_ok());
@@ -231,6 +241,11 @@ mod tests {
         let path = folder.path().join("chart.png");
         chart.write_png(&path).unwrap();
         assert!(std::fs::read(&path).unwrap().starts_with(b"\x89PNG"));
+    }
+
+    #[test]
+    fn nothing_has_no_sign() {
+        assert_eq!([-1e-17, 0.0, -0.05, 1.5].map(|value| tick(&value)), ["0.0", "0.0", "-0.05", "1.5"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
 use uniarm_model::ModelFiles;
 
@@ -42,7 +42,10 @@ impl Data {
         };
         let mut bad = BadLines::default();
         let training = tokens(config, &reader, &config.pairs, &mut bad)?;
-        ensure!(!training.is_empty(), "no pair can be used ({})", bad.summary());
+        if training.is_empty() {
+            ensure!(!bad.0.is_empty(), "pairs: the files have no lines");
+            bail!("{bad}\nNo pair is left to train on");
+        }
         let mut data = if config.held_out.is_empty() {
             Self::divided(config, training)
         } else {
