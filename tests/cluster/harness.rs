@@ -2,7 +2,6 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -11,6 +10,7 @@ use std::{
 };
 
 use tonic::{Request, Status, transport::Channel};
+use uniarm_cluster::testing::free_port;
 use uniarm_proto::{
     ChatMessage, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Priority, Sampling, Transcript, client,
     pb::{self, inference_client::InferenceClient},
@@ -79,7 +79,7 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 }
 
 pub fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    format!("127.0.0.1:{}", free_port())
 }
 
 // === impl Running ===

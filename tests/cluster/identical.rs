@@ -4,12 +4,10 @@
 
 use std::{sync::OnceLock, time::Instant};
 
+use uniarm_cluster::testing::EtcdServer;
 use uniarm_proto::{GenerateRequest, GuidanceTerm, Transcript};
 
-use crate::{
-    etcd::Etcd,
-    harness::{Cluster, PROMPTED, ask_all, machine, request},
-};
+use crate::harness::{Cluster, PROMPTED, ask_all, machine, request};
 
 const REQUESTS: usize = 200;
 
@@ -177,8 +175,7 @@ fn no_prefix_cache_and_a_starved_cache_equal_the_default() {
 #[test]
 fn members_of_an_etcd_store_equal_fixed_peers() {
     let _machine = machine();
+    let Some(etcd) = EtcdServer::start() else { return };
     reference();
-    let etcd = Etcd::start();
-    let store = format!("etcd://{}", etcd.address);
-    assert_identical(&Cluster::through_store(&store, &[], &PROMPTED), TOGETHER);
+    assert_identical(&Cluster::through_store(&etcd.address(), &[], &PROMPTED), TOGETHER);
 }

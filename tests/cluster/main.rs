@@ -8,8 +8,6 @@ mod batches;
 mod bench;
 mod clients;
 mod demo;
-#[allow(dead_code)] // the fault tests use more of it
-mod etcd;
 mod exchange;
 mod hangup;
 #[allow(dead_code)] // the fault tests use more of it

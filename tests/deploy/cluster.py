@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -23,6 +24,7 @@ from command_lines import compose
 
 READY_S = 180  # four workers load their models at once, perhaps on two busy cores
 ANSWER_S = 120
+PORTS = (20000, 32768)  # those of outgoing connections begin above, on every Linux that nobody has configured
 LISTENERS = ("--listen", "--admin", "--http-listen")
 STOP_S = 40  # stop_grace_period of the compose file
 QUESTION = [
@@ -36,8 +38,23 @@ QUESTION = [
 ]
 
 
+def ports():
+    """Free ports of the loopback interface, each once, and none that the kernel may give to a connection meanwhile."""
+    first, beyond = PORTS
+    yield from filter(is_free, random.sample(range(first, beyond), beyond - first))
+
+
+def is_free(port):
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 class Addresses:
     """A loopback address for each host:port of the compose file."""
+
+    free = ports()
 
     def __init__(self):
         self.given = {}
@@ -47,9 +64,7 @@ class Addresses:
         host, port = address.rsplit(":", 1)
         wanted = (service if host == "0.0.0.0" else host, port)
         if wanted not in self.given:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.given[wanted] = f"127.0.0.1:{probe.getsockname()[1]}"
+            self.given[wanted] = f"127.0.0.1:{next(self.free)}"
         return self.given[wanted]
 
     def translate(self, service, text):

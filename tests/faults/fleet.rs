@@ -6,12 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use uniarm_cluster::testing::EtcdServer;
 use uniarm_proto::ClusterClient;
 
-use crate::{
-    etcd::Etcd,
-    harness::{PROMPTED, Running, demo_model, free_address},
-};
+use crate::harness::{PROMPTED, Running, demo_model, free_address};
 
 pub const ROUTERS: usize = 2;
 pub const BASES: usize = 2;
@@ -28,7 +26,7 @@ pub const LATE: &str = "late";
 
 /// 2 routers, 2 base workers (one drafts, one decides for itself), 3 reward workers, and etcd.
 pub struct Fleet {
-    pub etcd: Mutex<Etcd>,
+    pub etcd: Mutex<EtcdServer>,
     /// Routers, then base workers, then reward workers. Locked while something is done to one.
     pub members: Vec<Mutex<Running>>,
     pub endpoints: Vec<String>,
@@ -49,8 +47,8 @@ pub enum Fault {
 
 impl Fleet {
     pub fn start() -> Self {
-        let etcd = Etcd::start();
-        let store = format!("etcd://{}", etcd.address);
+        let etcd = EtcdServer::start().expect("a fleet needs etcd");
+        let store = etcd.address();
         let endpoints: Vec<String> = (0..ROUTERS).map(|_| free_address()).collect();
         let start = |role: &'static str, number: usize, extra: Vec<String>| {
             let id = format!("{role}-{number}");
@@ -118,7 +116,7 @@ impl Fleet {
 
     /// Starts another base worker, and returns when it has been ready.
     pub fn start_late(&self) -> Running {
-        let store = format!("etcd://{}", self.etcd.lock().unwrap().address);
+        let store = self.etcd.lock().unwrap().address();
         Running::start(
             "base",
             &["--store", &store, "--model", demo_model(), "--name", LATE, "--threads", "1"],

@@ -4,9 +4,6 @@
 #![allow(clippy::await_holding_lock)] // tests take turns on the machine, each on a runtime of its own
 
 #[allow(dead_code)] // the cluster tests use more of it
-#[path = "../cluster/etcd.rs"]
-mod etcd;
-#[allow(dead_code)] // the cluster tests use more of it
 #[path = "../cluster/harness.rs"]
 mod harness;
 

@@ -1,9 +1,11 @@
-//! A real etcd for tests: one node of its own, which can be killed and started again on its data.
+//! For tests: a real etcd, one node that can be killed and started again on its data, and free ports.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -16,6 +18,9 @@ const SKIP_VARIABLE: &str = "UNIARM_SKIP_ETCD";
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const START_POLL: Duration = Duration::from_millis(20);
+
+/// Below those that Linux gives to outgoing connections, unless somebody has configured it.
+const PORTS: Range<u16> = 20_000..32_768;
 
 /// The ports are free when they are chosen, but another process may be quicker.
 const START_ATTEMPTS: usize = 5;
@@ -65,7 +70,7 @@ impl EtcdServer {
             if server.try_start() {
                 return Some(server);
             }
-            (server.client_port, server.peer_port) = free_ports();
+            (server.client_port, server.peer_port) = (free_port(), free_port());
         }
         panic!("etcd does not start:\n{}", server.log());
     }
@@ -81,7 +86,7 @@ impl EtcdServer {
             return None;
         }
         let folder = tempfile::tempdir().expect("a folder for etcd's data can be made");
-        let (client_port, peer_port) = free_ports();
+        let (client_port, peer_port) = (free_port(), free_port());
         Some(Self { binary: binary(), folder, client_port, peer_port, child: None, tls: None })
     }
 
@@ -187,10 +192,20 @@ fn binary() -> PathBuf {
     Path::new(String::from_utf8_lossy(&found.stdout).trim()).to_owned()
 }
 
-/// Two ports that were free a moment ago.
-fn free_ports() -> (u16, u16) {
-    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
-    let port = |listener: &TcpListener| listener.local_addr().expect("it is bound").port();
-    let (first, second) = (bind(), bind());
-    (port(&first), port(&second))
+/// A loopback port that nobody listens on, that this process has not had before, and that the kernel gives to no
+/// outgoing connection. Nothing reserves it.
+///
+/// # Panics
+/// When every port is taken.
+#[must_use]
+pub fn free_port() -> u16 {
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16;
+    (0..PORTS.len())
+        .map(|_| {
+            let port = first.wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed)) % PORTS.len() as u16;
+            PORTS.start + port
+        })
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("loopback has free ports")
 }
