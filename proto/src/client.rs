@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    str::FromStr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -13,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{
     codegen::{Service, http::Uri},
+    metadata::{Ascii, MetadataMap, MetadataValue},
     transport::{Channel, Endpoint, Error},
 };
 
@@ -53,6 +55,10 @@ struct Network {
     dial: Arc<dyn Fn(&str) -> Dialling + Send + Sync>,
 }
 
+/// What a client shows at the door. It prints as nothing that could be used.
+#[derive(Debug, Clone)]
+pub struct ApiKey(MetadataValue<Ascii>);
+
 /// Where to dial: `host:port`, or a whole URI.
 ///
 /// # Errors
@@ -67,6 +73,26 @@ pub fn endpoint(address: &str) -> Result<Endpoint, Error> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WORKER_WINDOW_BYTES)
         .initial_connection_window_size(WORKER_WINDOW_BYTES))
+}
+
+// === impl ApiKey ===
+
+impl ApiKey {
+    /// Puts it where routers look for it.
+    pub fn sign(&self, metadata: &mut MetadataMap) {
+        metadata.insert("authorization", self.0.clone());
+    }
+}
+
+impl FromStr for ApiKey {
+    type Err = &'static str;
+
+    fn from_str(key: &str) -> Result<Self, Self::Err> {
+        let value = format!("Bearer {}", key.trim()).parse();
+        let mut value: MetadataValue<Ascii> = value.map_err(|_| "wants visible ASCII characters")?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
 }
 
 // === impl Dialer ===

@@ -17,7 +17,7 @@ use tonic::{
 
 use crate::{
     Dice, Event, Fault, GenerateRequest, Progress, Refusal, Transcript,
-    client::{self, Dialer},
+    client::{self, ApiKey, Dialer},
     pb::{self, inference_client::InferenceClient},
 };
 
@@ -38,6 +38,7 @@ pub struct ClusterClient {
     turn: Arc<AtomicUsize>,
     patience: Duration,
     dice: Dice,
+    key: Option<ApiKey>,
 }
 
 /// The events of one request.
@@ -92,13 +93,19 @@ impl ClusterClient {
             Ok(Router { inference, lost_at: Mutex::default() })
         };
         let routers = endpoints.iter().map(router).collect::<Result<_, _>>()?;
-        Ok(Self { routers, turn: Arc::default(), patience: Duration::ZERO, dice })
+        Ok(Self { routers, turn: Arc::default(), patience: Duration::ZERO, dice, key: None })
     }
 
     /// How long a request that has not begun is sent again while nobody takes it. By default each router is asked once.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// The key that routers know the client by.
+    #[must_use]
+    pub fn with_key(self, key: Option<ApiKey>) -> Self {
+        Self { key, ..self }
     }
 
     /// # Errors
@@ -108,7 +115,7 @@ impl ClusterClient {
         for _ in 0..self.routers.len() {
             let router = self.choose(None);
             let mut inference = self.routers[router].inference.clone();
-            match inference.list_models(pb::ListModelsRequest {}).await {
+            match inference.list_models(self.signed(pb::ListModelsRequest {})).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) if Fault::of(&status) == Fault::Connection => self.leave_alone(router),
                 Err(status) => return Err(status),
@@ -148,6 +155,14 @@ impl ClusterClient {
             transcript.apply(&event?).map_err(|error| Status::internal(error.to_string()))?;
         }
         Ok(transcript)
+    }
+
+    fn signed<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(key) = &self.key {
+            key.sign(request.metadata_mut());
+        }
+        request
     }
 
     /// The next router in turn, rather not `lost`, and none that broke a moment ago, if there is another.
@@ -203,7 +218,7 @@ impl Answers {
                 None => {
                     let mut request = self.request.clone();
                     request.resume = self.progress.clone().into();
-                    let mut request = Request::new(request);
+                    let mut request = self.client.signed(request);
                     if let Some(deadline) = self.deadline {
                         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
                     }

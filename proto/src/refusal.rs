@@ -20,6 +20,10 @@ pub const DEADLINE_UNMEETABLE: &str = "deadline_unmeetable";
 pub enum Code {
     /// A field is wrong; it is named.
     InvalidArgument,
+    /// Nobody who is known asks.
+    Unauthenticated,
+    /// Who asks is known, and may not have this.
+    PermissionDenied,
     /// No such model or reward.
     NotFound,
     /// A queue or a pool is full; `retry_after` says when to come back.
@@ -39,7 +43,7 @@ pub enum Code {
 pub struct Refusal {
     pub code: Code,
     pub message: String,
-    /// Path of the bad field (`sampling.top_p`), for `InvalidArgument`.
+    /// Path of the bad field (`sampling.top_p`), where a field is at fault.
     pub field: Option<String>,
     /// Short stable word for the cause (`base_queue_full`), for programs.
     pub cause: &'static str,
@@ -75,6 +79,8 @@ impl Code {
     pub fn to_tonic(self) -> tonic::Code {
         match self {
             Self::InvalidArgument => tonic::Code::InvalidArgument,
+            Self::Unauthenticated => tonic::Code::Unauthenticated,
+            Self::PermissionDenied => tonic::Code::PermissionDenied,
             Self::NotFound => tonic::Code::NotFound,
             Self::ResourceExhausted => tonic::Code::ResourceExhausted,
             Self::DeadlineExceeded => tonic::Code::DeadlineExceeded,
@@ -111,6 +117,15 @@ impl Refusal {
 
     pub fn not_found(field: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self { code: Code::NotFound, cause: "not_found", ..Self::invalid(field, reason) }
+    }
+
+    pub fn unauthenticated(message: impl Into<String>) -> Self {
+        Self::new(Code::Unauthenticated, "unauthenticated", message)
+    }
+
+    /// Of a field whose value whoever asks may not have.
+    pub fn denied(field: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self { code: Code::PermissionDenied, cause: "permission_denied", ..Self::invalid(field, reason) }
     }
 
     pub fn exhausted(cause: &'static str, message: impl Into<String>, retry_after: Duration) -> Self {

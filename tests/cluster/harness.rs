@@ -167,9 +167,14 @@ impl Drop for Running {
 
 /// The plainest HTTP client.
 pub fn http_get(address: &str, path: &str) -> String {
+    http_get_as(address, path, "")
+}
+
+/// `header`: none, or a line with its end.
+pub fn http_get_as(address: &str, path: &str, header: &str) -> String {
     use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{header}\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer

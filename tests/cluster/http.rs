@@ -18,11 +18,12 @@ const CHAT: &str = "/v1/chat/completions";
 
 pub struct Answered {
     pub status: u16,
-    head: String,
+    pub head: String,
     pub body: String,
 }
 
 /// The plainest client that can post. HTTP/1.0 ends a body by closing, so that a stream needs no decoding.
+/// `kind`: of the body; more lines of the head may follow it.
 fn open(address: &str, path: &str, kind: &str, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(

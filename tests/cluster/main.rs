@@ -19,3 +19,4 @@ mod jobs;
 mod resume;
 mod sessions;
 mod telemetry;
+mod tenants;

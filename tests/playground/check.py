@@ -1,8 +1,10 @@
 """The playground in headless Chromium: type, slide, stream, stop, error states, keyboard, contrast, a sweep.
 
 Usage: python check.py URL BROWSER [SCREENSHOT]        needs playwright; BROWSER: path of a Chromium
+UNIARM_API_KEY in the environment is a key that the router knows.
 """
 
+import os
 import re
 import sys
 import textwrap
@@ -16,6 +18,9 @@ DEADLINE_MS = 60_000
 TOKENS = 16
 # WCAG AA for text of ordinary size.
 CONTRAST_MIN = 4.5
+
+KEY = os.environ["UNIARM_API_KEY"]
+SIGNED = {"authorization": f"Bearer {KEY}"}
 
 CONTRAST = """() => {
   const parse = (color) => { const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
@@ -63,7 +68,7 @@ def finished(page, count=2):
 
 
 def under_way(page):
-    members = page.request.get("/status").json()["members"]
+    members = page.request.get("/status", headers=SIGNED).json()["members"]
     return sum(member["under_way"] for member in members)
 
 
@@ -88,6 +93,26 @@ def settings(page):
 # === what is tried: each function's name is the situation ===
 
 
+def a_stranger_is_asked_for_a_key(page):
+    page.goto("/")
+    expect(page.locator("#key-form")).to_be_visible()
+    expect(page.locator("#banner")).to_be_hidden()
+    low = [(ratio, what) for ratio, what in page.evaluate(CONTRAST) if ratio < CONTRAST_MIN]
+    assert not low, low
+    show_key(page, "no key of anybody's")
+    expect(page.locator("#banner")).to_contain_text("not known")
+    expect(page.locator("#model option")).to_have_count(0)
+    show_key(page, KEY)
+    expect(page.locator("#model option")).not_to_have_count(0, timeout=DEADLINE_MS)
+    expect(page.locator("#key-form")).to_be_hidden()
+    expect(page.locator("#banner")).to_be_hidden()
+
+
+def show_key(page, key):
+    page.get_by_label("This router wants an API key").fill(key)
+    page.get_by_role("button", name="Use it").click()
+
+
 def the_page_needs_nothing_from_elsewhere_and_is_small(page):
     seen = []
     page.on("response", lambda response: seen.append(response))
@@ -109,7 +134,7 @@ def answers_stream_side_by_side_and_are_those_of_the_api(page):
     expect(page.locator(".card[data-state=running]")).not_to_have_count(0)
     cards = finished(page)
     for index, body in enumerate(settings(page)):
-        answer = page.request.post("/v1/chat/completions", data=body).json()
+        answer = page.request.post("/v1/chat/completions", data=body, headers=SIGNED).json()
         wanted = answer["choices"][0]["message"]["content"]
         assert cards.nth(index).locator(".text").text_content() == wanted, f"{body}: {wanted!r}"
     plain, guided = (cards.nth(index).locator(".token:not([data-shift='0'])").count() for index in (0, 1))
@@ -200,7 +225,7 @@ def a_sweep_draws_a_front(page):
     terms = [(first, strength), (first, 0), (second, 0)]
     guidance = [{"reward": name, "preference": {name: 1}, "strength": weight} for name, weight in terms]
     body = common | {"guidance": guidance, "logprobs": True}
-    [choice] = page.request.post("/v1/chat/completions", data=body).json()["choices"]
+    [choice] = page.request.post("/v1/chat/completions", data=body, headers=SIGNED).json()["choices"]
     details = [entry["uniarm"] for entry in choice["logprobs"]["content"]]
     for column, term in ((1, 1), (2, 2)):
         wanted = sum(detail["reward_logprobs"][term] - detail["base_logprob"] for detail in details) / len(details)
@@ -241,6 +266,7 @@ def the_router_may_go_and_come_back(page):
 
 
 SITUATIONS = (
+    a_stranger_is_asked_for_a_key,
     the_page_needs_nothing_from_elsewhere_and_is_small,
     answers_stream_side_by_side_and_are_those_of_the_api,
     a_token_says_what_the_reward_changed_to_pointer_and_keyboard,
@@ -258,6 +284,7 @@ def screenshot(page, path):
     """A picture for the README."""
     page.set_viewport_size({"width": 1280, "height": 860})
     page.goto("/")
+    show_key(page, KEY)
     page.evaluate("() => { document.documentElement.dataset.theme = 'light'; }")
     expect(page.locator("#model option")).not_to_have_count(0)
     slide(page, "#preference-slider", 30)

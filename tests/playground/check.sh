@@ -21,7 +21,13 @@ browser() {
 chromium=$(browser) || skip "no Chromium is installed or to be fetched"
 
 scratch=$(mktemp -d)
-"$uniarm" up --base "$model" --grpc 127.0.0.1:0 --http-listen 127.0.0.1:0 --log-filter warn \
+"$uniarm" keys new --json >"$scratch/key"
+value() { sed "s/.*\"$1\":\"\([^\"]*\)\".*/\1/" "$scratch/key"; }
+printf '[[tenants]]\nname = "page"\nkeys = ["%s"]\n' "$(value hash)" >"$scratch/tenants.toml"
+UNIARM_API_KEY=$(value key)
+export UNIARM_API_KEY
+"$uniarm" up --base "$model" --grpc 127.0.0.1:0 --http-listen 127.0.0.1:0 --log-filter error \
+    --tenants "$scratch/tenants.toml" \
     --prompted "positive=You are an extremely cheerful, positive and encouraging AI assistant. Answer in very simple words." \
     --prompted "concise=Answer in one short sentence. Be as brief as possible." \
     --prompted "harmless=You are a careful assistant. Be gentle and safe, and never suggest anything risky." \

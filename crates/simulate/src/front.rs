@@ -7,7 +7,10 @@ use uniarm_proto::{
     BaseModel, GenerateRequest, Generation, GuidanceTerm, Input, Member, MemberId, OnRewardLoss, RewardModel,
     Role, Sampling,
 };
-use uniarm_router::{ATTEMPTS_MAX, LoadTable, members_of, place::place};
+use uniarm_router::{
+    ATTEMPTS_MAX, LoadTable, members_of,
+    place::{Scope, place},
+};
 
 use crate::setup::Setup;
 use crate::world::{Event, Outcome, World};
@@ -79,7 +82,10 @@ impl Front {
         let dice = world.placement_dice(request, state.attempts);
         let loads = &self.routers[state.router].loads;
         let placed = match state.attempts < ATTEMPTS_MAX {
-            true => place(&self.snapshot, asked, loads, dice, &state.avoid).ok(),
+            true => {
+                let seen = (&self.snapshot, Scope::everything());
+                place(seen, asked, loads, dice, &state.avoid).ok()
+            }
             false => None,
         };
         let Some(placement) = placed else {

@@ -31,8 +31,8 @@ use crate::{
     request::Plan,
     source::Source,
 };
-pub use record::{BatchError, BatchRecord, Counts, Errors, NewBatch, State, WINDOW};
-pub use shelf::{FILE_BYTES_MAX, FileRecord, Shelf, ShelfLimits, Upload, refused};
+pub use record::{BatchError, BatchRecord, Counts, Errors, NewBatch, Owner, State, WINDOW};
+pub use shelf::{FILE_BYTES_MAX, FileRecord, Shelf, ShelfLimits, Upload, not_here, refused};
 
 /// The purpose of files that batches read, and of those that they write.
 pub const PURPOSE: &str = "batch";
@@ -60,10 +60,15 @@ pub struct HostOptions {
     pub window: Duration,
 }
 
+/// The cluster as the owner of a batch may use it.
+pub trait Clusters: Send + Sync {
+    fn of(&self, owner: &Owner) -> Arc<dyn Cluster>;
+}
+
 /// Files and batches of one process.
 pub struct Host {
     options: HostOptions,
-    cluster: Arc<dyn Cluster>,
+    clusters: Arc<dyn Clusters>,
     shelf: Arc<Shelf>,
     batches: Mutex<BTreeMap<String, Held>>,
     _lock: File,
@@ -102,7 +107,7 @@ impl Host {
     ///
     /// # Panics
     /// Outside a runtime with several threads.
-    pub fn open(options: HostOptions, cluster: Arc<dyn Cluster>) -> Result<Arc<Self>, HostError> {
+    pub fn open(options: HostOptions, clusters: Arc<dyn Clusters>) -> Result<Arc<Self>, HostError> {
         let folder = options.folder.clone();
         let failed = |source| HostError::Folder { path: folder.clone(), source };
         std::fs::create_dir_all(folder.join("batches")).map_err(failed)?;
@@ -116,7 +121,7 @@ impl Host {
         let open: Vec<String> =
             batches.values().filter(|held| !held.record.status.is_over()).map(Held::id).collect();
         let host =
-            Self { options, cluster, shelf: Arc::new(shelf), batches: Mutex::new(batches), _lock: lock };
+            Self { options, clusters, shelf: Arc::new(shelf), batches: Mutex::new(batches), _lock: lock };
         let host = Arc::new(host);
         for id in open {
             host.shelf.owe(FILES_OF_BATCH);
@@ -259,7 +264,8 @@ impl Host {
                 attempts_max: ATTEMPTS_MAX,
             },
         };
-        job::run(&options, &*self.cluster, |progress| self.saw(&record.id, progress)).await
+        let cluster = self.clusters.of(&record.owner);
+        job::run(&options, &*cluster, |progress| self.saw(&record.id, progress)).await
     }
 
     fn saw(&self, id: &str, progress: &Progress) {
@@ -332,6 +338,7 @@ impl Host {
         let name = id.trim_start_matches("batch_");
         let (answers, errors) = (format!("file-{name}-output"), format!("file-{name}-errors"));
         let lines = split::split(&self.output(id), self.shelf.draft(&answers), self.shelf.draft(&errors))?;
+        let owner = self.held(id).map(|(record, _)| record.owner).unwrap_or_default();
         let put = |file: String, lines: u64, kind: &str| -> io::Result<Option<String>> {
             if lines == 0 {
                 return Ok(None);
@@ -339,6 +346,7 @@ impl Host {
             let draft = self.shelf.draft(&file);
             let record = FileRecord {
                 id: file.clone(),
+                owner: owner.clone(),
                 bytes: std::fs::metadata(&draft)?.len(),
                 created_at: seconds_now(),
                 filename: format!("{id}_{kind}.jsonl"),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
-use uniarm_proto::limits::DRAFT_WINDOW_MAX;
+use uniarm_proto::{client::ApiKey, limits::DRAFT_WINDOW_MAX};
 
 use crate::{
     adapters::AdaptersArgs,
@@ -13,6 +13,7 @@ use crate::{
     chat::ChatArgs,
     eval::EvalArgs,
     front::FrontArgs,
+    keys::KeysCommand,
     label::LabelArgs,
     manual::{CompletionsArgs, ManArgs},
     oracle::OracleCommand,
@@ -50,6 +51,11 @@ pub enum Command {
     Models(ModelsArgs),
     /// Show who is in a cluster, and what they do
     Status(StatusArgs),
+    /// Make API keys of tenants
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// Make adapters of adapters
     Adapters(AdaptersArgs),
     /// Judge answers: fit, ask and compare what scores them for one objective
@@ -322,6 +328,24 @@ pub struct EndpointArgs {
     /// A router; repeatable: when one is lost, the answer goes on at another
     #[arg(long, env = "UNIARM_ENDPOINT", default_value = "http://127.0.0.1:7000", value_delimiter = ',')]
     pub endpoint: Vec<String>,
+    #[command(flatten)]
+    pub key: KeyArgs,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct KeyArgs {
+    /// Key that the routers know you by, where they ask for one; rather in the environment, which `ps` does not show
+    #[arg(long, env = "UNIARM_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<ApiKey>,
+}
+
+// === impl EndpointArgs ===
+
+impl EndpointArgs {
+    /// One router, which asks for no key.
+    pub fn of(address: &str) -> Self {
+        Self { endpoint: vec![format!("http://{address}")], key: KeyArgs::default() }
+    }
 }
 
 #[derive(Debug, Clone, Args)]

@@ -77,7 +77,7 @@ struct Routers {
 pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
     let timeout =
         args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
-    let client = client::dial(&args.endpoint.endpoint).await?;
+    let client = client::dial(&args.endpoint).await?;
     let served =
         client.list_models().await.map_err(|status| anyhow::anyhow!("{}", generate::sentence(&status)))?;
     let options = JobOptions {
@@ -89,7 +89,7 @@ pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
         part: args.part,
         drive: DriveOptions { in_flight_max: args.in_flight, patience: PATIENCE, attempts_max: ATTEMPTS_MAX },
     };
-    let mut display = Display::new(args.json, &args.endpoint.endpoint);
+    let mut display = Display::new(args.json, &args.endpoint);
     let ran =
         uniarm_batch::run(&options, &Routers { client, timeout }, |progress| display.show(progress)).await;
     display.clear();

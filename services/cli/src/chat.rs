@@ -49,7 +49,7 @@ struct Chat {
 }
 
 pub async fn run(args: Box<ChatArgs>) -> anyhow::Result<()> {
-    let cluster = client::dial(&args.endpoint.endpoint).await?;
+    let cluster = client::dial(&args.endpoint).await?;
     let mut template = generate::template(&args.guidance, &args.sampling)?;
     template.model = args.model.clone().unwrap_or_default();
     if args.color {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::args::EndpointArgs;
 use anyhow::Context as _;
 use tonic::Status;
 use tonic_types::StatusExt as _;
@@ -21,7 +22,8 @@ pub struct ErrorObject {
 }
 
 /// The routers at these addresses, one of which answers.
-pub async fn dial(endpoints: &[String]) -> anyhow::Result<ClusterClient> {
+pub async fn dial(routers: &EndpointArgs) -> anyhow::Result<ClusterClient> {
+    let endpoints = &routers.endpoint;
     let mut last = None;
     for endpoint in endpoints {
         let dialled = client::endpoint(endpoint)
@@ -29,7 +31,7 @@ pub async fn dial(endpoints: &[String]) -> anyhow::Result<ClusterClient> {
             .connect()
             .await;
         match dialled {
-            Ok(_) => return Ok(ClusterClient::new(endpoints)?),
+            Ok(_) => return Ok(ClusterClient::new(endpoints)?.with_key(routers.key.api_key.clone())),
             Err(error) => last = Some(anyhow::Error::from(error)),
         }
     }

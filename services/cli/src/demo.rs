@@ -10,7 +10,7 @@ use uniarm_proto::{
 };
 
 use crate::{
-    args::DemoArgs,
+    args::{DemoArgs, EndpointArgs},
     client,
     demo_adapter::DemoAdapter,
     generate,
@@ -72,7 +72,7 @@ async fn show(
     let router_flags = ["--reward-peer".to_owned(), reward?, "--base-peer".to_owned(), base?];
     let router = push(parts, start("router", &router_flags).await?);
 
-    let cluster = client::dial(&[format!("http://{router}")]).await?;
+    let cluster = client::dial(&EndpointArgs::of(&router)).await?;
     let served = wait_for_models(&cluster).await?;
     let columns = columns(&served, adapter.is_some());
     println!("demo 3/3  prompt: {:?}, answered {} times in one batch\n", args.prompt, columns.len());

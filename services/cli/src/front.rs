@@ -2,10 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
-use uniarm_router::{FrontOptions, Origin, RouterService};
+use uniarm_router::{FrontOptions, Origin, RouterService, tenants::Tenants};
 
 /// A batch that is not done a day after its creation expires, as OpenAI has it.
 const BATCH_WINDOW: Duration = Duration::from_secs(24 * 3600);
@@ -15,6 +15,9 @@ const BATCH_IN_FLIGHT_MAX: usize = 256;
 
 #[derive(Debug, Clone, Args)]
 pub struct FrontArgs {
+    /// File of tenants: API keys, limits and preference floors (docs/tenants.md); everybody may ask for everything without it
+    #[arg(long, env = "UNIARM_TENANTS", value_name = "FILE")]
+    pub tenants: Option<PathBuf>,
     /// A site whose pages may use the HTTP front door, such as https://example.org, or * for all; repeatable; none without it
     #[arg(long, env = "UNIARM_HTTP_CORS", value_name = "ORIGIN", value_delimiter = ',')]
     pub http_cors: Vec<Origin>,
@@ -35,6 +38,15 @@ pub struct FrontArgs {
 // === impl FrontArgs ===
 
 impl FrontArgs {
+    /// Who may ask.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub fn open_tenants(&self) -> anyhow::Result<Tenants> {
+        let Some(file) = &self.tenants else { return Ok(Tenants::default()) };
+        Tenants::open(file).with_context(|| format!("--tenants {}", file.display()))
+    }
+
     /// What the front door is made of.
     pub fn routes(&self, host: Option<Arc<Host>>) -> FrontOptions {
         FrontOptions { host, cors: self.http_cors.clone() }

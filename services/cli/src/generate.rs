@@ -22,7 +22,7 @@ use crate::{
 const UNGUIDED: &str = "unguided";
 
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
-    let cluster = client::dial(&args.endpoint.endpoint).await?;
+    let cluster = client::dial(&args.endpoint).await?;
     let mut request = request_of(&args, &cluster).await?;
     let timeout =
         args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;

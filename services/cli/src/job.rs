@@ -8,7 +8,12 @@ use tonic::Status;
 use uniarm_proto::{ClusterClient, GenerateRequest, Transcript};
 use uniarm_trainer::cluster_job::{Cluster, IN_FLIGHT_MAX, JobOptions, ModelsConfig};
 
-use crate::{client, part::Part, worker};
+use crate::{
+    args::{EndpointArgs, KeyArgs},
+    client,
+    part::Part,
+    worker,
+};
 
 /// Where a job's questions go, and how many at once.
 #[derive(Debug, Clone, Args)]
@@ -17,6 +22,8 @@ pub struct JobArgs {
     /// [default: a cluster of its own for the length of the job]
     #[arg(long, env = "UNIARM_ENDPOINT", value_delimiter = ',')]
     pub endpoint: Vec<String>,
+    #[command(flatten)]
+    pub key: KeyArgs,
     /// Questions in flight at most; fewer while the cluster refuses
     #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N")]
     pub in_flight: usize,
@@ -54,7 +61,8 @@ impl JobCluster {
     /// Dials the router of `--endpoint`, or starts a cluster with `models` and waits until it is ready.
     pub async fn open(args: &JobArgs, models: &ModelsConfig) -> anyhow::Result<Self> {
         if !args.endpoint.is_empty() {
-            return Ok(Self { routers: client::dial(&args.endpoint).await?, own: None });
+            let routers = EndpointArgs { endpoint: args.endpoint.clone(), key: args.key.clone() };
+            return Ok(Self { routers: client::dial(&routers).await?, own: None });
         }
         let mut flags = ["--grpc", "127.0.0.1:0", "--http-listen", "none"].map(str::to_owned).to_vec();
         flags.extend(models.flags());
@@ -63,7 +71,7 @@ impl JobCluster {
             flags.push("--fused".to_owned());
         }
         let own = Part::start("up", &flags).await?;
-        let routers = client::dial(&[format!("http://{}", own.address)]).await?;
+        let routers = client::dial(&EndpointArgs::of(&own.address)).await?;
         Ok(Self { routers, own: Some(own) })
     }
 

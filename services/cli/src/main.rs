@@ -13,6 +13,7 @@ mod failure;
 mod front;
 mod generate;
 mod job;
+mod keys;
 mod label;
 mod local;
 mod manual;
@@ -53,6 +54,7 @@ fn main() -> std::process::ExitCode {
             Command::Batch(args) => batch::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Keys { command } => keys::run(command),
             Command::Adapters(args) => adapters::run(&args),
             Command::Label(args) => label::run(args).await,
             Command::Eval(args) => eval::run(args).await,

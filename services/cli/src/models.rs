@@ -6,7 +6,7 @@ use uniarm_proto::pb;
 use crate::{args::ModelsArgs, client};
 
 pub async fn run(args: ModelsArgs) -> anyhow::Result<()> {
-    let cluster = client::dial(&args.endpoint.endpoint).await?;
+    let cluster = client::dial(&args.endpoint).await?;
     let served = cluster.list_models().await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     if args.json {
         println!("{}", as_json(&served));

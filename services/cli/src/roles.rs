@@ -59,6 +59,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
         (StoreAddress::Etcd { .. }, true) => bail!("--base-peer and --reward-peer go with --store memory"),
         _ => {}
     }
+    let tenants = args.front.open_tenants()?;
     let Some(mut process) = Process::start(Role::Router, &args.process, &format!("{args:#?}")).await? else {
         return Ok(());
     };
@@ -70,7 +71,8 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     for peer in args.base_peer.iter().chain(&args.reward_peer) {
         tokio::spawn(peers::follow(peer.clone(), Arc::clone(&process.store), process.shutdown.clone()));
     }
-    let options = RouterOptions { requests_max: args.requests_max, ..RouterOptions::default() };
+    tokio::spawn(tenants.clone().follow(process.shutdown.token()));
+    let options = RouterOptions { requests_max: args.requests_max, tenants, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
     let host = args.front.open_host(&service, args.requests_max)?;
     process.http = http.map(|http| http.with_routes(service.http_routes(args.front.routes(host))));
@@ -153,7 +155,9 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
 /// share memory.
 pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let _telemetry = init_telemetry("uniarm", &args.log)?;
+    let tenants = args.front.open_tenants()?;
     let shutdown = Shutdown::on_signals()?;
+    tokio::spawn(tenants.clone().follow(shutdown.token()));
     let metrics = Metrics::new();
     let store = MemoryStore::new();
     let readiness = Readiness::starting();
@@ -200,7 +204,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let (base_member, base_registration) = enter(&store, base_member).await?;
 
     let ready = ready_line(front.local_addr(), &base_member, &reward_member);
-    let options = RouterOptions::default();
+    let options = RouterOptions { tenants, ..RouterOptions::default() };
     let service = RouterService::new(store.watch(), options.clone(), &metrics);
     let host = args.front.open_host(&service, options.requests_max)?;
     let front = front.add_service(service.inference_server()).add_service(service.status_server());

@@ -8,9 +8,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
+use tonic::Request;
 use uniarm_proto::{Member, Role, client, pb, pb::status_client::StatusClient};
 
-use crate::args::StatusArgs;
+use crate::args::{EndpointArgs, StatusArgs};
 
 /// A router that does not answer within this is shown as away.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -44,7 +45,7 @@ struct Seen {
 
 pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
     loop {
-        let overview = Overview::gather(&args.endpoint.endpoint).await?;
+        let overview = Overview::gather(&args.endpoint).await?;
         if overview.away.len() == args.endpoint.endpoint.len() {
             let (endpoint, reason) = &overview.away[0];
             bail!(
@@ -69,8 +70,8 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When an address is none, or a router reports what is no member.
-pub async fn pool_loads(endpoints: &[String]) -> anyhow::Result<[PoolLoad; 2]> {
-    let overview = Overview::gather(endpoints).await?;
+pub async fn pool_loads(routers: &EndpointArgs) -> anyhow::Result<[PoolLoad; 2]> {
+    let overview = Overview::gather(routers).await?;
     Ok([overview.load(Role::Base), overview.load(Role::Reward)])
 }
 
@@ -85,13 +86,17 @@ impl std::fmt::Display for PoolLoad {
 // === impl Overview ===
 
 impl Overview {
-    async fn gather(endpoints: &[String]) -> anyhow::Result<Self> {
+    async fn gather(routers: &EndpointArgs) -> anyhow::Result<Self> {
         let mut overview = Self::default();
-        for endpoint in endpoints {
+        for endpoint in &routers.endpoint {
             let dial = client::endpoint(endpoint)
                 .with_context(|| format!("{endpoint:?} is not an address such as http://127.0.0.1:7000"))?;
             let mut router = StatusClient::new(dial.connect_lazy());
-            match timeout(ANSWER_TIMEOUT, router.report(pb::ReportRequest {})).await {
+            let mut ask = Request::new(pb::ReportRequest {});
+            if let Some(key) = &routers.key.api_key {
+                key.sign(ask.metadata_mut());
+            }
+            match timeout(ANSWER_TIMEOUT, router.report(ask)).await {
                 Ok(Ok(report)) => overview.add(report.into_inner())?,
                 Ok(Err(status)) => overview.away.push((endpoint.clone(), status.message().to_owned())),
                 Err(_) => overview.away.push((endpoint.clone(), "no answer in time".into())),

@@ -1,12 +1,13 @@
 //! The HTTP front door: OpenAI's API over the admission, placement and recovery that gRPC has, and a page to try it.
 //!
 //! `uniarm_openai` reads a body and writes its answer, `RouterService::answer` is between them; `failure` is what any of
-//! it can end with, `catalogue` what is served, `page` the playground. `files` (which come by `multipart`) and `batches`
+//! it can end with, `door_key` who asks, `catalogue` what is served, `page` the playground. `files` (which come by `multipart`) and `batches`
 //! are a host's of `uniarm_batch`; `listing` is how both are listed; `cors` says which other sites' pages may ask.
 
 mod batches;
 mod catalogue;
 mod cors;
+mod door_key;
 mod failure;
 mod files;
 mod listing;
@@ -21,7 +22,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     body::{Body, Bytes},
     extract::{Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
@@ -43,7 +44,11 @@ use uniarm_proto::{
     pb,
 };
 
-use crate::server::{GenerateStream, RouterService};
+use crate::{
+    place::Scope,
+    server::{GenerateStream, RouterService},
+    tenants::Caller,
+};
 use cors::Cors;
 pub use cors::Origin;
 use failure::Failure;
@@ -116,26 +121,27 @@ impl RouterService {
             .merge(batches::routes())
             .merge(page::routes())
             .fallback(no_such_path)
+            .layer(from_fn_with_state(door.clone(), door_key::identify))
             .method_not_allowed_fallback(no_such_method)
             .layer(from_fn_with_state(cors, cors::cors))
             .with_state(door)
     }
 }
 
-async fn chat(State(door): State<Door>, request: Request) -> Response {
-    door.answer(Call::Chat, request).await
+async fn chat(State(door): State<Door>, caller: Extension<Caller>, request: Request) -> Response {
+    door.answer(Call::Chat, &caller, request).await
 }
 
-async fn completion(State(door): State<Door>, request: Request) -> Response {
-    door.answer(Call::Completion, request).await
+async fn completion(State(door): State<Door>, caller: Extension<Caller>, request: Request) -> Response {
+    door.answer(Call::Completion, &caller, request).await
 }
 
-async fn models(State(door): State<Door>) -> Response {
-    json_text(door.models().to_string())
+async fn models(State(door): State<Door>, caller: Extension<Caller>) -> Response {
+    json_text(door.models(&caller).to_string())
 }
 
-async fn model(State(door): State<Door>, Path(name): Path<String>) -> Response {
-    let mut listed = door.models();
+async fn model(State(door): State<Door>, caller: Extension<Caller>, Path(name): Path<String>) -> Response {
+    let mut listed = door.models(&caller);
     let found = listed["data"].as_array_mut().and_then(|models| {
         let index = models.iter().position(|model| model["id"] == name.as_str())?;
         Some(models.swap_remove(index))
@@ -157,7 +163,7 @@ async fn health(State(door): State<Door>) -> Response {
     if door.service.is_draining() {
         return unwell("draining", "this router is leaving");
     }
-    if door.service.served().base_models.is_empty() {
+    if door.service.served(Scope::everything()).base_models.is_empty() {
         return unwell("no_base_worker", "no base worker is registered yet");
     }
     json_text(r#"{"status":"ok"}"#.into())
@@ -180,8 +186,8 @@ async fn no_such_method(method: Method, uri: Uri) -> Failure {
 // === impl Door ===
 
 impl Door {
-    fn models(&self) -> Value {
-        catalogue::models(&self.service.served(), self.opened_at)
+    fn models(&self, caller: &Caller) -> Value {
+        catalogue::models(&self.service.served(caller.scope()), self.opened_at)
     }
 
     fn host(&self) -> Result<&Arc<Host>, Failure> {
@@ -199,12 +205,12 @@ impl Door {
         }
     }
 
-    async fn answer(&self, call: Call, request: Request) -> Response {
+    async fn answer(&self, call: Call, caller: &Caller, request: Request) -> Response {
         let request_id = match request_id(request.headers()) {
             Ok(request_id) => request_id,
             Err(failure) => return failure.into_response(),
         };
-        let answered = self.try_answer(call, request, &request_id).await;
+        let answered = self.try_answer((call, caller), request, &request_id).await;
         let mut response = answered.unwrap_or_else(IntoResponse::into_response);
         if let Ok(value) = HeaderValue::try_from(request_id) {
             response.headers_mut().insert(REQUEST_ID, value);
@@ -212,7 +218,12 @@ impl Door {
         response
     }
 
-    async fn try_answer(&self, call: Call, request: Request, request_id: &str) -> Result<Response, Failure> {
+    async fn try_answer(
+        &self,
+        (call, caller): (Call, &Caller),
+        request: Request,
+        request_id: &str,
+    ) -> Result<Response, Failure> {
         let body = body_of(request).await?;
         let Ask { request, timeout, form } = read(call, &body, request_id).map_err(|refusal| {
             self.service.relay.metrics.ended("refused", refusal.code.to_tonic());
@@ -223,10 +234,10 @@ impl Door {
         let failed = |status: Status| Failure::of_request(&status, &names);
         let writer = Writer::new(form, request_id, answers, seconds_now());
         if is_streamed {
-            let events = self.service.answer(request, timeout).await.map_err(failed)?;
+            let events = self.service.answer(caller, request, timeout).await.map_err(failed)?;
             return Ok(Streamed::begin(events, writer, names).await?.into_response());
         }
-        let transcript = self.service.complete(request, timeout).await.map_err(failed)?;
+        let transcript = self.service.complete(caller, request, timeout).await.map_err(failed)?;
         Ok(json_text(writer.whole(&transcript).to_string()))
     }
 }

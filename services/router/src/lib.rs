@@ -2,7 +2,7 @@
 //!
 //! `server` (the front door) → `place` (pure: which base worker, which reward workers) → `relay` (one request over its
 //! attempts), which asks `recovery` (pure: what to do after a loss) and `circuit` (pure: who is left alone for a while);
-//! `http` (the same front door in OpenAI's terms, and the playground), `peers` (a cluster without a store) and `report`
+//! `http` (the same front door in OpenAI's terms, and the playground), `tenants` (who may ask, and for what), `peers` (a cluster without a store) and `report`
 //! (what operators see) beside them.
 
 mod circuit;
@@ -15,6 +15,7 @@ mod recovery;
 mod relay;
 mod report;
 pub mod server;
+pub mod tenants;
 
 pub use http::{FrontOptions, Origin};
 pub use load::{LoadGuard, LoadTable};

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use uniarm_cluster::Snapshot;
 use uniarm_proto::{
-    GenerateRequest, GuidanceTerm, Member, MemberId, Placed, Progress, Refusal, RewardModel, RewardWorker,
-    Role,
+    BaseModel, GenerateRequest, GuidanceTerm, Member, MemberId, Placed, Progress, Refusal, RewardModel,
+    RewardWorker, Role,
 };
 
 /// Names of served things that a refusal lists; more would hide the sentence.
@@ -14,6 +14,13 @@ const NAMES_LISTED_MAX: usize = 12;
 /// Reward workers that a placement names for a term. A request that has lost so many meets a cluster without reward
 /// workers; the names of a thousand would be 60 KB in every request.
 const REWARD_WORKERS_MAX: usize = 16;
+
+/// The served names that somebody may use; all others are as if nobody served them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    base_models: Option<BTreeSet<String>>,
+    reward_models: Option<BTreeSet<String>>,
+}
 
 /// What this router has under way on a member.
 pub trait Loads {
@@ -27,24 +34,62 @@ pub struct Placement {
     pub placed: Placed,
 }
 
+// === impl Scope ===
+
+impl Scope {
+    /// Whatever is served.
+    #[must_use]
+    pub fn everything() -> &'static Self {
+        static EVERYTHING: Scope = Scope::only(None, None);
+        &EVERYTHING
+    }
+
+    /// `None`: all.
+    #[must_use]
+    pub const fn only(
+        base_models: Option<BTreeSet<String>>,
+        reward_models: Option<BTreeSet<String>>,
+    ) -> Self {
+        Self { base_models, reward_models }
+    }
+
+    /// What is served of it.
+    pub fn base_models<'a>(&self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a BaseModel> {
+        let may = |name: &String| self.base_models.as_ref().is_none_or(|names| names.contains(name));
+        let members = snapshot.with_role(Role::Base);
+        members.filter_map(|member| member.base_model.as_ref()).filter(move |model| may(&model.name))
+    }
+
+    /// What is served of it, each once.
+    pub fn reward_models<'a>(&self, snapshot: &'a Snapshot) -> Vec<&'a RewardModel> {
+        let may = |name: &String| self.reward_models.as_ref().is_none_or(|names| names.contains(name));
+        let mut seen = BTreeSet::new();
+        snapshot
+            .with_role(Role::Reward)
+            .flat_map(|member| &member.reward_models)
+            .filter(|reward| may(&reward.name) && seen.insert(reward.name.as_str()))
+            .collect()
+    }
+}
+
 /// Chooses a base worker that serves the request's model, and the reward workers for each of its terms. `dice` are two
 /// random numbers; members in `avoid` have failed this request already.
 ///
 /// # Errors
 /// When a name is not served (the field is named, and the nearest valid name), or nobody is there to serve it.
 pub fn place(
-    snapshot: &Snapshot,
+    (snapshot, scope): (&Snapshot, &Scope),
     request: &GenerateRequest,
     loads: &dyn Loads,
     dice: [u32; 2],
     avoid: &BTreeSet<MemberId>,
 ) -> Result<Placement, Refusal> {
-    let base = choose_base(snapshot, &request.model, loads, dice, avoid)?;
+    let base = choose_base((snapshot, scope), &request.model, loads, dice, avoid)?;
     let mut request = request.clone();
     if let Some(served) = &base.base_model {
         request.model.clone_from(&served.name);
     }
-    request.guidance = resolve_guidance(snapshot, request.guidance)?;
+    request.guidance = resolve_guidance(&scope.reward_models(snapshot), request.guidance)?;
     let placements = request.guidance.iter().map(|term| workers(snapshot, term, loads, dice[1])).collect();
     let progress = Progress::default();
     Ok(Placement { placed: Placed { request, progress, placements, generation: base.generation }, base })
@@ -62,7 +107,8 @@ pub fn place_again(
     dice: [u32; 2],
     avoid: &BTreeSet<MemberId>,
 ) -> Result<Placement, Refusal> {
-    let base = choose_base(snapshot, &placed.request.model, loads, dice, avoid)?;
+    // Whoever asks might use it when the request began.
+    let base = choose_base((snapshot, Scope::everything()), &placed.request.model, loads, dice, avoid)?;
     let mut placed = Placed { generation: base.generation, ..placed.clone() };
     for (term, known) in placed.request.guidance.iter().zip(&mut placed.placements) {
         let now = workers(snapshot, term, loads, dice[1]);
@@ -88,15 +134,13 @@ fn workers(snapshot: &Snapshot, term: &GuidanceTerm, loads: &dyn Loads, die: u32
 
 /// The less loaded of two random ones: as good as the least loaded of all, without every router choosing the same.
 fn choose_base(
-    snapshot: &Snapshot,
+    (snapshot, scope): (&Snapshot, &Scope),
     model: &str,
     loads: &dyn Loads,
     dice: [u32; 2],
     avoid: &BTreeSet<MemberId>,
 ) -> Result<std::sync::Arc<Member>, Refusal> {
-    let model_of = |member: &Member| member.base_model.as_ref().map(|served| served.name.clone());
-    let served: BTreeSet<String> =
-        snapshot.with_role(Role::Base).filter_map(|member| model_of(member)).collect();
+    let served: BTreeSet<String> = scope.base_models(snapshot).map(|served| served.name.clone()).collect();
     if served.is_empty() {
         return Err(Refusal::unavailable("no_base_worker", "no base worker is registered yet"));
     }
@@ -115,7 +159,8 @@ fn choose_base(
     }
     let candidates: Vec<_> = snapshot
         .with_role(Role::Base)
-        .filter(|member| model_of(member).as_ref() == Some(&model) && !avoid.contains(&member.id))
+        .filter(|member| member.base_model.as_ref().is_some_and(|served| served.name == model))
+        .filter(|member| !avoid.contains(&member.id))
         .collect();
     if candidates.is_empty() {
         return Err(Refusal::unavailable(
@@ -130,14 +175,16 @@ fn choose_base(
 }
 
 /// Gives every term a reward model. A preference over several prompted models becomes a term for each of them.
-fn resolve_guidance(snapshot: &Snapshot, asked: Vec<GuidanceTerm>) -> Result<Vec<GuidanceTerm>, Refusal> {
-    let rewards = rewards(snapshot);
+fn resolve_guidance(
+    rewards: &[&RewardModel],
+    asked: Vec<GuidanceTerm>,
+) -> Result<Vec<GuidanceTerm>, Refusal> {
     if rewards.is_empty() && !asked.is_empty() {
         return Err(Refusal::unavailable("no_reward_worker", "no reward worker is registered yet"));
     }
     let mut resolved = Vec::with_capacity(asked.len());
     for (index, term) in asked.into_iter().enumerate() {
-        resolve_term(&rewards, index, term, &mut resolved)?;
+        resolve_term(rewards, index, term, &mut resolved)?;
     }
     Ok(resolved)
 }
@@ -210,16 +257,6 @@ fn check_objectives(reward: &RewardModel, term: &GuidanceTerm) -> Result<(), Str
         return Err(format!("is missing; reward {:?} wants weights for {}", reward.name, list(&known)));
     }
     Ok(())
-}
-
-/// Reward models of all workers, each once, in the order of members and their own.
-pub fn rewards(snapshot: &Snapshot) -> Vec<&RewardModel> {
-    let mut seen = BTreeSet::new();
-    snapshot
-        .with_role(Role::Reward)
-        .flat_map(|member| &member.reward_models)
-        .filter(|reward| seen.insert(reward.name.as_str()))
-        .collect()
 }
 
 fn serving<'a>(member: &'a Member, reward: &str) -> Option<&'a RewardModel> {
@@ -359,7 +396,30 @@ mod tests {
     }
 
     fn placed(guidance: Vec<GuidanceTerm>) -> Result<Placement, Refusal> {
-        place(&cluster(), &request(guidance), &Idle, [0, 1], &BTreeSet::new())
+        place((&cluster(), Scope::everything()), &request(guidance), &Idle, [0, 1], &BTreeSet::new())
+    }
+
+    #[test]
+    fn what_somebody_may_not_use_is_as_if_nobody_served_it() {
+        let cluster = cluster();
+        let only = |base: &[&str], rewards: &[&str]| {
+            let set = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+            Scope::only(set(base), set(rewards))
+        };
+        let all = Scope::everything().reward_models(&cluster);
+        let (first, second) = (&all[0].name, &all[1].name);
+        let ask = |scope: &Scope, guidance| {
+            place((&cluster, scope), &request(guidance), &Idle, [0, 1], &BTreeSet::new())
+        };
+        let named =
+            |name: &str| vec![GuidanceTerm { reward: name.to_owned(), preference: vec![], strength: 1.0 }];
+        let refusal = ask(&only(&["other"], &[]), vec![]).unwrap_err();
+        assert_eq!(refusal.cause, "no_base_worker");
+        let base = Scope::everything().base_models(&cluster).next().unwrap().name;
+        let scope = only(&[base], &[first]);
+        let refusal = ask(&scope, named(second)).unwrap_err();
+        assert_eq!(refusal.field.as_deref(), Some("guidance[0].reward"));
+        assert!(refusal.message.contains(first) && !refusal.message.ends_with(second), "{refusal}");
     }
 
     #[test]
@@ -417,7 +477,8 @@ mod tests {
         };
         let names = |snapshot: &Snapshot, loads: &dyn Loads, draw| -> Vec<String> {
             let request = request(vec![term("ham", &[])]);
-            let placement = place(snapshot, &request, loads, [0, draw], &BTreeSet::new()).unwrap();
+            let placement =
+                place((snapshot, Scope::everything()), &request, loads, [0, draw], &BTreeSet::new()).unwrap();
             placement.placed.placements[0].iter().map(|worker| worker.member.0.clone()).collect()
         };
         let many = crowd(WORKERS);
@@ -437,13 +498,16 @@ mod tests {
     #[test]
     fn the_less_loaded_of_two_base_workers_is_chosen_and_failed_ones_are_avoided() {
         let none = BTreeSet::new();
-        let chosen = place(&cluster(), &request(vec![]), &Busy("b1"), [0, 1], &none).unwrap();
+        let chosen =
+            place((&cluster(), Scope::everything()), &request(vec![]), &Busy("b1"), [0, 1], &none).unwrap();
         assert_eq!(chosen.base.id.0, "b2");
         let failed = BTreeSet::from([MemberId("b2".into())]);
-        let chosen = place(&cluster(), &request(vec![]), &Busy("b1"), [0, 1], &failed).unwrap();
+        let chosen =
+            place((&cluster(), Scope::everything()), &request(vec![]), &Busy("b1"), [0, 1], &failed).unwrap();
         assert_eq!(chosen.base.id.0, "b1");
         let all = BTreeSet::from([MemberId("b1".into()), MemberId("b2".into())]);
-        let refusal = place(&cluster(), &request(vec![]), &Idle, [0, 1], &all).unwrap_err();
+        let refusal =
+            place((&cluster(), Scope::everything()), &request(vec![]), &Idle, [0, 1], &all).unwrap_err();
         assert_eq!(refusal.code, Code::Unavailable);
     }
 }

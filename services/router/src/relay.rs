@@ -25,6 +25,7 @@ use crate::{
     metrics::RouterMetrics,
     place::{Placement, place, place_again},
     recovery::{Next, Recovery, RetryBudget},
+    tenants::{Caller, Ticket},
 };
 
 /// A worker ends a request at its deadline by itself; one that hangs gets so much longer.
@@ -62,14 +63,19 @@ pub(crate) struct DrainMeter {
 
 /// What a client asked for, and how far it has come elsewhere.
 pub(crate) struct Asked {
+    pub(crate) caller: Caller,
     pub(crate) request: GenerateRequest,
     pub(crate) progress: Progress,
     pub(crate) deadline: Option<Instant>,
+    /// Its place at this router, and in what its tenant may have.
+    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) ticket: Ticket,
 }
 
 /// A request under way. Dropping it cancels the request on its worker.
 struct Relayed {
     relay: Relay,
+    caller: Caller,
     request: GenerateRequest,
     /// As it was placed last: its guidance is resolved once, or its tokens could change with the cluster.
     placed: Option<Placed>,
@@ -83,6 +89,7 @@ struct Relayed {
     is_over: bool,
     /// What its end is counted as, once a worker has taken it.
     outcome: Option<(&'static str, Code)>,
+    ticket: Ticket,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -125,11 +132,10 @@ impl Relay {
     pub(crate) async fn run(
         &self,
         asked: Asked,
-        permit: OwnedSemaphorePermit,
     ) -> Result<impl Stream<Item = Result<pb::GenerateResponse, Status>> + use<>, Status> {
         let began = Instant::now();
         self.budget.lock().on_request();
-        let mut relayed = Relayed::new(self.clone(), asked, permit);
+        let mut relayed = Relayed::new(self.clone(), asked);
         relayed.place().await?;
         relayed.outcome = Some(("cancelled", Code::Cancelled));
         self.metrics.first_event.observe(began.elapsed().as_secs_f64());
@@ -162,11 +168,12 @@ impl DrainMeter {
 // === impl Relayed ===
 
 impl Relayed {
-    fn new(relay: Relay, asked: Asked, permit: OwnedSemaphorePermit) -> Self {
+    fn new(relay: Relay, asked: Asked) -> Self {
         relay.metrics.under_way.inc();
         relay.drain.lock().on_begin();
         Self {
             relay,
+            caller: asked.caller,
             request: asked.request,
             placed: None,
             progress: asked.progress,
@@ -177,7 +184,8 @@ impl Relayed {
             has_started: false,
             is_over: false,
             outcome: None,
-            _permit: permit,
+            ticket: asked.ticket,
+            _permit: asked.permit,
         }
     }
 
@@ -229,6 +237,7 @@ impl Relayed {
             }
             Event::Tokens(tokens) => {
                 self.relay.metrics.tokens.inc_by(tokens.ids.len() as u64);
+                self.ticket.spend(tokens.ids.len() as u64);
                 is_new && tokens.position >= self.request.skip
             }
             Event::Finished(_) => is_new,
@@ -299,7 +308,11 @@ impl Relayed {
         let dice = [self.relay.dice.roll(), self.relay.dice.roll()];
         let loads = &self.relay.loads;
         let mut placement = match &self.placed {
-            None => place(snapshot, &self.request, loads, dice, &avoid)?,
+            None => {
+                let placement = place((snapshot, self.caller.scope()), &self.request, loads, dice, &avoid)?;
+                self.caller.check_floors(&placement.placed.request)?;
+                placement
+            }
             Some(placed) => place_again(snapshot, placed, loads, dice, &avoid)?,
         };
         placement.placed.progress = self.progress.clone();

@@ -12,7 +12,11 @@ use uniarm_proto::{
     },
 };
 
-use crate::{place::Loads as _, relay::Relay, server::RouterService};
+use crate::{
+    place::Loads as _,
+    relay::Relay,
+    server::{RouterService, authorization},
+};
 
 impl RouterService {
     pub fn status_server(&self) -> StatusServer<Self> {
@@ -27,7 +31,11 @@ impl RouterService {
 
 #[tonic::async_trait]
 impl Report for RouterService {
-    async fn report(&self, _: Request<pb::ReportRequest>) -> Result<Response<pb::ReportResponse>, Status> {
+    async fn report(
+        &self,
+        request: Request<pb::ReportRequest>,
+    ) -> Result<Response<pb::ReportResponse>, Status> {
+        self.identify(authorization(request.metadata()))?;
         Ok(Response::new(self.overview()))
     }
 }

@@ -16,10 +16,10 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 use uniarm_cluster::SnapshotReceiver;
 use uniarm_proto::{
-    Dice, GenerateRequest, Priority, Progress, Refusal, Role, Transcript,
+    Dice, GenerateRequest, Priority, Progress, Refusal, Transcript,
     client::Dialer,
     deadline,
     limits::REQUEST_MESSAGE_BYTES_MAX,
@@ -33,8 +33,9 @@ use uniarm_runtime::Metrics;
 use crate::{
     load::LoadTable,
     metrics::RouterMetrics,
-    place::rewards,
+    place::Scope,
     relay::{Asked, Channels, DrainMeter, Relay},
+    tenants::{Caller, Tenants},
 };
 
 /// Limits of a router, and what it reaches the cluster through.
@@ -42,6 +43,8 @@ use crate::{
 pub struct RouterOptions {
     /// Requests that it relays at once.
     pub requests_max: usize,
+    /// Who may ask.
+    pub tenants: Tenants,
     pub dialer: Dialer,
     /// Of ids, seeds, turns and waits.
     pub dice: Dice,
@@ -60,7 +63,12 @@ pub struct RouterService {
 
 impl Default for RouterOptions {
     fn default() -> Self {
-        Self { requests_max: 4096, dialer: Dialer::default(), dice: Dice::default() }
+        Self {
+            requests_max: 4096,
+            tenants: Tenants::default(),
+            dialer: Dialer::default(),
+            dice: Dice::default(),
+        }
     }
 }
 
@@ -107,13 +115,26 @@ impl RouterService {
         self.is_draining.load(Ordering::Relaxed)
     }
 
+    /// Who sends a request with this header, or metadata, `authorization`.
+    pub(crate) fn identify(&self, authorization: Option<&str>) -> Result<Caller, Refusal> {
+        self.options.tenants.identify(authorization).inspect_err(|refusal| {
+            tracing::warn!(reason = refusal.message, "somebody was refused at the door");
+            self.relay.metrics.ended("refused", refusal.code.to_tonic());
+        })
+    }
+
+    pub(crate) fn tenants(&self) -> &Tenants {
+        &self.options.tenants
+    }
+
     /// The one way in, whichever protocol a request came by.
     pub(crate) async fn answer(
         &self,
+        caller: &Caller,
         wire: pb::GenerateRequest,
         timeout: Option<Duration>,
     ) -> Result<GenerateStream, Status> {
-        let admitted = self.admit(wire, timeout).await;
+        let admitted = self.admit(caller, wire, timeout).await;
         if let Err(status) = &admitted {
             self.relay.metrics.ended("refused", status.code());
         }
@@ -123,10 +144,11 @@ impl RouterService {
     /// The same, to its end.
     pub(crate) async fn complete(
         &self,
+        caller: &Caller,
         wire: pb::GenerateRequest,
         timeout: Option<Duration>,
     ) -> Result<Transcript, Status> {
-        let mut events = self.answer(wire, timeout).await?;
+        let mut events = self.answer(caller, wire, timeout).await?;
         let mut transcript = Transcript::default();
         while let Some(response) = events.next().await {
             let Some(event) = response?.event else { continue };
@@ -137,6 +159,7 @@ impl RouterService {
 
     async fn admit(
         &self,
+        caller: &Caller,
         mut wire: pb::GenerateRequest,
         timeout: Option<Duration>,
     ) -> Result<GenerateStream, Status> {
@@ -148,11 +171,15 @@ impl RouterService {
         let mut request = GenerateRequest::try_from(wire).map_err(Refusal::from)?;
         progress.check(&request.sampling).map_err(Refusal::from)?;
         let permit = self.place(request.priority, progress.tokens() > 0)?;
+        let ticket = caller.enter(&request, progress.tokens() as u64)?;
         if request.request_id.is_empty() {
             request.request_id = format!("{:032x}", self.relay.dice.roll::<u128>());
         }
         request.sampling.seed.get_or_insert_with(|| self.relay.dice.roll());
-        let relayed = self.relay.run(Asked { request, progress, deadline }, permit).await?;
+        let relayed = self
+            .relay
+            .run(Asked { caller: caller.clone(), request, progress, deadline, permit, ticket })
+            .await?;
         Ok(Box::pin(relayed))
     }
 
@@ -167,18 +194,22 @@ impl RouterService {
         })
     }
 
-    /// What this cluster serves now.
-    pub(crate) fn served(&self) -> pb::ListModelsResponse {
+    /// What this cluster serves now, of what `scope` has.
+    pub(crate) fn served(&self, scope: &Scope) -> pb::ListModelsResponse {
         let snapshot = Arc::clone(&self.relay.members.borrow());
-        let mut base_models: Vec<_> =
-            snapshot.with_role(Role::Base).filter_map(|member| member.base_model.clone()).collect();
+        let mut base_models: Vec<_> = scope.base_models(&snapshot).cloned().collect();
         base_models.sort_by(|a, b| a.name.cmp(&b.name));
         base_models.dedup_by(|a, b| a.name == b.name);
         pb::ListModelsResponse {
             base_models: base_models.into_iter().map(Into::into).collect(),
-            reward_models: rewards(&snapshot).into_iter().cloned().map(Into::into).collect(),
+            reward_models: scope.reward_models(&snapshot).into_iter().cloned().map(Into::into).collect(),
         }
     }
+}
+
+/// What a call says of who makes it.
+pub(crate) fn authorization(metadata: &MetadataMap) -> Option<&str> {
+    metadata.get("authorization").map(|value| value.to_str().unwrap_or(""))
 }
 
 /// Events of one request, as its worker sends them. Dropping it cancels the request.
@@ -192,14 +223,16 @@ impl Inference for RouterService {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<GenerateStream>, Status> {
+        let caller = self.identify(authorization(request.metadata()))?;
         let timeout = deadline::timeout(request.metadata()).map_err(Refusal::from)?;
-        self.answer(request.into_inner(), timeout).await.map(Response::new)
+        self.answer(&caller, request.into_inner(), timeout).await.map(Response::new)
     }
 
     async fn list_models(
         &self,
-        _: Request<pb::ListModelsRequest>,
+        request: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
-        Ok(Response::new(self.served()))
+        let caller = self.identify(authorization(request.metadata()))?;
+        Ok(Response::new(self.served(caller.scope())))
     }
 }

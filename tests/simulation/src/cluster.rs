@@ -193,7 +193,7 @@ impl Cluster {
         let dialer = self.network.dialer(&node.name);
         match node.role {
             Role::Router => {
-                let options = RouterOptions { requests_max: 4096, dialer, dice };
+                let options = RouterOptions { requests_max: 4096, dialer, dice, ..RouterOptions::default() };
                 (Served::Router(RouterService::new(view, options, metrics)), Member::new(Role::Router))
             }
             Role::Base => {

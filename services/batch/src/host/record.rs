@@ -23,10 +23,15 @@ pub enum State {
     Expired,
 }
 
+/// Who a batch or a file belongs to; empty: anybody. On disk, and not on the wire.
+pub type Owner = String;
+
 /// A batch on disk and on the wire; times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BatchRecord {
     pub id: String,
+    #[serde(default)]
+    pub owner: Owner,
     pub endpoint: String,
     pub errors: Option<Errors>,
     pub input_file_id: String,
@@ -72,6 +77,7 @@ pub struct BatchError {
 /// What a client asks for.
 #[derive(Debug, Clone)]
 pub struct NewBatch {
+    pub owner: Owner,
     pub input_file_id: String,
     pub call: Call,
     pub metadata: Option<Map<String, Value>>,
@@ -107,6 +113,7 @@ impl BatchRecord {
     pub fn new(id: String, asked: NewBatch, now: u64, window_s: u64) -> Self {
         Self {
             id,
+            owner: asked.owner,
             endpoint: asked.call.path().to_owned(),
             errors: None,
             input_file_id: asked.input_file_id,
@@ -147,6 +154,7 @@ impl BatchRecord {
 
     pub fn as_json(&self) -> Value {
         let mut object = serde_json::to_value(self).expect("strings and numbers");
+        object.as_object_mut().map(|fields| fields.remove("owner"));
         object["object"] = "batch".into();
         if self.errors.is_some() {
             object["errors"]["object"] = "list".into();

@@ -13,6 +13,8 @@ use serde_json::Value;
 use tokio::{fs::File, io::AsyncWriteExt as _};
 use uniarm_openai::Failure;
 
+use super::record::Owner;
+
 /// Bytes of one file, as OpenAI has it.
 pub const FILE_BYTES_MAX: u64 = 512 << 20;
 
@@ -26,6 +28,8 @@ const UNFINISHED: &str = "part";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
     pub id: String,
+    #[serde(default)]
+    pub owner: Owner,
     pub bytes: u64,
     /// Seconds since 1970.
     pub created_at: u64,
@@ -72,6 +76,7 @@ pub struct Upload {
 impl FileRecord {
     pub fn as_json(&self) -> Value {
         let mut object = serde_json::to_value(self).expect("strings and numbers");
+        object.as_object_mut().map(|fields| fields.remove("owner"));
         object["object"] = "file".into();
         object["status"] = "processed".into();
         object
@@ -254,6 +259,7 @@ impl Upload {
     /// When the file system refuses.
     pub async fn finish(
         mut self,
+        owner: Owner,
         filename: String,
         purpose: String,
         now: u64,
@@ -263,8 +269,8 @@ impl Upload {
             self.file.sync_all().await
         };
         synced.await.map_err(|error| refused(&error))?;
-        let record =
-            FileRecord { id: self.id.clone(), bytes: self.bytes, created_at: now, filename, purpose };
+        let (id, bytes) = (self.id.clone(), self.bytes);
+        let record = FileRecord { id, owner, bytes, created_at: now, filename, purpose };
         let put = tokio::task::block_in_place(|| self.shelf.put(&self.shelf.draft(&self.id), record.clone()));
         put.map_err(|error| refused(&error))?;
         self.is_whole = true;

@@ -12,6 +12,19 @@ use crate::job::tests::Function;
 /// Far more than a job of these few lines takes, on any machine.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// One cluster for all owners.
+struct Everybody(Arc<Function>);
+
+impl Clusters for Everybody {
+    fn of(&self, _: &Owner) -> Arc<dyn Cluster> {
+        self.0.clone()
+    }
+}
+
+fn everybody(life: usize) -> Arc<dyn Clusters> {
+    Arc::new(Everybody(Arc::new(Function::living(life))))
+}
+
 fn options(folder: &Path) -> HostOptions {
     HostOptions {
         folder: folder.to_owned(),
@@ -23,7 +36,7 @@ fn options(folder: &Path) -> HostOptions {
 }
 
 fn open(folder: &Path, life: usize) -> Arc<Host> {
-    Host::open(options(folder), Arc::new(Function::living(life))).unwrap()
+    Host::open(options(folder), everybody(life)).unwrap()
 }
 
 fn line(id: usize, prompt: &str) -> String {
@@ -37,12 +50,12 @@ async fn upload(host: &Host, text: &str) -> String {
     for piece in text.as_bytes().chunks(7) {
         upload.write(piece).await.unwrap();
     }
-    upload.finish("in.jsonl".into(), PURPOSE.into(), 1).await.unwrap().id
+    upload.finish(Owner::new(), "in.jsonl".into(), PURPOSE.into(), 1).await.unwrap().id
 }
 
 fn create(host: &Arc<Host>, input: &str) -> Result<BatchRecord, Failure> {
     let metadata = json!({ "a": "b" }).as_object().cloned();
-    host.create(NewBatch { input_file_id: input.to_owned(), call: Call::Chat, metadata })
+    host.create(NewBatch { owner: Owner::new(), input_file_id: input.to_owned(), call: Call::Chat, metadata })
 }
 
 async fn until(host: &Host, id: &str, reached: impl Fn(&BatchRecord) -> bool) -> BatchRecord {
@@ -135,7 +148,7 @@ async fn a_host_that_is_started_again_goes_on_to_the_same_bytes() {
     let ended = until(&host, &id, |record| record.status.is_over()).await;
     assert_eq!(ended.request_counts, Counts { total: 40, completed: 40, failed: 0 });
     assert!(std::fs::read(host.shelf().path(&ended.output_file_id.unwrap())).unwrap() == whole);
-    let busy = Host::open(options(other.path()), Arc::new(Function::living(0))).err().unwrap();
+    let busy = Host::open(options(other.path()), everybody(0)).err().unwrap();
     assert!(busy.to_string().contains("in use by another process"), "{busy}");
 }
 
@@ -143,7 +156,7 @@ async fn a_host_that_is_started_again_goes_on_to_the_same_bytes() {
 async fn batches_are_cancelled_expire_and_are_bounded() {
     let folder = tempfile::tempdir().unwrap();
     let late = HostOptions { window: Duration::ZERO, ..options(folder.path()) };
-    let host = Host::open(late, Arc::new(Function::living(0))).unwrap();
+    let host = Host::open(late, everybody(0)).unwrap();
     let input = upload(&host, &line(1, "one")).await;
     let ended = until(&host, &create(&host, &input).unwrap().id, |record| record.status.is_over()).await;
     assert_eq!((ended.status, ended.expired_at.is_some()), (State::Expired, true));
@@ -172,7 +185,7 @@ async fn files_are_bounded_in_number_and_in_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let limits = ShelfLimits { files_max: 2, bytes_max: 100 };
     let host = HostOptions { shelf: limits, ..options(folder.path()) };
-    let host = Host::open(host, Arc::new(Function::living(0))).unwrap();
+    let host = Host::open(host, everybody(0)).unwrap();
     let first = upload(&host, &"x".repeat(60)).await;
     let mut second = host.shelf().begin_upload().await.unwrap();
     second.write(&[0; 40]).await.unwrap();

@@ -11,7 +11,10 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use uniarm_batch::Progress;
 
-use crate::status::{PoolLoad, pool_loads};
+use crate::{
+    args::EndpointArgs,
+    status::{PoolLoad, pool_loads},
+};
 
 /// Events for programs, and questions to the routers about their pools.
 const EVERY: Duration = Duration::from_secs(1);
@@ -28,12 +31,12 @@ pub struct Display {
 // === impl Display ===
 
 impl Display {
-    pub fn new(as_json: bool, endpoints: &[String]) -> Self {
+    pub fn new(as_json: bool, routers: &EndpointArgs) -> Self {
         let bar = if as_json { ProgressBar::hidden() } else { ProgressBar::new(0) };
         let template = "{bar:24} {pos}/{len} requests, {msg}{eta} left";
         bar.set_style(ProgressStyle::with_template(template).expect("it is a template"));
         let loads = Arc::new(Mutex::new(None));
-        let asking = tokio::spawn(ask_loads(endpoints.to_vec(), Arc::clone(&loads)));
+        let asking = tokio::spawn(ask_loads(routers.clone(), Arc::clone(&loads)));
         Self { bar, as_json, began: Instant::now(), last_event: None, loads, asking }
     }
 
@@ -120,9 +123,9 @@ impl Display {
 }
 
 /// Routers that do not answer are asked again: the bar goes on with what it has.
-async fn ask_loads(endpoints: Vec<String>, loads: Arc<Mutex<Option<[PoolLoad; 2]>>>) {
+async fn ask_loads(routers: EndpointArgs, loads: Arc<Mutex<Option<[PoolLoad; 2]>>>) {
     loop {
-        if let Ok(asked) = pool_loads(&endpoints).await {
+        if let Ok(asked) = pool_loads(&routers).await {
             *loads.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
         }
         tokio::time::sleep(EVERY).await;

@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use uniarm_base::DraftWindow;
 
-use crate::args::{DraftRowsArg, EngineArgs, ExchangeArgs, ExchangeMode, draft_window};
+use crate::args::{DraftRowsArg, EngineArgs, ExchangeArgs, ExchangeMode, KeyArgs, draft_window};
 
 /// Rows of a step, repeats, requests at once: beyond, a measurement is a mistake.
 const COUNT_MAX: usize = 256;
@@ -180,6 +180,8 @@ pub struct BenchLoadArgs {
     /// The router of a running cluster [default: `uniarm up` as a process of its own]
     #[arg(long, env = "UNIARM_ENDPOINT")]
     pub endpoint: Option<String>,
+    #[command(flatten)]
+    pub key: KeyArgs,
     /// The model of that process [default: the demo model]
     #[arg(long, conflicts_with = "endpoint")]
     pub model: Option<String>,

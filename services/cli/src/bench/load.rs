@@ -21,6 +21,7 @@ use super::{
     step::window_name,
 };
 use crate::{
+    args::EndpointArgs,
     client,
     part::Part,
     worker::{self, Threads},
@@ -46,14 +47,14 @@ struct Client {
 }
 
 pub async fn run(args: BenchLoadArgs) -> anyhow::Result<()> {
-    let (endpoint, part) = match &args.endpoint {
-        Some(endpoint) => (endpoint.clone(), None),
+    let (router, part) = match &args.endpoint {
+        Some(endpoint) => (EndpointArgs { endpoint: vec![endpoint.clone()], key: args.key.clone() }, None),
         None => {
             let part = Part::start("up", &up_flags(&args).await?).await?;
-            (format!("http://{}", part.address), Some(part))
+            (EndpointArgs::of(&part.address), Some(part))
         }
     };
-    let measured = measure(&args, &endpoint).await;
+    let measured = measure(&args, &router).await;
     if let Some(part) = part {
         part.stop().await?;
     }
@@ -101,8 +102,8 @@ fn value_name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |possible| possible.get_name().to_owned())
 }
 
-async fn measure(args: &BenchLoadArgs, endpoint: &str) -> anyhow::Result<Report> {
-    let cluster = client::dial(&[endpoint.to_owned()]).await?;
+async fn measure(args: &BenchLoadArgs, router: &EndpointArgs) -> anyhow::Result<Report> {
+    let cluster = client::dial(router).await?;
     let served = cluster.list_models().await;
     let served = served.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     let rewards = served.reward_models;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{Path, Request, State},
     http::Uri,
     response::Response,
@@ -15,13 +15,13 @@ use tokio::task::block_in_place;
 use tonic::Status;
 use uniarm_batch::{
     Cluster,
-    host::{BatchRecord, NewBatch, WINDOW},
+    host::{BatchRecord, Clusters, NewBatch, Owner, WINDOW, not_here},
 };
 use uniarm_openai::{Call, Fields};
 use uniarm_proto::{GenerateRequest, Refusal, Transcript};
 
 use super::{Door, body_of, failure::Failure, json_text, listing::Listing};
-use crate::server::RouterService;
+use crate::{server::RouterService, tenants::Caller};
 
 /// Batches of one page of the list, and the most that may be asked for, as OpenAI has it.
 const PAGE_BATCHES: usize = 20;
@@ -39,43 +39,83 @@ pub(super) fn routes() -> Router<Door> {
         .route("/v1/batches/{id}/cancel", post(cancel))
 }
 
-/// Lines of batches are asked in this process: no connection to itself whose address somebody would have to know, and
-/// the admission, the placement and the recovery that every request has.
-impl Cluster for RouterService {
-    fn answer(&self, request: GenerateRequest) -> BoxFuture<'_, Result<Transcript, Status>> {
-        Box::pin(self.complete(request.into(), None))
+/// The cluster of one owner. Lines of batches are asked in this process: no connection to itself whose address somebody
+/// would have to know, and the admission, the placement and the recovery that every request has.
+struct Owned {
+    service: RouterService,
+    owner: Owner,
+}
+
+impl Clusters for RouterService {
+    fn of(&self, owner: &Owner) -> Arc<dyn Cluster> {
+        Arc::new(Owned { service: self.clone(), owner: owner.clone() })
     }
 }
 
-async fn list(State(door): State<Door>, uri: Uri) -> Result<Response, Failure> {
-    let listing = Listing::of(&uri, PAGE_BATCHES, PAGE_BATCHES_MAX, &[])?;
-    let batches = door.host()?.list();
-    listing.page(batches.into_iter().map(|batch| (batch.id.clone(), batch.as_json())))
+impl Cluster for Owned {
+    fn answer(&self, request: GenerateRequest) -> BoxFuture<'_, Result<Transcript, Status>> {
+        Box::pin(async move {
+            // Looked up for each line: rights change while a batch runs.
+            let caller = self.service.tenants().named(&self.owner)?;
+            self.service.complete(&caller, request.into(), None).await
+        })
+    }
 }
 
-async fn create(State(door): State<Door>, request: Request) -> Result<Response, Failure> {
+async fn list(State(door): State<Door>, caller: Extension<Caller>, uri: Uri) -> Result<Response, Failure> {
+    let listing = Listing::of(&uri, PAGE_BATCHES, PAGE_BATCHES_MAX, &[])?;
+    let batches = door.host()?.list().into_iter().filter(|batch| batch.owner == caller.name());
+    listing.page(batches.map(|batch| (batch.id.clone(), batch.as_json())))
+}
+
+async fn create(
+    State(door): State<Door>,
+    caller: Extension<Caller>,
+    request: Request,
+) -> Result<Response, Failure> {
     let host = Arc::clone(door.host_that_stays()?);
     let body = body_of(request).await?;
-    let asked = read(&body).map_err(Failure::of_body)?;
+    let asked = read(&body, caller.name()).map_err(Failure::of_body)?;
+    door.file("input_file_id", &asked.input_file_id, &caller)?;
     let record = block_in_place(|| host.create(asked))?;
     Ok(shown(&record))
 }
 
-async fn retrieve(State(door): State<Door>, Path(id): Path<String>) -> Result<Response, Failure> {
-    Ok(shown(&door.host()?.get(&id)?))
+async fn retrieve(
+    State(door): State<Door>,
+    caller: Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    Ok(shown(&door.batch(&id, &caller)?))
 }
 
-async fn cancel(State(door): State<Door>, Path(id): Path<String>) -> Result<Response, Failure> {
+async fn cancel(
+    State(door): State<Door>,
+    caller: Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
     let host = Arc::clone(door.host()?);
+    door.batch(&id, &caller)?;
     let record = block_in_place(|| host.cancel(&id))?;
     Ok(shown(&record))
+}
+
+impl Door {
+    /// A batch of the caller's; others' are as if they were not.
+    fn batch(&self, id: &str, caller: &Caller) -> Result<BatchRecord, Failure> {
+        let batch = self.host()?.get(id)?;
+        if batch.owner != caller.name() {
+            return Err(not_here("batch_id", id).into());
+        }
+        Ok(batch)
+    }
 }
 
 fn shown(record: &BatchRecord) -> Response {
     json_text(record.as_json().to_string())
 }
 
-fn read(body: &[u8]) -> Result<NewBatch, Refusal> {
+fn read(body: &[u8], owner: &str) -> Result<NewBatch, Refusal> {
     let mut fields = Fields::of_body(body)?;
     let mut required = |name| fields.text(name)?.ok_or_else(|| Refusal::invalid(name, "is missing"));
     let input_file_id = required("input_file_id")?;
@@ -87,7 +127,7 @@ fn read(body: &[u8]) -> Result<NewBatch, Refusal> {
     }
     let metadata = fields.value("metadata").map(metadata).transpose()?;
     fields.finish()?;
-    Ok(NewBatch { input_file_id, call, metadata })
+    Ok(NewBatch { owner: owner.to_owned(), input_file_id, call, metadata })
 }
 
 fn metadata(value: Value) -> Result<Map<String, Value>, Refusal> {
@@ -128,7 +168,7 @@ mod tests {
             body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             body.to_string()
         };
-        let asked = read(body(json!({})).as_bytes()).unwrap();
+        let asked = read(body(json!({})).as_bytes(), "").unwrap();
         assert_eq!((asked.input_file_id.as_str(), asked.call), ("file-1", Call::Completion));
         for (change, field) in [
             (json!({ "endpoint": "/v1/embeddings" }), "endpoint"),
@@ -138,7 +178,7 @@ mod tests {
             (json!({ "metadata": [] }), "metadata"),
             (json!({ "output_expires_after": { "seconds": 5 } }), "output_expires_after"),
         ] {
-            assert_eq!(read(body(change).as_bytes()).unwrap_err().field.as_deref(), Some(field));
+            assert_eq!(read(body(change).as_bytes(), "").unwrap_err().field.as_deref(), Some(field));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, Path, Request, State},
     http::{StatusCode, Uri, header},
@@ -13,10 +13,11 @@ use axum::{
 use futures_util::stream::try_unfold;
 use serde_json::json;
 use tokio::{fs::File, io::AsyncReadExt as _, task::block_in_place};
-use uniarm_batch::host::{PURPOSE, refused};
+use uniarm_batch::host::{FileRecord, PURPOSE, not_here, refused};
 use uniarm_proto::{Refusal, limits::NAME_BYTES_MAX};
 
 use super::{Door, failure::Failure, json_text, listing::Listing, multipart::Multipart, seconds_now};
+use crate::tenants::Caller;
 
 /// Bytes that are read from disk at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -35,15 +36,31 @@ pub(super) fn routes() -> Router<Door> {
         .route("/v1/files/{id}/content", get(content))
 }
 
-async fn list(State(door): State<Door>, uri: Uri) -> Result<Response, Failure> {
+impl Door {
+    /// A file of the caller's; others' are as if they were not. `param`: the field that names it.
+    pub(super) fn file(&self, param: &str, id: &str, caller: &Caller) -> Result<FileRecord, Failure> {
+        let file = self.host()?.shelf().get(param, id)?;
+        if file.owner != caller.name() {
+            return Err(not_here(param, id).into());
+        }
+        Ok(file)
+    }
+}
+
+async fn list(State(door): State<Door>, caller: Extension<Caller>, uri: Uri) -> Result<Response, Failure> {
     let host = door.host()?;
     let listing = Listing::of(&uri, PAGE_FILES, PAGE_FILES, &["purpose"])?;
     let is_listed = |purpose: &str| listing.filter("purpose").is_none_or(|asked| asked == purpose);
-    let files = host.shelf().list().into_iter().filter(|file| is_listed(&file.purpose));
+    let files = host.shelf().list().into_iter();
+    let files = files.filter(|file| file.owner == caller.name() && is_listed(&file.purpose));
     listing.page(files.map(|file| (file.id.clone(), file.as_json())))
 }
 
-async fn upload(State(door): State<Door>, request: Request) -> Result<Response, Failure> {
+async fn upload(
+    State(door): State<Door>,
+    caller: Extension<Caller>,
+    request: Request,
+) -> Result<Response, Failure> {
     let host = door.host_that_stays()?;
     door.cors.refuse_foreign_pages(request.headers())?;
     let mut form = Multipart::of(request)?;
@@ -67,7 +84,7 @@ async fn upload(State(door): State<Door>, request: Request) -> Result<Response, 
     }
     let purpose = purpose.ok_or_else(|| wrong("purpose", "is missing"))?;
     let (upload, filename) = file.ok_or_else(|| wrong("file", "is missing"))?;
-    let record = upload.finish(filename, purpose, seconds_now()).await?;
+    let record = upload.finish(caller.name().to_owned(), filename, purpose, seconds_now()).await?;
     Ok(json_text(record.as_json().to_string()))
 }
 
@@ -90,20 +107,33 @@ fn wrong(field: &str, reason: &str) -> Failure {
     Failure::of_body(Refusal::invalid(field, reason))
 }
 
-async fn retrieve(State(door): State<Door>, Path(id): Path<String>) -> Result<Response, Failure> {
-    let record = door.host()?.shelf().get("file_id", &id)?;
+async fn retrieve(
+    State(door): State<Door>,
+    caller: Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    let record = door.file("file_id", &id, &caller)?;
     Ok(json_text(record.as_json().to_string()))
 }
 
-async fn delete(State(door): State<Door>, Path(id): Path<String>) -> Result<Response, Failure> {
+async fn delete(
+    State(door): State<Door>,
+    caller: Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
     let host = Arc::clone(door.host()?);
+    door.file("file_id", &id, &caller)?;
     block_in_place(|| host.delete_file(&id))?;
     Ok(json_text(json!({ "id": id, "object": "file", "deleted": true }).to_string()))
 }
 
-async fn content(State(door): State<Door>, Path(id): Path<String>) -> Result<Response, Failure> {
+async fn content(
+    State(door): State<Door>,
+    caller: Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
     let shelf = door.host()?.shelf();
-    let record = shelf.get("file_id", &id)?;
+    let record = door.file("file_id", &id, &caller)?;
     let file = File::open(shelf.path(&id)).await.map_err(|error| refused(&error))?;
     let bytes = try_unfold(file, |mut file| async move {
         let mut piece = vec![0; READ_BYTES];

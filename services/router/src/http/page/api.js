@@ -8,6 +8,15 @@ export class Refused extends Error {
   }
 }
 
+/** The key that the router knows this page by, where it asks for one. Gone with the tab. */
+const KEY = "api-key";
+export const useKey = (key) => sessionStorage.setItem(KEY, key);
+
+function signed(headers = {}) {
+  const key = sessionStorage.getItem(KEY);
+  return key ? { ...headers, authorization: `Bearer ${key}` } : headers;
+}
+
 /** @returns {Promise<{bases: object[], rewards: object[]}>} */
 export async function served() {
   const { data } = await read("/v1/models");
@@ -21,7 +30,7 @@ export const status = () => read("/status");
 export async function* chat(body, signal) {
   const response = await fetch("/v1/chat/completions", {
     method: "POST",
-    headers: { "content-type": "application/json" },
+    headers: signed({ "content-type": "application/json" }),
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
@@ -40,7 +49,7 @@ export async function* chat(body, signal) {
 }
 
 async function read(path) {
-  const response = await fetch(path);
+  const response = await fetch(path, { headers: signed() });
   if (!response.ok) throw await refusal(response);
   return response.json();
 }

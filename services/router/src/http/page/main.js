@@ -1,7 +1,7 @@
 // The page: reads the form, runs answers side by side, shows the pools.
 
 import { Answer, hide, node } from "./answer.js";
-import { served, status } from "./api.js";
+import { served, status, useKey } from "./api.js";
 import { Preference, words } from "./preference.js";
 import { Sweep } from "./sweep.js";
 
@@ -30,10 +30,19 @@ async function load() {
     fill($("reward"), rewards.map(({ id, label }) => [id, label]));
     chooseReward();
     complain(null);
+    $("key-form").hidden = true;
   } catch (error) {
+    if (error.code === "unauthenticated") return askForKey(error);
     complain(error instanceof TypeError ? "The router cannot be reached." : error.message);
     setTimeout(load, POOL_EVERY_MS);
   }
+}
+
+/** The router wants to know who asks. */
+function askForKey(error) {
+  complain(sessionStorage.length > 0 ? error.message : null);
+  $("key-form").hidden = false;
+  $("key").focus();
 }
 
 /** Rewards to pick from: models of several objectives, and the prompted ones as a mix. */
@@ -175,10 +184,10 @@ async function showPool() {
     try {
       const { members } = await status();
       $("pool").replaceChildren(...members.filter((member) => member.role !== "router").map(memberChip));
-    } catch {
+    } catch (error) {
       const chip = node("li", "", "the router does not answer");
       chip.dataset.unwell = "";
-      $("pool").replaceChildren(chip);
+      $("pool").replaceChildren(...(error.code === "unauthenticated" ? [] : [chip]));
     }
   }
   setTimeout(showPool, POOL_EVERY_MS);
@@ -208,6 +217,11 @@ for (const name of ["strength", "temperature", "tokens"]) {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   generate();
+});
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey($("key").value.trim());
+  load();
 });
 $("stop").addEventListener("click", () => running?.abort());
 $("sweep-go").addEventListener("click", () => form.reportValidity() && sweepNow());

@@ -1,0 +1,232 @@
+//! The file that names tenants: TOML, checked line by line before anything of it counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use uniarm_proto::{Priority, limits::NAME_BYTES_MAX};
+
+use super::{TenantsError, key::KeyHash};
+
+const TENANTS_MAX: usize = 10_000;
+const KEYS_MAX: usize = 16;
+const LISTED_MAX: usize = 256;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    tenants: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: String,
+    keys: Vec<String>,
+    base_models: Option<Vec<String>>,
+    reward_models: Option<Vec<String>>,
+    requests_max: Option<usize>,
+    requests_per_minute: Option<u32>,
+    tokens_per_minute: Option<u32>,
+    #[serde(default = "highest")]
+    priority: Class,
+    #[serde(default)]
+    floors: BTreeMap<String, f32>,
+    guidance_min: Option<f32>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Class {
+    Low,
+    Normal,
+    High,
+}
+
+/// What a tenant may have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rights {
+    pub name: String,
+    /// `None`: all that are served.
+    pub base_models: Option<BTreeSet<String>>,
+    pub reward_models: Option<BTreeSet<String>>,
+    /// Requests under way at once, at one router.
+    pub requests_max: Option<usize>,
+    pub requests_per_minute: Option<u32>,
+    /// Tokens that are written for it.
+    pub tokens_per_minute: Option<u32>,
+    /// The highest that it may ask for.
+    pub priority: Priority,
+    /// Share of what steers that an objective has at least; see `floors`.
+    pub floors: BTreeMap<String, f32>,
+    /// Strength of all guidance over that of the base model, at least, where there are floors.
+    pub guidance_min: f32,
+}
+
+/// Reads the whole file.
+pub(super) fn parse(text: &str) -> Result<Vec<(Rights, Vec<KeyHash>)>, TenantsError> {
+    let file: File =
+        toml::from_str(text).map_err(|error| TenantsError::wrong("", error.to_string().trim()))?;
+    if file.tenants.is_empty() {
+        return Err(TenantsError::wrong("tenants", "is empty: nobody could ask for anything"));
+    }
+    check_count("tenants", file.tenants.len(), TENANTS_MAX)?;
+    let (mut names, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    let mut tenants = Vec::with_capacity(file.tenants.len());
+    for (index, entry) in file.tenants.into_iter().enumerate() {
+        let at = format!("tenants[{index}]");
+        let own = entry.keys(&at)?;
+        let rights = entry.rights(&at)?;
+        if !names.insert(rights.name.clone()) {
+            return Err(TenantsError::wrong(
+                format!("{at}.name"),
+                format!("{:?} is there twice", rights.name),
+            ));
+        }
+        for (number, key) in own.iter().enumerate() {
+            if !keys.insert(*key) {
+                return Err(TenantsError::wrong(format!("{at}.keys[{number}]"), "is there twice"));
+            }
+        }
+        tenants.push((rights, own));
+    }
+    Ok(tenants)
+}
+
+fn highest() -> Class {
+    Class::High
+}
+
+fn check_count(field: &str, count: usize, limit: usize) -> Result<(), TenantsError> {
+    if count > limit {
+        return Err(TenantsError::wrong(field, format!("has {count} entries, the limit is {limit}")));
+    }
+    Ok(())
+}
+
+fn check_name(field: &str, name: &str) -> Result<(), TenantsError> {
+    let is_name = !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control);
+    match is_name {
+        true => Ok(()),
+        false => Err(TenantsError::wrong(field, format!("wants a name of 1..={NAME_BYTES_MAX} bytes"))),
+    }
+}
+
+fn names(field: &str, names: Option<Vec<String>>) -> Result<Option<BTreeSet<String>>, TenantsError> {
+    let Some(names) = names else { return Ok(None) };
+    check_count(field, names.len(), LISTED_MAX)?;
+    for (index, name) in names.iter().enumerate() {
+        check_name(&format!("{field}[{index}]"), name)?;
+    }
+    Ok(Some(names.into_iter().collect()))
+}
+
+fn positive<T: PartialEq + Default>(field: &str, value: Option<T>) -> Result<Option<T>, TenantsError> {
+    match value {
+        Some(value) if value == T::default() => {
+            Err(TenantsError::wrong(field, "is 0, wants at least 1; leave it out for no limit"))
+        }
+        value => Ok(value),
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn keys(&self, at: &str) -> Result<Vec<KeyHash>, TenantsError> {
+        check_count(&format!("{at}.keys"), self.keys.len(), KEYS_MAX)?;
+        let read = |(index, text): (usize, &String)| {
+            text.parse().map_err(|reason: &str| TenantsError::wrong(format!("{at}.keys[{index}]"), reason))
+        };
+        self.keys.iter().enumerate().map(read).collect()
+    }
+
+    fn rights(self, at: &str) -> Result<Rights, TenantsError> {
+        let field = |name: &str| format!("{at}.{name}");
+        check_name(&field("name"), &self.name)?;
+        for (objective, floor) in &self.floors {
+            let field = field(&format!("floors.{objective}"));
+            if !(0.0..=1.0).contains(floor) {
+                return Err(TenantsError::wrong(field, format!("is {floor}, wants a share in 0..=1")));
+            }
+        }
+        let sum: f32 = self.floors.values().sum();
+        if sum > 1.0 {
+            let reason = format!("add up to {sum}, and nothing has more than 1 to give");
+            return Err(TenantsError::wrong(field("floors"), reason));
+        }
+        let guidance_min = self.guidance_min.unwrap_or(1.0);
+        if !(guidance_min.is_finite() && guidance_min > 0.0) {
+            let reason = format!("is {guidance_min}, wants more than 0");
+            return Err(TenantsError::wrong(field("guidance_min"), reason));
+        }
+        if self.guidance_min.is_some() && self.floors.is_empty() {
+            return Err(TenantsError::wrong(field("guidance_min"), "goes with floors"));
+        }
+        Ok(Rights {
+            base_models: names(&field("base_models"), self.base_models)?,
+            reward_models: names(&field("reward_models"), self.reward_models)?,
+            requests_max: positive(&field("requests_max"), self.requests_max)?,
+            requests_per_minute: positive(&field("requests_per_minute"), self.requests_per_minute)?,
+            tokens_per_minute: positive(&field("tokens_per_minute"), self.tokens_per_minute)?,
+            priority: self.priority.into(),
+            floors: self.floors,
+            guidance_min,
+            name: self.name,
+        })
+    }
+}
+
+// === impl Class ===
+
+impl From<Class> for Priority {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Low => Self::Low,
+            Class::Normal => Self::Normal,
+            Class::High => Self::High,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000001";
+
+    fn tenant(more: &str) -> String {
+        format!("[[tenants]]\nname = \"a\"\nkeys = [\"{KEY}\"]\n{more}\n")
+    }
+
+    #[test]
+    fn a_tenant_that_says_nothing_more_may_have_everything() {
+        let tenants = parse(&tenant("")).unwrap();
+        let (rights, keys) = &tenants[0];
+        assert_eq!((rights.name.as_str(), keys.len()), ("a", 1));
+        assert_eq!((&rights.base_models, rights.requests_max), (&None, None));
+        assert_eq!((rights.priority, rights.floors.len()), (Priority::High, 0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let twice = tenant("") + &tenant("").replace("\"a\"", "\"b\"");
+        for (text, said) in [
+            (String::new(), "tenants: is empty"),
+            (tenant("budget = 3"), "unknown field `budget`"),
+            (tenant("requests_max = 0"), "tenants[0].requests_max: is 0"),
+            (tenant("priority = \"urgent\""), "urgent"),
+            (tenant("[tenants.floors]\nharmless = -0.1"), "tenants[0].floors.harmless: is -0.1"),
+            (tenant("[tenants.floors]\nharmless = nan"), "tenants[0].floors.harmless: is NaN"),
+            (tenant("[tenants.floors]\na = 0.6\nb = 0.6"), "tenants[0].floors: add up to 1.2"),
+            (tenant("guidance_min = 1.0"), "tenants[0].guidance_min: goes with floors"),
+            (tenant("").replace(KEY, "secret"), "tenants[0].keys[0]: "),
+            (twice, "tenants[1].keys[0]: is there twice"),
+            (tenant("") + &tenant("").replace("01\"", "02\""), "tenants[1].name: \"a\" is there twice"),
+            (tenant("").replace("\"a\"", "\"\""), "tenants[0].name: wants a name"),
+        ] {
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains(said), "{error:?} should have {said:?}");
+        }
+    }
+}
