@@ -11,12 +11,17 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tonic::{
     codegen::{Service, http::Uri},
     metadata::{Ascii, MetadataMap, MetadataValue},
     transport::{Channel, Endpoint, Error},
 };
+
+use uniarm_tls::ClientTls;
 
 use crate::{
     limits::{REQUEST_MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX},
@@ -34,13 +39,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
+const HTTPS: &str = "https://";
+
 /// HTTP/2 window of worker streams: a few dense rows in flight.
 const WORKER_WINDOW_BYTES: u32 = 8 << 20;
 
-/// How channels come about: over TCP, or over a network that a test puts in its place.
+/// How channels come about: over TCP, over TLS, or over a network that a test puts in its place.
 #[derive(Clone, Default)]
 pub struct Dialer {
+    /// For addresses without a scheme, and for `http://`.
     network: Option<Network>,
+    /// For `https://`.
+    doors: Option<Network>,
 }
 
 /// A connection of such a network.
@@ -100,7 +110,19 @@ impl FromStr for ApiKey {
 impl Dialer {
     /// `dial` gets `host:port`.
     pub fn over(dial: impl Fn(&str) -> Dialling + Send + Sync + 'static) -> Self {
-        Self { network: Some(Network { dial: Arc::new(dial) }) }
+        Self { network: Some(Network { dial: Arc::new(dial) }), doors: None }
+    }
+
+    /// Between the processes of a cluster that know each other by certificates.
+    #[must_use]
+    pub fn mutual(tls: ClientTls) -> Self {
+        Self { network: Some(Network::tls(tls)), doors: None }
+    }
+
+    /// Of a client: `https://` addresses are front doors that show who they are.
+    #[must_use]
+    pub fn of_front_doors(tls: ClientTls) -> Self {
+        Self { network: None, doors: Some(Network::tls(tls)) }
     }
 
     /// A channel that connects when it is used, and again whenever it has to.
@@ -108,10 +130,10 @@ impl Dialer {
     /// # Errors
     /// When the address is not a URI.
     pub fn channel(&self, address: &str) -> Result<Channel, Error> {
-        let endpoint = endpoint(address)?;
-        Ok(match &self.network {
+        let (endpoint, network) = self.way(address)?;
+        Ok(match network {
             None => endpoint.connect_lazy(),
-            Some(network) => endpoint.connect_with_connector_lazy(network.clone()),
+            Some(network) => endpoint.connect_with_connector_lazy(network),
         })
     }
 
@@ -120,15 +142,48 @@ impl Dialer {
     /// # Errors
     /// When the address is not a URI, or nobody answers there.
     pub async fn connect(&self, address: &str) -> Result<Channel, Error> {
-        let endpoint = endpoint(address)?;
-        match &self.network {
+        let (endpoint, network) = self.way(address)?;
+        match network {
             None => endpoint.connect().await,
-            Some(network) => endpoint.connect_with_connector(network.clone()).await,
+            Some(network) => endpoint.connect_with_connector(network).await,
         }
+    }
+
+    fn way(&self, address: &str) -> Result<(Endpoint, Option<Network>), Error> {
+        let Some(host) = address.strip_prefix(HTTPS) else {
+            return Ok((endpoint(address)?, self.network.clone()));
+        };
+        let doors =
+            self.doors.clone().or_else(|| ClientTls::of_front_doors(None, None).ok().map(Network::tls));
+        // Of TLS the endpoint knows nothing: the connection that it gets has it.
+        Ok((endpoint(&with_port(host))?, doors))
     }
 }
 
+/// `host:port` of what follows `https://`, whose port is 443 where it says none.
+fn with_port(host: &str) -> String {
+    let host = host.trim_end_matches('/');
+    let has_port =
+        host.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|digit| digit.is_ascii_digit()));
+    if has_port { host.to_owned() } else { format!("{host}:443") }
+}
+
 // === impl Network ===
+
+impl Network {
+    fn tls(tls: ClientTls) -> Self {
+        let dial = move |address: &str| -> Dialling {
+            let (tls, address) = (tls.clone(), address.to_owned());
+            Box::pin(async move {
+                let stream = TcpStream::connect(&address).await?;
+                stream.set_nodelay(true)?;
+                let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+                Ok(Box::new(tls.connect(host, stream).await?) as Box<dyn Wire>)
+            })
+        };
+        Self { dial: Arc::new(dial) }
+    }
+}
 
 impl Service<Uri> for Network {
     type Response = TokioIo<Box<dyn Wire>>;

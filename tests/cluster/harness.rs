@@ -99,7 +99,9 @@ impl Running {
         let (sender, ready) = std::sync::mpsc::channel();
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if let Some((_, rest)) = line.split_once(" is ready at http://") {
+                if let Some((_, url)) = line.split_once(" is ready at ")
+                    && let Some((_, rest)) = url.split_once("://")
+                {
                     let address = rest.split([':', ' ']).take(2).collect::<Vec<_>>().join(":");
                     let _ = sender.send(address);
                 }

@@ -20,3 +20,4 @@ mod resume;
 mod sessions;
 mod telemetry;
 mod tenants;
+mod tls;

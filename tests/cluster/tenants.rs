@@ -222,7 +222,7 @@ fn a_tenant_that_has_had_its_share_is_told_when_there_is_more(cluster: &Cluster,
     assert_eq!(post(cluster, key, &json!({})).0, 200);
     assert_eq!(post(cluster, key, &json!({ "max_tokens": 90 })).0, 200);
     assert_eq!(error(&post(cluster, key, &json!({}))), (429, "tenant_rate", ""));
-    let body = json!({ "messages": [{ "role": "user", "content": "Hi!" }] }).to_string();
+    let body = json!({ "messages": [{ "role": "user", "content": "Hi!" }], "max_tokens": 4 }).to_string();
     let head = format!("application/json\r\nAuthorization: Bearer {key}");
     let refused = post_as(&cluster.http, CHAT, &head, &body);
     assert!(refused.head.contains("retry-after: "), "{}", refused.head);

@@ -11,11 +11,13 @@ use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use uniarm_tls::ServerTls;
 
+use crate::wire::Wire;
 use crate::{RuntimeError, Shutdown, trace};
 
 /// A connection has sent the whole head of its next request within this, counted from when it was opened or its last
@@ -31,6 +33,7 @@ pub struct HttpServer {
     local_addr: SocketAddr,
     drain: Duration,
     head_timeout: Duration,
+    tls: Option<ServerTls>,
     routes: Router,
 }
 
@@ -46,7 +49,7 @@ impl HttpServer {
         let bind_error = |source| RuntimeError::Bind { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(bind_error)?;
         let local_addr = listener.local_addr().map_err(bind_error)?;
-        Ok(Self { listener, local_addr, drain, head_timeout: HEAD_TIMEOUT, routes: Router::new() })
+        Ok(Self { listener, local_addr, drain, head_timeout: HEAD_TIMEOUT, tls: None, routes: Router::new() })
     }
 
     #[must_use]
@@ -54,9 +57,22 @@ impl HttpServer {
         self.local_addr
     }
 
+    /// Where it is reached, on this machine.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.local_addr)
+    }
+
     #[must_use]
     pub fn with_routes(self, routes: Router) -> Self {
         Self { routes, ..self }
+    }
+
+    /// How it shows who it is; without it, over plain TCP.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<ServerTls>) -> Self {
+        Self { tls, ..self }
     }
 
     /// How long a connection may take for the head of its next request.
@@ -68,7 +84,7 @@ impl HttpServer {
     /// Serves until the shutdown begins, then lets running calls end for as long as the drain. What is left ends with
     /// the process: unlike a gRPC connection, one of HTTP/1.1 carries one call, and there is nobody to tell.
     pub async fn serve(self, shutdown: Shutdown) {
-        let Self { listener, local_addr, drain, head_timeout, routes } = self;
+        let Self { listener, local_addr, drain, head_timeout, tls, routes } = self;
         let routes = routes.layer(from_fn(traced));
         let mut connections = JoinSet::new();
         loop {
@@ -77,8 +93,13 @@ impl HttpServer {
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        let serving = connection(stream, routes.clone(), head_timeout, shutdown.clone());
-                        connections.spawn(serving);
+                        let (tls, routes, shutdown) = (tls.clone(), routes.clone(), shutdown.clone());
+                        connections.spawn(async move {
+                            match Wire::accept(stream, tls.as_ref()).await {
+                                Ok(wire) => connection(wire, routes, head_timeout, shutdown).await,
+                                Err(error) => tracing::debug!(%error, "no TLS handshake"),
+                            }
+                        });
                     }
                     Err(error) => {
                         tracing::warn!(%local_addr, %error, "no connection can be taken");
@@ -96,13 +117,11 @@ impl HttpServer {
 }
 
 /// Serves one connection to its end, or to the end of its call once the shutdown has begun.
-async fn connection(stream: TcpStream, routes: Router, head_timeout: Duration, shutdown: Shutdown) {
-    // Tokens are small and each one counts; where it cannot be set, they come a little later.
-    let _ = stream.set_nodelay(true);
+async fn connection(wire: Wire, routes: Router, head_timeout: Duration, shutdown: Shutdown) {
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        .serve_connection(TokioIo::new(wire), TowerToHyperService::new(routes));
     tokio::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,

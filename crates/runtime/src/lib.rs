@@ -15,6 +15,7 @@ pub mod telemetry;
 pub mod trace;
 
 mod error;
+mod wire;
 
 pub use admin::{Admin, AdminOptions};
 pub use error::RuntimeError;

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
-use uniarm_proto::{client::ApiKey, limits::DRAFT_WINDOW_MAX};
+use uniarm_proto::limits::DRAFT_WINDOW_MAX;
 
 use crate::{
     adapters::AdaptersArgs,
     batch::BatchArgs,
     bench::args::BenchArgs,
     chat::ChatArgs,
+    client::EndpointArgs,
     eval::EvalArgs,
     front::FrontArgs,
     keys::KeysCommand,
@@ -19,6 +20,7 @@ use crate::{
     oracle::OracleCommand,
     simulate::args::SimulateArgs,
     store::StoreArgs,
+    tls::TlsArgs,
     train::TrainArgs,
 };
 
@@ -98,6 +100,8 @@ pub struct ProcessArgs {
     pub id: Option<String>,
     #[command(flatten)]
     pub store: StoreArgs,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     #[command(flatten)]
     pub log: LogArgs,
     /// Seconds that running requests get to end after SIGTERM; what then still runs goes on at another process
@@ -321,31 +325,6 @@ pub struct UpArgs {
     pub exchange: ExchangeArgs,
     #[command(flatten)]
     pub log: LogArgs,
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct EndpointArgs {
-    /// A router; repeatable: when one is lost, the answer goes on at another
-    #[arg(long, env = "UNIARM_ENDPOINT", default_value = "http://127.0.0.1:7000", value_delimiter = ',')]
-    pub endpoint: Vec<String>,
-    #[command(flatten)]
-    pub key: KeyArgs,
-}
-
-#[derive(Debug, Clone, Default, Args)]
-pub struct KeyArgs {
-    /// Key that the routers know you by, where they ask for one; rather in the environment, which `ps` does not show
-    #[arg(long, env = "UNIARM_API_KEY", value_name = "KEY", hide_env_values = true)]
-    pub api_key: Option<ApiKey>,
-}
-
-// === impl EndpointArgs ===
-
-impl EndpointArgs {
-    /// One router, which asks for no key.
-    pub fn of(address: &str) -> Self {
-        Self { endpoint: vec![format!("http://{address}")], key: KeyArgs::default() }
-    }
 }
 
 #[derive(Debug, Clone, Args)]

@@ -14,8 +14,9 @@ use uniarm_batch::{
 use uniarm_proto::{ClusterClient, GenerateRequest, Priority, Transcript, pb::ListModelsResponse};
 
 use crate::{
-    args::{EndpointArgs, GuidanceArgs, SamplingArgs},
-    client, generate,
+    args::{GuidanceArgs, SamplingArgs},
+    client::{self, EndpointArgs},
+    generate,
 };
 use show::Display;
 

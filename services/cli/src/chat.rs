@@ -7,8 +7,8 @@ use clap::Args;
 use uniarm_proto::{ChatMessage, ClusterClient, Event, GenerateRequest, Input};
 
 use crate::{
-    args::{EndpointArgs, GuidanceArgs, SamplingArgs},
-    client,
+    args::{GuidanceArgs, SamplingArgs},
+    client::{self, EndpointArgs},
     failure::sentence,
     generate, tint,
 };

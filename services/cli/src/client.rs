@@ -2,11 +2,31 @@
 
 use std::time::Duration;
 
-use crate::args::EndpointArgs;
 use anyhow::Context as _;
+use clap::Args;
 use tonic::Status;
 use tonic_types::StatusExt as _;
-use uniarm_proto::{ClusterClient, Event, GenerateRequest, Transcript, client};
+use uniarm_proto::{ClusterClient, Dice, Event, GenerateRequest, Transcript, client::ApiKey};
+
+use crate::tls::TrustArgs;
+
+#[derive(Debug, Clone, Args)]
+pub struct EndpointArgs {
+    /// A router; repeatable: when one is lost, the answer goes on at another
+    #[arg(long, env = "UNIARM_ENDPOINT", default_value = "http://127.0.0.1:7000", value_delimiter = ',')]
+    pub endpoint: Vec<String>,
+    #[command(flatten)]
+    pub key: KeyArgs,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct KeyArgs {
+    /// Key that the routers know you by, where they ask for one; rather in the environment, which `ps` does not show
+    #[arg(long, env = "UNIARM_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<ApiKey>,
+    #[command(flatten)]
+    pub trust: TrustArgs,
+}
 
 /// An error as `--json` prints it.
 #[derive(Debug, serde::Serialize)]
@@ -24,14 +44,18 @@ pub struct ErrorObject {
 /// The routers at these addresses, one of which answers.
 pub async fn dial(routers: &EndpointArgs) -> anyhow::Result<ClusterClient> {
     let endpoints = &routers.endpoint;
+    let dialer = routers.key.trust.dialer()?;
     let mut last = None;
     for endpoint in endpoints {
-        let dialled = client::endpoint(endpoint)
-            .with_context(|| format!("{endpoint:?} is not an address such as http://127.0.0.1:7000"))?
-            .connect()
-            .await;
-        match dialled {
-            Ok(_) => return Ok(ClusterClient::new(endpoints)?.with_key(routers.key.api_key.clone())),
+        // That it is an address shows before anybody is dialled.
+        dialer
+            .channel(endpoint)
+            .with_context(|| format!("{endpoint:?} is not an address such as http://127.0.0.1:7000"))?;
+        match dialer.connect(endpoint).await {
+            Ok(_) => {
+                let cluster = ClusterClient::over(&dialer, Dice::default(), endpoints)?;
+                return Ok(cluster.with_key(routers.key.api_key.clone()));
+            }
             Err(error) => last = Some(anyhow::Error::from(error)),
         }
     }
@@ -57,6 +81,15 @@ pub async fn generate(
         seen(&event);
     }
     Ok(transcript)
+}
+
+// === impl EndpointArgs ===
+
+impl EndpointArgs {
+    /// One router, which asks for no key.
+    pub fn of(address: &str) -> Self {
+        Self { endpoint: vec![format!("http://{address}")], key: KeyArgs::default() }
+    }
 }
 
 // === impl ErrorObject ===

@@ -10,8 +10,8 @@ use uniarm_proto::{
 };
 
 use crate::{
-    args::{DemoArgs, EndpointArgs},
-    client,
+    args::DemoArgs,
+    client::{self, EndpointArgs},
     demo_adapter::DemoAdapter,
     generate,
     part::{Part, READY_TIMEOUT},

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use crate::tls::DoorArgs;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
@@ -15,6 +16,8 @@ const BATCH_IN_FLIGHT_MAX: usize = 256;
 
 #[derive(Debug, Clone, Args)]
 pub struct FrontArgs {
+    #[command(flatten)]
+    pub door: DoorArgs,
     /// File of tenants: API keys, limits and preference floors (docs/tenants.md); everybody may ask for everything without it
     #[arg(long, env = "UNIARM_TENANTS", value_name = "FILE")]
     pub tenants: Option<PathBuf>,

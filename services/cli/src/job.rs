@@ -9,8 +9,7 @@ use uniarm_proto::{ClusterClient, GenerateRequest, Transcript};
 use uniarm_trainer::cluster_job::{Cluster, IN_FLIGHT_MAX, JobOptions, ModelsConfig};
 
 use crate::{
-    args::{EndpointArgs, KeyArgs},
-    client,
+    client::{self, EndpointArgs, KeyArgs},
     part::Part,
     worker,
 };

@@ -20,6 +20,7 @@ mod manual;
 mod models;
 mod oracle;
 mod part;
+mod process;
 mod roles;
 mod served;
 mod side_by_side;
@@ -27,6 +28,7 @@ mod simulate;
 mod status;
 mod store;
 mod tint;
+mod tls;
 mod train;
 mod worker;
 

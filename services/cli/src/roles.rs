@@ -1,53 +1,28 @@
-//! The processes: bind, load, register, serve, leave.
+//! The roles: what each of them loads, serves and dials.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use tokio::task::JoinSet;
 use uniarm_base::{GrpcScorer, StoreScorer, server::BaseService};
-use uniarm_cluster::{MemberStore, MemoryStore, Registration, RegistrationState, StoreAddress};
+use uniarm_cluster::{MemberStore as _, MemoryStore, StoreAddress};
 use uniarm_engine::fused::fuse;
-use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
+use uniarm_proto::{FILE_DESCRIPTOR_SET, Member, MemberId, Role};
 use uniarm_router::{RouterOptions, RouterService, peers};
 use uniarm_runtime::{
-    Admin, AdminOptions, LogFormat, Metrics, Readiness, RuntimeError, Shutdown, TelemetryGuard,
-    TelemetryOptions,
+    Metrics, Readiness, Shutdown,
     grpc::{GrpcOptions, GrpcServer},
     http::HttpServer,
-    telemetry,
 };
+use uniarm_tls::RoleName;
 
 use crate::{
-    args::{BaseArgs, EngineArgs, LogArgs, LogForm, ProcessArgs, RewardArgs, RouterArgs, UpArgs},
+    args::{BaseArgs, RewardArgs, RouterArgs, UpArgs},
     demo_adapter::{self, DemoAdapter},
     local::LocalScorer,
+    process::{Process, advertised, door_line, enter, init_telemetry, start_admin},
     served::Served,
     worker::{self, Loaded},
 };
-
-/// A restarted process finds the record of its former life until that one's lease ends.
-const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
-
-/// The last part of a drain: streams that still run end, and are taken over elsewhere, before connections are cut.
-const HAND_OVER: Duration = Duration::from_secs(1);
-
-/// What every role starts with.
-struct Process {
-    id: MemberId,
-    advertise: String,
-    store: Arc<dyn MemberStore>,
-    server: GrpcServer,
-    /// The HTTP front door, of a router that has one.
-    http: Option<HttpServer>,
-    options: GrpcOptions,
-    readiness: Readiness,
-    metrics: Metrics,
-    shutdown: Shutdown,
-    _admin: Option<Admin>,
-    _telemetry: TelemetryGuard,
-}
-
-// === roles ===
 
 pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     let address = args.process.store.parse()?;
@@ -60,19 +35,28 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
         _ => {}
     }
     let tenants = args.front.open_tenants()?;
-    let Some(mut process) = Process::start(Role::Router, &args.process, &format!("{args:#?}")).await? else {
+    let Some(mut process) =
+        Process::start(Role::Router, &args.process, args.front.door.grpc()?, &format!("{args:#?}")).await?
+    else {
         return Ok(());
     };
     let http = match &args.http_listen {
-        Some(address) => Some(HttpServer::bind(address, process.options.drain).await?),
+        Some(address) => {
+            Some(HttpServer::bind(address, process.options.drain).await?.with_tls(args.front.door.http()?))
+        }
         None if args.front.batch_dir.is_some() => bail!("--batch-dir goes with --http-listen"),
         None => None,
     };
     for peer in args.base_peer.iter().chain(&args.reward_peer) {
-        tokio::spawn(peers::follow(peer.clone(), Arc::clone(&process.store), process.shutdown.clone()));
+        let dialer = args.process.tls.dialer(&[RoleName::Base, RoleName::Reward])?;
+        let following =
+            peers::follow(peer.clone(), dialer, Arc::clone(&process.store), process.shutdown.clone());
+        tokio::spawn(following);
     }
     tokio::spawn(tenants.clone().follow(process.shutdown.token()));
-    let options = RouterOptions { requests_max: args.requests_max, tenants, ..RouterOptions::default() };
+    let dialer = args.process.tls.dialer(&[RoleName::Base])?;
+    let options =
+        RouterOptions { requests_max: args.requests_max, tenants, dialer, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
     let host = args.front.open_host(&service, args.requests_max)?;
     process.http = http.map(|http| http.with_routes(service.http_routes(args.front.routes(host))));
@@ -87,7 +71,14 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
             "--adapter, --reward-system and --prompted go with --fused-reward: a base worker alone steers nothing"
         );
     }
-    let Some(process) = Process::start(Role::Base, &args.process, &format!("{args:#?}")).await? else {
+    let Some(process) = Process::start(
+        Role::Base,
+        &args.process,
+        args.process.tls.server(Role::Base)?,
+        &format!("{args:#?}"),
+    )
+    .await?
+    else {
         return Ok(());
     };
     let threads = worker::Threads::of(args.fused_reward.is_some());
@@ -101,7 +92,8 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
 async fn base_alone(process: Process, loaded: Loaded, args: BaseArgs) -> anyhow::Result<()> {
     let flags = (&args.engine, &args.exchange);
     let model = Box::new(loaded.llama);
-    let scorer = Arc::new(StoreScorer::new(GrpcScorer::default(), process.store.watch()));
+    let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])? };
+    let scorer = Arc::new(StoreScorer::new(grpc, process.store.watch()));
     let (handle, member) =
         worker::start_base(loaded.files, model, args.name, flags, scorer, &process.metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
@@ -111,7 +103,8 @@ async fn base_alone(process: Process, loaded: Loaded, args: BaseArgs) -> anyhow:
 /// Both roles over one copy of the weights. Other base workers may use the reward role too: it has an address of its own.
 async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &str) -> anyhow::Result<()> {
     let Process { metrics, readiness, options, .. } = &process;
-    let server = GrpcServer::bind(address, options.clone(), readiness.clone()).await?;
+    let options = GrpcOptions { tls: args.process.tls.server(Role::Reward)?, ..options.clone() };
+    let server = GrpcServer::bind(address, options, readiness.clone()).await?;
     let reward_files = worker::open(&args.model)?;
     let [base_model, reward_model] = fuse(Box::new(loaded.llama));
     let (reward, member) =
@@ -128,7 +121,8 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
         return Ok(());
     };
     let flags = (&args.engine, &args.exchange);
-    let others = StoreScorer::new(GrpcScorer::default(), process.store.watch());
+    let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])? };
+    let others = StoreScorer::new(grpc, process.store.watch());
     let scorer = Arc::new(LocalScorer::beside(reward.clone(), reward_member.id.clone(), others));
     let (handle, member) =
         worker::start_base(loaded.files, Box::new(base_model), args.name, flags, scorer, metrics)?;
@@ -139,7 +133,14 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     args.models.check()?;
-    let Some(process) = Process::start(Role::Reward, &args.process, &format!("{args:#?}")).await? else {
+    let Some(process) = Process::start(
+        Role::Reward,
+        &args.process,
+        args.process.tls.server(Role::Reward)?,
+        &format!("{args:#?}"),
+    )
+    .await?
+    else {
         return Ok(());
     };
     let threads = worker::Threads::of(false);
@@ -161,12 +162,14 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let store = MemoryStore::new();
     let readiness = Readiness::starting();
-    let front = GrpcServer::bind(&args.grpc, GrpcOptions::default(), readiness.clone()).await?;
+    let door = GrpcOptions { tls: args.front.door.grpc()?, ..GrpcOptions::default() };
+    let front = GrpcServer::bind(&args.grpc, door, readiness.clone()).await?;
     let http = match args.http_listen.as_str() {
         "none" if args.front.batch_dir.is_some() => bail!("--batch-dir wants an HTTP front door"),
         "none" => None,
         address => {
-            Some(HttpServer::bind(address, GrpcOptions::default().drain).await.context("--http-listen")?)
+            let http = HttpServer::bind(address, GrpcOptions::default().drain).await;
+            Some(http.context("--http-listen")?.with_tls(args.front.door.http()?))
         }
     };
     let back = GrpcServer::bind("127.0.0.1:0", GrpcOptions::default(), readiness.clone()).await?;
@@ -203,7 +206,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let reward_registration = enter(&store, reward_member.clone()).await?.1;
     let (base_member, base_registration) = enter(&store, base_member).await?;
 
-    let ready = ready_line(front.local_addr(), &base_member, &reward_member);
+    let ready = ready_line(&front.url(), &base_member, &reward_member);
     let options = RouterOptions { tenants, ..RouterOptions::default() };
     let service = RouterService::new(store.watch(), options.clone(), &metrics);
     let host = args.front.open_host(&service, options.requests_max)?;
@@ -215,7 +218,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     println!("{ready}");
     let door = async {
         let Some(http) = http else { return Ok(()) };
-        println!("{}", door_line(http.local_addr()));
+        println!("{}", door_line(&http.url()));
         http.with_routes(service.http_routes(args.front.routes(host))).serve(shutdown.clone()).await;
         Ok(())
     };
@@ -226,7 +229,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ready_line(front: std::net::SocketAddr, base: &Member, reward: &Member) -> String {
+fn ready_line(front: &str, base: &Member, reward: &Member) -> String {
     let model = base.base_model.as_ref().map_or("", |model| &model.name);
     let rewards: Vec<String> = reward
         .reward_models
@@ -236,236 +239,5 @@ fn ready_line(front: std::net::SocketAddr, base: &Member, reward: &Member) -> St
             format!("{} ({})", served.name, objectives.join(", "))
         })
         .collect();
-    format!("uniarm is ready at http://{front}: base {model}, rewards {}", rewards.join(", "))
-}
-
-fn door_line(address: std::net::SocketAddr) -> String {
-    format!("the playground is at http://{address}/, OpenAI's API at http://{address}/v1")
-}
-
-// === impl Process ===
-
-impl Process {
-    /// Binds and opens what comes before the model. `None`: `--check` was given and all is well.
-    async fn start(role: Role, args: &ProcessArgs, shown: &str) -> anyhow::Result<Option<Self>> {
-        args.store.parse()?;
-        if !(args.drain_timeout.is_finite() && args.drain_timeout >= 0.0) {
-            bail!("--drain-timeout wants seconds, not {}", args.drain_timeout);
-        }
-        if args.check {
-            println!("{shown}");
-            return Ok(None);
-        }
-        let _telemetry = init_telemetry(&format!("uniarm-{role}"), &args.log)?;
-        let shutdown = Shutdown::on_signals()?;
-        let metrics = Metrics::new();
-        let readiness = Readiness::starting();
-        let options =
-            GrpcOptions { drain: Duration::from_secs_f32(args.drain_timeout), ..GrpcOptions::default() };
-        let server = GrpcServer::bind(&args.listen, options.clone(), readiness.clone()).await?;
-        let _admin = start_admin(args.admin.as_deref(), &metrics, role.name(), &readiness)?;
-        let port = server.local_addr().port();
-        let advertise = args.advertise.clone().unwrap_or_else(|| advertised(&server));
-        let id = args.id.clone().unwrap_or_else(|| format!("{role}-{}-{port}", hostname()));
-        let store = args.store.open()?;
-        tracing::info!(%id, listen = %server.local_addr(), advertise, store = args.store.address, "starting");
-        let id = MemberId(id);
-        Ok(Some(Self {
-            id,
-            advertise,
-            store,
-            server,
-            http: None,
-            options,
-            readiness,
-            metrics,
-            shutdown,
-            _admin,
-            _telemetry,
-        }))
-    }
-
-    /// `None`: stopped while the model was loading.
-    async fn load(
-        &self,
-        model: String,
-        engine: &EngineArgs,
-        threads: worker::Threads,
-    ) -> anyhow::Result<Option<Loaded>> {
-        tokio::select! {
-            loaded = worker::load(model, engine, threads) => Ok(Some(loaded?)),
-            () = self.shutdown.begun() => Ok(None),
-        }
-    }
-
-    /// A member of this process in its next generation: under the process's own id and address, unless it has others.
-    /// `None`: stopped before the store answered.
-    async fn member(&self, mut member: Member) -> anyhow::Result<Option<Member>> {
-        if member.id.0.is_empty() {
-            member.id.clone_from(&self.id);
-            member.address.clone_from(&self.advertise);
-        }
-        tokio::select! {
-            generation = self.store.next_generation(&member.id) => {
-                Ok(Some(Member { generation: generation?, ..member }))
-            }
-            () = self.shutdown.begun() => Ok(None),
-        }
-    }
-
-    /// Serves, registers once the servers answer, and leaves the store before they stop. `beside`: a second role with a
-    /// server of its own.
-    async fn serve(
-        self,
-        member: Member,
-        served: Served,
-        beside: Option<(Member, GrpcServer, Served)>,
-    ) -> anyhow::Result<()> {
-        let Self { store, server, http, readiness, shutdown, options, .. } = self;
-        // The servers outlive the registrations: while they drain, nobody new is sent here.
-        let serving = Shutdown::new();
-        let (mut members, mut all, mut servers) = (Vec::new(), Vec::new(), JoinSet::new());
-        for (member, server, served) in std::iter::once((member, server, served)).chain(beside) {
-            let server = served.add_to(server, member.clone()).add_descriptors(FILE_DESCRIPTOR_SET);
-            members.push((member, server.local_addr()));
-            all.push(served);
-            servers.spawn(server.serve(serving.clone()));
-        }
-        let door = http.as_ref().map(HttpServer::local_addr);
-        if let Some(http) = http {
-            let serving = serving.clone();
-            servers.spawn(async move {
-                http.serve(serving).await;
-                Ok(())
-            });
-        }
-        let registered = tokio::select! {
-            registered = register(&*store, &members) => Some(registered?),
-            () = shutdown.begun() => None,
-            Some(ended) = servers.join_next() => return Ok(ended??),
-        };
-        if let Some(registrations) = registered {
-            readiness.set_ready();
-            for (member, local) in &members {
-                tracing::info!(id = %member.id, generation = %member.generation, "ready");
-                println!("uniarm {} is ready at http://{local}", member.role);
-            }
-            if let Some(door) = door {
-                println!("{}", door_line(door));
-            }
-            tokio::select! {
-                () = shutdown.begun() => {}
-                by = superseded(&registrations[0]) => {
-                    tracing::error!(%by, "another process has taken this one's id; stopping");
-                }
-                Some(ended) = servers.join_next() => return Ok(ended??),
-            }
-            readiness.set_not_ready("draining");
-            all.iter().for_each(Served::begin_drain);
-            for registration in registrations {
-                registration.leave().await;
-            }
-        }
-        serving.begin();
-        drain(servers, &all, options.drain).await?;
-        store.close().await;
-        tracing::info!("stopped");
-        Ok(())
-    }
-}
-
-/// Waits until all servers have ended. What still runs near the end of the drain is handed over.
-async fn drain(
-    mut servers: JoinSet<Result<(), RuntimeError>>,
-    all: &[Served],
-    drain: Duration,
-) -> anyhow::Result<()> {
-    let hand_over = tokio::time::sleep(drain.saturating_sub(HAND_OVER.min(drain / 2)));
-    tokio::pin!(hand_over);
-    let mut is_handed_over = false;
-    loop {
-        tokio::select! {
-            ended = servers.join_next() => match ended {
-                Some(ended) => ended??,
-                None => return Ok(()),
-            },
-            () = &mut hand_over, if !is_handed_over => {
-                is_handed_over = true;
-                all.iter().for_each(Served::hand_over);
-            }
-        }
-    }
-}
-
-async fn register(
-    store: &dyn MemberStore,
-    members: &[(Member, std::net::SocketAddr)],
-) -> anyhow::Result<Vec<Registration>> {
-    let mut registrations = Vec::with_capacity(members.len());
-    for (member, _) in members {
-        registrations.push(store.register_within(member.clone(), REGISTER_PATIENCE).await?);
-    }
-    Ok(registrations)
-}
-
-/// Returns when another life of this member has taken its place.
-async fn superseded(registration: &Registration) -> Generation {
-    let mut states = registration.watch();
-    loop {
-        if let RegistrationState::Superseded { by } = *states.borrow_and_update() {
-            return by;
-        }
-        if states.changed().await.is_err() {
-            return std::future::pending().await; // the store is closed: nobody can take the id any more
-        }
-    }
-}
-
-/// Registers a role of a process that has several.
-async fn enter(store: &dyn MemberStore, member: Member) -> anyhow::Result<(Member, Registration)> {
-    let member = Member { generation: store.next_generation(&member.id).await?, ..member };
-    let registration = store.register_within(member.clone(), REGISTER_PATIENCE).await?;
-    Ok((member, registration))
-}
-
-fn start_admin(
-    address: Option<&str>,
-    metrics: &Metrics,
-    role: &'static str,
-    readiness: &Readiness,
-) -> anyhow::Result<Option<Admin>> {
-    let Some(address) = address else { return Ok(None) };
-    let roles = vec![(role, readiness.clone())];
-    let admin = Admin::start(AdminOptions { address: address.to_owned(), metrics: metrics.clone(), roles })?;
-    tracing::info!(address = %admin.local_addr(), "metrics at /metrics, readiness at /readyz");
-    Ok(Some(admin))
-}
-
-fn init_telemetry(service: &str, args: &LogArgs) -> anyhow::Result<TelemetryGuard> {
-    let options = TelemetryOptions {
-        service: service.to_owned(),
-        log_format: match args.log {
-            LogForm::Text => LogFormat::Text,
-            LogForm::Json => LogFormat::Json,
-        },
-        log_filter: args.log_filter.clone(),
-        otlp_endpoint: args.otlp_endpoint.clone(),
-        ..TelemetryOptions::default()
-    };
-    telemetry::init(&options).context("telemetry cannot be set up")
-}
-
-/// Where others reach a server whose flags do not say.
-fn advertised(server: &GrpcServer) -> String {
-    let address = server.local_addr();
-    match address.ip().is_unspecified() {
-        true => format!("{}:{}", hostname(), address.port()),
-        false => address.to_string(),
-    }
-}
-
-fn hostname() -> String {
-    let name = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+    format!("uniarm is ready at {front}: base {model}, rewards {}", rewards.join(", "))
 }

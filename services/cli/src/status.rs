@@ -9,9 +9,9 @@ use anyhow::{Context as _, bail};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tonic::Request;
-use uniarm_proto::{Member, Role, client, pb, pb::status_client::StatusClient};
+use uniarm_proto::{Member, Role, pb, pb::status_client::StatusClient};
 
-use crate::args::{EndpointArgs, StatusArgs};
+use crate::{args::StatusArgs, client::EndpointArgs};
 
 /// A router that does not answer within this is shown as away.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -88,10 +88,12 @@ impl std::fmt::Display for PoolLoad {
 impl Overview {
     async fn gather(routers: &EndpointArgs) -> anyhow::Result<Self> {
         let mut overview = Self::default();
+        let dialer = routers.key.trust.dialer()?;
         for endpoint in &routers.endpoint {
-            let dial = client::endpoint(endpoint)
+            let channel = dialer
+                .channel(endpoint)
                 .with_context(|| format!("{endpoint:?} is not an address such as http://127.0.0.1:7000"))?;
-            let mut router = StatusClient::new(dial.connect_lazy());
+            let mut router = StatusClient::new(channel);
             let mut ask = Request::new(pb::ReportRequest {});
             if let Some(key) = &routers.key.api_key {
                 key.sign(ask.metadata_mut());

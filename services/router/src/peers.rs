@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use uniarm_cluster::{MemberStore, Registration};
-use uniarm_proto::{Member, client, pb};
+use uniarm_proto::{
+    Member,
+    client::{self, Dialer},
+    pb,
+};
 use uniarm_runtime::Shutdown;
 
 /// How often a peer is asked.
@@ -21,9 +25,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const MISSES_MAX: u32 = 2;
 
 /// Keeps the record of the worker at `address` in `store` until the shutdown begins.
-pub async fn follow(address: String, store: Arc<dyn MemberStore>, shutdown: Shutdown) {
-    let channel = match client::endpoint(&address) {
-        Ok(endpoint) => endpoint.connect_lazy(),
+pub async fn follow(address: String, dialer: Dialer, store: Arc<dyn MemberStore>, shutdown: Shutdown) {
+    let channel = match dialer.channel(&address) {
+        Ok(channel) => channel,
         Err(error) => {
             tracing::error!(address, %error, "a peer's address is wrong");
             return;

@@ -415,8 +415,8 @@ mod tests {
             |name: &str| vec![GuidanceTerm { reward: name.to_owned(), preference: vec![], strength: 1.0 }];
         let refusal = ask(&only(&["other"], &[]), vec![]).unwrap_err();
         assert_eq!(refusal.cause, "no_base_worker");
-        let base = Scope::everything().base_models(&cluster).next().unwrap().name;
-        let scope = only(&[base], &[first]);
+        let base = &Scope::everything().base_models(&cluster).next().unwrap().name;
+        let scope = only(&[base.as_str()], &[first.as_str()]);
         let refusal = ask(&scope, named(second)).unwrap_err();
         assert_eq!(refusal.field.as_deref(), Some("guidance[0].reward"));
         assert!(refusal.message.contains(first) && !refusal.message.ends_with(second), "{refusal}");

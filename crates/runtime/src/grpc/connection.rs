@@ -6,18 +6,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// A TCP connection whose reads fail once its token is cancelled, which makes the server drop it.
+use crate::wire::Wire;
+
+/// A connection whose reads fail once its token is cancelled, which makes the server drop it.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Wire,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, cut: &CancellationToken) -> Self {
+    pub(super) fn new(stream: Wire, cut: &CancellationToken) -> Self {
         Self { stream, cut: Box::pin(cut.clone().cancelled_owned()) }
     }
 }
@@ -26,7 +27,7 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+        self.stream.tcp().connect_info()
     }
 }
 

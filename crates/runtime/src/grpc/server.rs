@@ -1,12 +1,13 @@
 //! A gRPC server: bound early, with health and reflection, and an end that does not wait for ever.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::response::IntoResponse;
+use futures_util::{Stream, StreamExt as _};
 use tokio::net::TcpListener;
-use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
@@ -17,9 +18,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use uniarm_tls::ServerTls;
 
 use super::connection::Connection;
 use crate::readiness::{Readiness, ReadyState};
+use crate::wire::Wire;
 use crate::{RuntimeError, Shutdown, trace};
 
 /// Bytes under way on one stream before the service must have read some. HTTP/2's default of 64 KiB
@@ -34,6 +37,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Handshakes under way at once; further clients wait for their turn.
+const HANDSHAKES_MAX: usize = 256;
+
 /// Calls to these services are not worth a span: they are asked every few seconds.
 const UNTRACED_PREFIX: &str = "/grpc.";
 
@@ -43,6 +49,8 @@ pub struct GrpcOptions {
     pub streams_max: u32,
     /// How long running calls may go on after the shutdown has begun; then they are cut.
     pub drain: Duration,
+    /// How it shows who it is and who may come in; without it, anybody may.
+    pub tls: Option<ServerTls>,
 }
 
 /// A bound server that serves nothing yet. Its port is taken from the first line on, so a process
@@ -59,7 +67,7 @@ pub struct GrpcServer {
 
 impl Default for GrpcOptions {
     fn default() -> Self {
-        Self { streams_max: 1024, drain: Duration::from_secs(30) }
+        Self { streams_max: 1024, drain: Duration::from_secs(30), tls: None }
     }
 }
 
@@ -87,6 +95,13 @@ impl GrpcServer {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where it is reached, on this machine.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.options.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.local_addr)
     }
 
     /// Adds a generated service. Its message limits are its own (`max_decoding_message_size`).
@@ -128,11 +143,7 @@ impl GrpcServer {
             .add_service(reflection_v1alpha)
             .prepare();
         let cut = CancellationToken::new();
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let connections = incoming.map({
-            let cut = cut.clone();
-            move |accepted| accepted.map(|stream| Connection::new(stream, &cut))
-        });
+        let connections = connections(listener, options.tls.clone(), cut.clone());
         let draining = shutdown.token();
         let server = Server::builder()
             .trace_fn(call_span)
@@ -156,6 +167,30 @@ impl GrpcServer {
             never = report_health(reporter, services, readiness, &shutdown) => match never {},
         }
     }
+}
+
+/// Connections whose handshake, where there is one, has succeeded. Handshakes do not wait for each other: a client that
+/// says nothing holds up nobody.
+fn connections(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    cut: CancellationToken,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let shaken = TcpIncoming::from(listener).map(move |accepted| {
+        let tls = tls.clone();
+        async move {
+            let stream = accepted?;
+            let peer = stream.peer_addr();
+            Wire::accept(stream, tls.as_ref()).await.inspect_err(|error| {
+                let peer = peer.map_or_else(|_| String::new(), |peer| peer.to_string());
+                tracing::warn!(peer, %error, "a connection was refused");
+            })
+        }
+    });
+    shaken.buffer_unordered(HANDSHAKES_MAX).filter_map(move |wire| {
+        let connection = wire.ok().map(|wire| Ok(Connection::new(wire, &cut)));
+        std::future::ready(connection)
+    })
 }
 
 fn health_server(reporter: &HealthReporter) -> tonic_health::pb::health_server::HealthServer<HealthService> {

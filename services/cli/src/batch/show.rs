@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use uniarm_batch::Progress;
 
 use crate::{
-    args::EndpointArgs,
+    client::EndpointArgs,
     status::{PoolLoad, pool_loads},
 };
 

@@ -5,7 +5,8 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use uniarm_base::DraftWindow;
 
-use crate::args::{DraftRowsArg, EngineArgs, ExchangeArgs, ExchangeMode, KeyArgs, draft_window};
+use crate::args::{DraftRowsArg, EngineArgs, ExchangeArgs, ExchangeMode, draft_window};
+use crate::client::KeyArgs;
 
 /// Rows of a step, repeats, requests at once: beyond, a measurement is a mistake.
 const COUNT_MAX: usize = 256;

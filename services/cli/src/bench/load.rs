@@ -21,8 +21,7 @@ use super::{
     step::window_name,
 };
 use crate::{
-    args::EndpointArgs,
-    client,
+    client::{self, EndpointArgs},
     part::Part,
     worker::{self, Threads},
 };

@@ -1,0 +1,280 @@
+//! What every role starts with and ends with: bind, load, register, serve, leave.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::task::JoinSet;
+use uniarm_cluster::{MemberStore, Registration, RegistrationState};
+use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
+use uniarm_runtime::{
+    Admin, AdminOptions, LogFormat, Metrics, Readiness, RuntimeError, Shutdown, TelemetryGuard,
+    TelemetryOptions,
+    grpc::{GrpcOptions, GrpcServer},
+    http::HttpServer,
+    telemetry,
+};
+use uniarm_tls::ServerTls;
+
+use crate::{
+    args::{EngineArgs, LogArgs, LogForm, ProcessArgs},
+    served::Served,
+    worker::{self, Loaded},
+};
+
+/// A restarted process finds the record of its former life until that one's lease ends.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The last part of a drain: streams that still run end, and are taken over elsewhere, before connections are cut.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
+/// What every role starts with.
+pub struct Process {
+    pub id: MemberId,
+    pub advertise: String,
+    pub store: Arc<dyn MemberStore>,
+    pub server: GrpcServer,
+    /// The HTTP front door, of a router that has one.
+    pub http: Option<HttpServer>,
+    pub options: GrpcOptions,
+    pub readiness: Readiness,
+    pub metrics: Metrics,
+    pub shutdown: Shutdown,
+    _admin: Option<Admin>,
+    _telemetry: TelemetryGuard,
+}
+
+// === impl Process ===
+
+impl Process {
+    /// Binds and opens what comes before the model. `None`: `--check` was given and all is well.
+    pub async fn start(
+        role: Role,
+        args: &ProcessArgs,
+        tls: Option<ServerTls>,
+        shown: &str,
+    ) -> anyhow::Result<Option<Self>> {
+        args.store.parse()?;
+        if !(args.drain_timeout.is_finite() && args.drain_timeout >= 0.0) {
+            bail!("--drain-timeout wants seconds, not {}", args.drain_timeout);
+        }
+        if args.check {
+            println!("{shown}");
+            return Ok(None);
+        }
+        let _telemetry = init_telemetry(&format!("uniarm-{role}"), &args.log)?;
+        let shutdown = Shutdown::on_signals()?;
+        let metrics = Metrics::new();
+        let readiness = Readiness::starting();
+        let drain = Duration::from_secs_f32(args.drain_timeout);
+        let options = GrpcOptions { drain, tls, ..GrpcOptions::default() };
+        let server = GrpcServer::bind(&args.listen, options.clone(), readiness.clone()).await?;
+        let _admin = start_admin(args.admin.as_deref(), &metrics, role.name(), &readiness)?;
+        let port = server.local_addr().port();
+        let advertise = args.advertise.clone().unwrap_or_else(|| advertised(&server));
+        let id = args.id.clone().unwrap_or_else(|| format!("{role}-{}-{port}", hostname()));
+        let store = args.store.open()?;
+        tracing::info!(%id, listen = %server.local_addr(), advertise, store = args.store.address, "starting");
+        let id = MemberId(id);
+        Ok(Some(Self {
+            id,
+            advertise,
+            store,
+            server,
+            http: None,
+            options,
+            readiness,
+            metrics,
+            shutdown,
+            _admin,
+            _telemetry,
+        }))
+    }
+
+    /// `None`: stopped while the model was loading.
+    pub async fn load(
+        &self,
+        model: String,
+        engine: &EngineArgs,
+        threads: worker::Threads,
+    ) -> anyhow::Result<Option<Loaded>> {
+        tokio::select! {
+            loaded = worker::load(model, engine, threads) => Ok(Some(loaded?)),
+            () = self.shutdown.begun() => Ok(None),
+        }
+    }
+
+    /// A member of this process in its next generation: under the process's own id and address, unless it has others.
+    /// `None`: stopped before the store answered.
+    pub async fn member(&self, mut member: Member) -> anyhow::Result<Option<Member>> {
+        if member.id.0.is_empty() {
+            member.id.clone_from(&self.id);
+            member.address.clone_from(&self.advertise);
+        }
+        tokio::select! {
+            generation = self.store.next_generation(&member.id) => {
+                Ok(Some(Member { generation: generation?, ..member }))
+            }
+            () = self.shutdown.begun() => Ok(None),
+        }
+    }
+
+    /// Serves, registers once the servers answer, and leaves the store before they stop. `beside`: a second role with a
+    /// server of its own.
+    pub async fn serve(
+        self,
+        member: Member,
+        served: Served,
+        beside: Option<(Member, GrpcServer, Served)>,
+    ) -> anyhow::Result<()> {
+        let Self { store, server, http, readiness, shutdown, options, .. } = self;
+        // The servers outlive the registrations: while they drain, nobody new is sent here.
+        let serving = Shutdown::new();
+        let (mut members, mut all, mut servers) = (Vec::new(), Vec::new(), JoinSet::new());
+        for (member, server, served) in std::iter::once((member, server, served)).chain(beside) {
+            let server = served.add_to(server, member.clone()).add_descriptors(FILE_DESCRIPTOR_SET);
+            members.push((member, server.url()));
+            all.push(served);
+            servers.spawn(server.serve(serving.clone()));
+        }
+        let door = http.as_ref().map(HttpServer::url);
+        if let Some(http) = http {
+            let serving = serving.clone();
+            servers.spawn(async move {
+                http.serve(serving).await;
+                Ok(())
+            });
+        }
+        let registered = tokio::select! {
+            registered = register(&*store, &members) => Some(registered?),
+            () = shutdown.begun() => None,
+            Some(ended) = servers.join_next() => return Ok(ended??),
+        };
+        if let Some(registrations) = registered {
+            readiness.set_ready();
+            for (member, url) in &members {
+                tracing::info!(id = %member.id, generation = %member.generation, "ready");
+                println!("uniarm {} is ready at {url}", member.role);
+            }
+            if let Some(door) = door {
+                println!("{}", door_line(&door));
+            }
+            tokio::select! {
+                () = shutdown.begun() => {}
+                by = superseded(&registrations[0]) => {
+                    tracing::error!(%by, "another process has taken this one's id; stopping");
+                }
+                Some(ended) = servers.join_next() => return Ok(ended??),
+            }
+            readiness.set_not_ready("draining");
+            all.iter().for_each(Served::begin_drain);
+            for registration in registrations {
+                registration.leave().await;
+            }
+        }
+        serving.begin();
+        drain(servers, &all, options.drain).await?;
+        store.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Waits until all servers have ended. What still runs near the end of the drain is handed over.
+async fn drain(
+    mut servers: JoinSet<Result<(), RuntimeError>>,
+    all: &[Served],
+    drain: Duration,
+) -> anyhow::Result<()> {
+    let hand_over = tokio::time::sleep(drain.saturating_sub(HAND_OVER.min(drain / 2)));
+    tokio::pin!(hand_over);
+    let mut is_handed_over = false;
+    loop {
+        tokio::select! {
+            ended = servers.join_next() => match ended {
+                Some(ended) => ended??,
+                None => return Ok(()),
+            },
+            () = &mut hand_over, if !is_handed_over => {
+                is_handed_over = true;
+                all.iter().for_each(Served::hand_over);
+            }
+        }
+    }
+}
+
+async fn register(
+    store: &dyn MemberStore,
+    members: &[(Member, String)],
+) -> anyhow::Result<Vec<Registration>> {
+    let mut registrations = Vec::with_capacity(members.len());
+    for (member, _) in members {
+        registrations.push(store.register_within(member.clone(), REGISTER_PATIENCE).await?);
+    }
+    Ok(registrations)
+}
+
+/// Returns when another life of this member has taken its place.
+async fn superseded(registration: &Registration) -> Generation {
+    let mut states = registration.watch();
+    loop {
+        if let RegistrationState::Superseded { by } = *states.borrow_and_update() {
+            return by;
+        }
+        if states.changed().await.is_err() {
+            return std::future::pending().await; // the store is closed: nobody can take the id any more
+        }
+    }
+}
+
+/// Registers a role of a process that has several.
+pub async fn enter(store: &dyn MemberStore, member: Member) -> anyhow::Result<(Member, Registration)> {
+    let member = Member { generation: store.next_generation(&member.id).await?, ..member };
+    let registration = store.register_within(member.clone(), REGISTER_PATIENCE).await?;
+    Ok((member, registration))
+}
+
+pub fn start_admin(
+    address: Option<&str>,
+    metrics: &Metrics,
+    role: &'static str,
+    readiness: &Readiness,
+) -> anyhow::Result<Option<Admin>> {
+    let Some(address) = address else { return Ok(None) };
+    let roles = vec![(role, readiness.clone())];
+    let admin = Admin::start(AdminOptions { address: address.to_owned(), metrics: metrics.clone(), roles })?;
+    tracing::info!(address = %admin.local_addr(), "metrics at /metrics, readiness at /readyz");
+    Ok(Some(admin))
+}
+
+pub fn init_telemetry(service: &str, args: &LogArgs) -> anyhow::Result<TelemetryGuard> {
+    let options = TelemetryOptions {
+        service: service.to_owned(),
+        log_format: match args.log {
+            LogForm::Text => LogFormat::Text,
+            LogForm::Json => LogFormat::Json,
+        },
+        log_filter: args.log_filter.clone(),
+        otlp_endpoint: args.otlp_endpoint.clone(),
+        ..TelemetryOptions::default()
+    };
+    telemetry::init(&options).context("telemetry cannot be set up")
+}
+
+/// Where others reach a server whose flags do not say.
+pub fn advertised(server: &GrpcServer) -> String {
+    let address = server.local_addr();
+    match address.ip().is_unspecified() {
+        true => format!("{}:{}", hostname(), address.port()),
+        false => address.to_string(),
+    }
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+}
+
+pub fn door_line(url: &str) -> String {
+    format!("the playground is at {url}/, OpenAI's API at {url}/v1")
+}

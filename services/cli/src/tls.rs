@@ -1,0 +1,115 @@
+//! Certificates: between the processes of a cluster, at its front door, and of those who come there.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use uniarm_proto::{Role, client::Dialer};
+use uniarm_tls::{ClientTls, Identity, RoleName, ServerTls, TlsError};
+
+/// Who this process is to the others of its cluster.
+#[derive(Debug, Clone, Args)]
+pub struct TlsArgs {
+    /// Speak mutual TLS with the other processes of the cluster, whose certificates this authority signed (PEM); they have
+    /// the DNS names `router`, `base` or `reward`, each with `.uniarm.internal`
+    #[arg(long, env = "UNIARM_TLS_CA", value_name = "FILE", requires = "tls_cert", requires = "tls_key")]
+    pub tls_ca: Option<PathBuf>,
+    /// This process's certificate (PEM); read again when it changes
+    #[arg(long, env = "UNIARM_TLS_CERT", value_name = "FILE", requires = "tls_ca")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, env = "UNIARM_TLS_KEY", value_name = "FILE", requires = "tls_ca")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// Who a router is to clients.
+#[derive(Debug, Clone, Args)]
+pub struct DoorArgs {
+    /// Certificate of the front door for its host (PEM): gRPC and HTTP speak TLS; read again when it changes
+    #[arg(long, env = "UNIARM_FRONT_CERT", value_name = "FILE", requires = "front_key")]
+    pub front_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, env = "UNIARM_FRONT_KEY", value_name = "FILE", requires = "front_cert")]
+    pub front_key: Option<PathBuf>,
+    /// Clients show a certificate that this authority signed (PEM)
+    #[arg(long, env = "UNIARM_FRONT_CLIENT_CA", value_name = "FILE", requires = "front_cert")]
+    pub front_client_ca: Option<PathBuf>,
+}
+
+/// Whom a client trusts, and who it is.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TrustArgs {
+    /// Who signed the certificates of https:// routers (PEM) [default: whom browsers trust]
+    #[arg(long, env = "UNIARM_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// A certificate to show to routers that ask for one (PEM)
+    #[arg(long, env = "UNIARM_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, env = "UNIARM_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
+}
+
+// === impl TlsArgs ===
+
+impl TlsArgs {
+    fn identity(&self) -> Option<Identity> {
+        let (authority, certificate, key) =
+            (self.tls_ca.clone()?, self.tls_cert.clone()?, self.tls_key.clone()?);
+        Some(Identity { authority, certificate, key })
+    }
+
+    /// Of a worker: who may dial it is a matter of its role.
+    ///
+    /// # Errors
+    /// When the files cannot be used.
+    pub fn server(&self, role: Role) -> Result<Option<ServerTls>, TlsError> {
+        let callers: &[_] = match role {
+            Role::Reward => &[RoleName::Base, RoleName::Router],
+            Role::Base | Role::Router => &[RoleName::Router],
+        };
+        self.identity().map(|identity| ServerTls::mutual(&identity, callers)).transpose()
+    }
+
+    /// To processes of these roles.
+    ///
+    /// # Errors
+    /// When the files cannot be used.
+    pub fn dialer(&self, roles: &[RoleName]) -> Result<Dialer, TlsError> {
+        let tls = self.identity().map(|identity| ClientTls::mutual(&identity, roles)).transpose()?;
+        Ok(tls.map_or_else(Dialer::default, Dialer::mutual))
+    }
+}
+
+// === impl DoorArgs ===
+
+impl DoorArgs {
+    /// # Errors
+    /// When the files cannot be used.
+    pub fn grpc(&self) -> Result<Option<ServerTls>, TlsError> {
+        self.speaking(&[b"h2"])
+    }
+
+    /// # Errors
+    /// When the files cannot be used.
+    pub fn http(&self) -> Result<Option<ServerTls>, TlsError> {
+        self.speaking(&[b"http/1.1"])
+    }
+
+    fn speaking(&self, protocols: &'static [&'static [u8]]) -> Result<Option<ServerTls>, TlsError> {
+        let files = self.front_cert.clone().zip(self.front_key.clone());
+        let door =
+            |(certificate, key)| ServerTls::front(certificate, key, self.front_client_ca.clone(), protocols);
+        files.map(door).transpose()
+    }
+}
+
+// === impl TrustArgs ===
+
+impl TrustArgs {
+    /// # Errors
+    /// When the files cannot be used.
+    pub fn dialer(&self) -> Result<Dialer, TlsError> {
+        let identity = self.client_cert.clone().zip(self.client_key.clone());
+        Ok(Dialer::of_front_doors(ClientTls::of_front_doors(self.ca.clone(), identity)?))
+    }
+}
