@@ -33,7 +33,7 @@ fn start(role: &str, flags: &[&str], identity: &Identity) -> Running {
 }
 
 struct Files {
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     /// Signs the processes of the cluster.
     inside: Authority,
     /// Signs the front door.
@@ -45,7 +45,7 @@ impl Files {
         let folder = tempfile::tempdir().unwrap();
         let authority = |name: &str| Authority::new(folder.path(), name);
         let (inside, outside) = (authority("inside"), authority("outside"));
-        Self { folder, inside, outside }
+        Self { _folder: folder, inside, outside }
     }
 
     fn of(&self, role: RoleName) -> Identity {
@@ -178,14 +178,15 @@ fn clients_of_all_kinds_come_in(files: &Files, cluster: &Cluster) {
     assert_eq!(String::from_utf8_lossy(&page.stdout), r#"{"status":"ok"}"#);
 }
 
-/// Every certificate of the cluster is renewed again and again, and its workers' connections are lost meanwhile, so that
-/// new ones are made: no stream fails.
+/// Every certificate of the cluster is renewed again and again while new connections come to the front door: no stream
+/// fails.
 #[test]
 fn certificates_are_renewed_under_load() {
     let _machine = machine();
     let files = Files::new();
     let mut cluster = files.start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
     let client = files.client(&cluster);
     runtime.block_on(knows_its_workers(&client));
     let asked = |index: usize| {
@@ -196,17 +197,20 @@ fn certificates_are_renewed_under_load() {
         asked
     };
     let before = runtime.block_on(client.complete(asked(0), None)).unwrap();
-    let (is_over, client) = (AtomicBool::new(false), &client);
+    let is_over = AtomicBool::new(false);
     let answered = thread::scope(|scope| {
-        let (is_over, runtime) = (&is_over, &runtime);
+        let (is_over, runtime, files, cluster) = (&is_over, &runtime, &files, &cluster);
         let streams: Vec<_> = (0..4)
             .map(|stream| {
                 scope.spawn(move || {
                     let mut answered = 0;
                     while !is_over.load(Ordering::Relaxed) || answered == 0 {
                         // A new connection each time: another handshake with the front door.
-                        let client = files_client(client);
-                        runtime.block_on(client.complete(asked(stream * 1000 + answered), None)).unwrap();
+                        let answer = async {
+                            let client = files.client(cluster);
+                            client.complete(asked(stream * 1000 + answered), None).await
+                        };
+                        runtime.block_on(answer).unwrap();
                         answered += 1;
                     }
                     answered
@@ -233,10 +237,4 @@ fn certificates_are_renewed_under_load() {
     };
     let after = runtime.block_on(client.complete(asked(0), None)).unwrap();
     assert_eq!(before.choices, after.choices);
-    drop(files.folder);
-}
-
-/// The same routers, by connections of its own.
-fn files_client(client: &ClusterClient) -> ClusterClient {
-    client.clone()
 }

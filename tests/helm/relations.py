@@ -9,6 +9,7 @@ import sys
 import yaml
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+FILE_FLAGS = ("--tls-", "--front-", "--tenants", "--store-")
 FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"), ("--http-listen", "http"))
 
 
@@ -98,6 +99,22 @@ def workload_problems(workload, manifests):
         yield from flag_problems(container, pod, manifests)
 
 
+def certificate_problems(certificate, workloads):
+    """A certificate says the role of the one workload that mounts its secret."""
+    secret = certificate["spec"]["secretName"]
+    mounted = [
+        workload
+        for workload in workloads
+        if any(secret == volume.get("secret", {}).get("secretName") for volume in pod_of(workload)["spec"].get("volumes", []))
+    ]
+    if len(mounted) != 1:
+        yield f"its secret is mounted by {[name_of(workload) for workload in mounted]}, and one is meant"
+        return
+    role = pod_of(mounted[0])["metadata"]["labels"]["app.kubernetes.io/component"]
+    if certificate["spec"]["dnsNames"] != [f"{role}.uniarm.internal"]:
+        yield f"it is for {certificate['spec']['dnsNames']}, and {name_of(mounted[0])} is a {role}"
+
+
 def container_problems(container, volumes):
     """A container mounts volumes that exist, is probed at ports that it has, and is confined."""
     ports = {port["name"] for port in container.get("ports", [])}
@@ -108,6 +125,11 @@ def container_problems(container, volumes):
     for mount in container.get("volumeMounts", []):
         if mount["name"] not in volumes:
             yield f"it mounts {mount['name']}, which is no volume"
+    mounts = tuple(mount["mountPath"] + "/" for mount in container.get("volumeMounts", []))
+    for argument in container.get("args", []):
+        flag, _, path = argument.partition("=")
+        if flag.startswith(FILE_FLAGS) and path.startswith("/") and not path.startswith(mounts):
+            yield f"{argument} is in no volume"
     security = container["securityContext"]
     if not security["readOnlyRootFilesystem"] or security["allowPrivilegeEscalation"]:
         yield f"its container {container['name']} is not confined"
@@ -128,7 +150,7 @@ def flag_problems(container, pod, manifests):
     for store in re.findall(r"[\w.-]+-etcd:\d+", flags.get("--store", "")):
         if store not in served:
             yield f"its store is {store}, and the services are {sorted(served)}"
-    for endpoint in re.findall(r"http://([\w.-]+:\d+)", flags.get("--endpoint", "")):
+    for endpoint in re.findall(r"https?://([\w.-]+:\d+)", flags.get("--endpoint", "")):
         if endpoint not in served:
             yield f"it asks {endpoint}, and the services are {sorted(served)}"
     if "--drain-timeout" in flags and pod["terminationGracePeriodSeconds"] <= int(flags["--drain-timeout"]):
@@ -142,6 +164,7 @@ def main():
     checks = {
         "Service": service_problems,
         "NetworkPolicy": policy_problems,
+        "Certificate": certificate_problems,
         "PodDisruptionBudget": budget_problems,
     }
     found = [

@@ -68,6 +68,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - {{ printf "--store-password-file=/store/password/%s" .passwordSecret.key | include "uniarm.literal" }}
 {{- end }}
 {{- end }}
+{{- if .root.Values.tls.enabled }}
+- --tls-ca=/tls/ca.crt
+- --tls-cert=/tls/tls.crt
+- --tls-key=/tls/tls.key
+{{- end }}
 - --log={{ .root.Values.log }}
 - --drain-timeout={{ .root.Values.drainTimeoutSeconds }}
 {{- with .root.Values.otlpEndpoint }}
@@ -120,7 +125,50 @@ capabilities:
 
 {{/* Where clients inside the cluster find the routers. */}}
 {{- define "uniarm.endpoint" -}}
-{{- printf "http://%s:%d" (include "uniarm.name" .) (int64 .Values.router.service.port) -}}
+{{- printf "%s://%s:%d" (empty .Values.router.front.tlsSecret | ternary "http" "https") (include "uniarm.name" .) (int64 .Values.router.service.port) -}}
+{{- end -}}
+
+{{/* The secret with the certificate of a role. Takes root, role. */}}
+{{- define "uniarm.tlsSecret" -}}
+{{- default (printf "%s-%s-tls" (include "uniarm.name" .root) .role) .root.Values.tls.secret -}}
+{{- end -}}
+
+{{/* What the chart's own clients show and trust at the front door. Takes root. */}}
+{{- define "uniarm.clientEnv" -}}
+{{- with .root.Values.client.apiKeySecret }}
+{{- if .name }}
+- name: UNIARM_API_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .name }}
+      key: {{ .key }}
+{{- end }}
+{{- end }}
+{{- if .root.Values.client.caSecret.name }}
+- name: UNIARM_CA
+  value: /client/ca.crt
+{{- end }}
+{{- end -}}
+
+{{- define "uniarm.clientMount" -}}
+{{- if .root.Values.client.caSecret.name }}
+- name: client-ca
+  mountPath: /client
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "uniarm.clientVolume" -}}
+{{- with .root.Values.client.caSecret }}
+{{- if .name }}
+- name: client-ca
+  secret:
+    secretName: {{ .name }}
+    items:
+      - key: {{ .key }}
+        path: ca.crt
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* The pod of a job: one command that ends, and a volume at /data. Takes root, role, values, args (YAML). */}}
@@ -143,6 +191,7 @@ spec:
           valueFrom:
             fieldRef:
               fieldPath: metadata.annotations['batch.kubernetes.io/job-completion-index']
+        {{- include "uniarm.clientEnv" . | nindent 8 }}
         {{- end }}
         - name: UNIARM_CACHE
           value: /tmp/cache
@@ -158,11 +207,17 @@ spec:
           mountPath: /tmp
         - name: data
           mountPath: /data
+        {{- if eq .role "batch" }}
+        {{- include "uniarm.clientMount" . | nindent 8 }}
+        {{- end }}
   volumes:
     - name: tmp
       emptyDir: {}
     - name: data
       {{- toYaml .values.volume | nindent 6 }}
+    {{- if eq .role "batch" }}
+    {{- include "uniarm.clientVolume" . | nindent 4 }}
+    {{- end }}
   {{- with .values.nodeSelector }}
   nodeSelector:
     {{- toYaml . | nindent 4 }}
@@ -273,6 +328,28 @@ spec:
       volumeMounts:
         - name: tmp
           mountPath: /tmp
+        {{- if .root.Values.tls.enabled }}
+        - name: tls
+          mountPath: /tls
+          readOnly: true
+        {{- end }}
+        {{- with .values.front | default dict }}
+        {{- if .tlsSecret }}
+        - name: front-tls
+          mountPath: /front/tls
+          readOnly: true
+        {{- end }}
+        {{- if dig "clientCaSecret" "name" "" . }}
+        - name: front-clients
+          mountPath: /front/clients
+          readOnly: true
+        {{- end }}
+        {{- if dig "tenants" "name" "" . }}
+        - name: tenants
+          mountPath: /front/tenants
+          readOnly: true
+        {{- end }}
+        {{- end }}
         {{- if .root.Values.store.tlsSecret }}
         - name: store-tls
           mountPath: /store/tls
@@ -295,6 +372,28 @@ spec:
   volumes:
     - name: tmp
       emptyDir: {}
+    {{- if .root.Values.tls.enabled }}
+    - name: tls
+      secret:
+        secretName: {{ include "uniarm.tlsSecret" . }}
+    {{- end }}
+    {{- with .values.front | default dict }}
+    {{- if .tlsSecret }}
+    - name: front-tls
+      secret:
+        secretName: {{ .tlsSecret }}
+    {{- end }}
+    {{- if dig "clientCaSecret" "name" "" . }}
+    - name: front-clients
+      secret:
+        secretName: {{ .clientCaSecret.name }}
+    {{- end }}
+    {{- if dig "tenants" "name" "" . }}
+    - name: tenants
+      secret:
+        secretName: {{ .tenants.name }}
+    {{- end }}
+    {{- end }}
     {{- with .root.Values.store }}
     {{- if .tlsSecret }}
     - name: store-tls

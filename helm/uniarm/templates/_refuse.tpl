@@ -41,6 +41,15 @@
 {{- fail (printf "router.service.port and router.http.port are both %d: gRPC and HTTP need a port each." (int .http.port)) -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.router.front.clientCaSecret.name (not .Values.router.front.tlsSecret) -}}
+{{- fail "router.front.clientCaSecret asks clients for certificates, and router.front.tlsSecret is empty: without TLS nobody can show one." -}}
+{{- end -}}
+{{- if and .Values.tls.issuerRef.name (or .Values.tls.secret (not .Values.tls.enabled)) -}}
+{{- fail "tls.issuerRef lets cert-manager make a secret for each role: set tls.enabled to true, and leave tls.secret empty." -}}
+{{- end -}}
+{{- if and .Values.router.front.tenants.name .Values.batch.enabled (not .Values.client.apiKeySecret.name) -}}
+{{- fail "batch.enabled starts a Job that has no API key, and router.front.tenants asks for one: name its secret in client.apiKeySecret." -}}
+{{- end -}}
 {{- range list "batch" "train" -}}
 {{- $job := index $.Values . -}}
 {{- if and $job.enabled (not $job.volume) -}}

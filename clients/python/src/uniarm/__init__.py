@@ -17,7 +17,9 @@ from .errors import (
     Internal,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
 )
 from .types import (
@@ -57,6 +59,7 @@ __all__ = [
     "Message",
     "Models",
     "NotFound",
+    "PermissionDenied",
     "Request",
     "ResourceExhausted",
     "Result",
@@ -65,5 +68,6 @@ __all__ = [
     "Summary",
     "TokenDetail",
     "Tokens",
+    "Unauthenticated",
     "Unavailable",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -25,3 +27,9 @@ def dial(module: Any, address: str, is_encrypted: bool, credentials: grpc.Channe
     if is_encrypted or credentials is not None:
         return module.secure_channel(address, credentials or grpc.ssl_channel_credentials(), options=_OPTIONS)
     return module.insecure_channel(address, options=_OPTIONS)
+
+
+def signed(metadata: Sequence[tuple[str, str]], api_key: str | None) -> list[tuple[str, str]]:
+    """The metadata of every call, with the key that routers look for."""
+    key = os.environ.get("UNIARM_API_KEY") if api_key is None else api_key
+    return [*metadata, *([("authorization", f"Bearer {key}")] if key else [])]

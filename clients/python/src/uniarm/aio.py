@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from . import errors
-from ._channel import dial
+from ._channel import dial, signed
 from ._resume import Fault, Journey, Turns, endpoints_of
 from .batch import IN_FLIGHT, BatchItem, BatchProgress, run_batch_async
 from .client import _request
@@ -33,6 +33,7 @@ class AsyncClient:
         endpoints: str | Sequence[str] = "http://127.0.0.1:7000",
         *,
         patience: float = 0.0,
+        api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
@@ -41,7 +42,7 @@ class AsyncClient:
         self._stubs = [inference_pb2_grpc.InferenceStub(channel) for channel in self._channels]
         self._turns = Turns(len(routers))
         self._patience = patience
-        self._metadata = list(metadata)
+        self._metadata = signed(metadata, api_key)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from . import errors
-from ._channel import dial
+from ._channel import dial, signed
 from ._resume import Fault, Journey, Turns, endpoints_of
 from .batch import IN_FLIGHT, BatchItem, BatchProgress, run_batch
 from .types import Event, Models, Request, Result, event_of_wire, models_of_wire
@@ -32,17 +32,19 @@ class Client:
         endpoints: str | Sequence[str] = "http://127.0.0.1:7000",
         *,
         patience: float = 0.0,
+        api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """`patience`: seconds that a request which no router takes is sent again; by default each is asked once."""
+        """`patience`: seconds that a request which no router takes is sent again; by default each is asked once.
+        `api_key`: what the routers know you by, where they ask for a key; by default $UNIARM_API_KEY."""
         routers = endpoints_of(endpoints)
         self._channels = [dial(grpc, address, encrypted, credentials) for address, encrypted in routers]
         self._stubs = [inference_pb2_grpc.InferenceStub(channel) for channel in self._channels]
         self._turns = Turns(len(routers))
         self._lock = threading.Lock()
         self._patience = patience
-        self._metadata = list(metadata)
+        self._metadata = signed(metadata, api_key)
 
     def __enter__(self) -> Client:
         return self

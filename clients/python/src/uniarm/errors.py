@@ -43,6 +43,14 @@ class InvalidArgument(Error):
     """A field is wrong; it is named."""
 
 
+class Unauthenticated(Error):
+    """The routers want an API key, and this is none of theirs."""
+
+
+class PermissionDenied(Error):
+    """The key is known, and its holder may not have this; a field is named."""
+
+
 class NotFound(Error):
     """No such model or reward model."""
 
@@ -69,6 +77,8 @@ class Internal(Error):
 
 _CLASSES = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
