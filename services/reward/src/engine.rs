@@ -364,7 +364,9 @@ impl Engine {
         let load = self.load();
         self.metrics.sessions.set(i64::from(load.sessions));
         self.metrics.waiting.set(i64::from(load.waiting));
+        self.metrics.places.set(self.executor.stats().running_max as i64);
         self.metrics.free_blocks.set(i64::from(load.free_blocks));
+        self.metrics.blocks.set(i64::from(load.total_blocks));
         for peer in self.connections.values_mut() {
             if peer.batch.replies.is_empty() && peer.batch.load.is_none() {
                 continue;

@@ -10,7 +10,9 @@ use uniarm_runtime::{
 pub(crate) struct RewardMetrics {
     pub(crate) sessions: Gauge,
     pub(crate) waiting: Gauge,
+    pub(crate) places: Gauge,
     pub(crate) free_blocks: Gauge,
+    pub(crate) blocks: Gauge,
     pub(crate) steps: Counter,
     pub(crate) rows: Counter,
     pub(crate) tokens: Counter,
@@ -30,7 +32,9 @@ impl RewardMetrics {
         Self {
             sessions: metrics.gauge("sessions", "Open sessions"),
             waiting: metrics.gauge("sessions_waiting", "Sessions whose first step has not been planned"),
+            places: metrics.gauge("sessions_max", "Sessions that may hold cache blocks at once"),
             free_blocks: metrics.gauge("kv_free_blocks", "Free blocks of the paged cache"),
+            blocks: metrics.gauge("kv_blocks", "Blocks of the paged cache, free or not"),
             steps: metrics.counter("steps", "Forward passes"),
             rows: metrics.counter("rows", "Rows of logits answered"),
             tokens: metrics.counter("tokens", "Tokens computed, prompts included"),
