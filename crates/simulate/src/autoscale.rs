@@ -83,7 +83,7 @@ pub struct RewardPool {
     pub sessions: Option<f64>,
     /// Cache blocks in use over all of them.
     pub blocks: Option<f64>,
-    /// Time that tokens wait for their reward over the time that answers take.
+    /// Time that tokens wait for their reward over the time that answers take, as far as more workers would shorten it.
     pub stall: Option<f64>,
 }
 
@@ -160,7 +160,7 @@ impl Values {
                     max_replicas: 10,
                     sessions: Some(0.6),
                     blocks: Some(0.7),
-                    stall: Some(0.5),
+                    stall: Some(0.3),
                 },
             },
         }

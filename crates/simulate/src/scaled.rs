@@ -16,8 +16,8 @@ use crate::stepper::Stepper;
 use crate::trace::Arrival;
 use crate::world::{Event, Worker};
 
-/// What a share of no time is taken of, as in the chart's expression: an idle pool has no stall.
-const STREAMED_LEAST: f64 = 0.001;
+/// Seconds that a share is taken of at least, as in the chart's expression: an idle pool has no stall.
+const SHARED_LEAST: f64 = 0.001;
 
 /// Runs a trace through pools that an autoscaler sizes: they begin with the fewest workers. The sizes in `setup` do not
 /// count. The result is a function of the arguments.
@@ -66,6 +66,10 @@ struct Scrape {
     /// Seconds so far, of all tokens.
     stalled: f64,
     streamed: f64,
+    /// Forwards of the reward workers so far, and what each would take with one row.
+    forward: f64,
+    steps: f64,
+    least_forward: f64,
 }
 
 // === impl Scaled ===
@@ -95,7 +99,7 @@ impl Scaled<'_> {
         let kept = (f64::from(prometheus.rate_seconds) / SYNC.as_secs_f64()).ceil() as usize;
         let seen = self.scrapes.back().copied().unwrap_or_default();
         let before = self.scrapes.front().copied().unwrap_or_default();
-        let stall = (seen.stalled - before.stalled) / (seen.streamed - before.streamed).max(STREAMED_LEAST);
+        let stall = stall(&before, &seen);
         let per_pod = |sum: f64, target: Option<f64>| target.map(|target| Signal::PerPod { sum, target });
         let signals = [per_pod(seen.sequences, base.sequences), per_pod(seen.base_blocks, base.blocks)];
         let signals: Vec<_> = signals.into_iter().flatten().collect();
@@ -137,6 +141,12 @@ impl Scaled<'_> {
             let places = rewards[number].stepper.scheduler.stats().running_max;
             scrape.sessions += rewards[number].sessions() as f64 / places as f64;
             scrape.reward_blocks += used_blocks(&rewards[number].stepper);
+            scrape.least_forward += rewards[number].stepper.meter.cost().seconds(1.0);
+        }
+        scrape.least_forward /= self.rewards.running().count() as f64;
+        for Reward { stepper, .. } in rewards {
+            scrape.forward += stepper.used.forward.as_secs_f64();
+            scrape.steps += stepper.used.steps as f64;
         }
         scrape
     }
@@ -226,6 +236,14 @@ impl Scaled<'_> {
         day_report.reward.busy = busy(report.reward.busy, report.reward_workers, reward.pod_seconds);
         Day { report: day_report, base, reward, samples }
     }
+}
+
+/// The time that tokens waited for their reward over the time that answers took, without the part of a reward step that
+/// one row takes as well: no further worker would spare anybody that.
+fn stall(before: &Scrape, now: &Scrape) -> f64 {
+    let waited = (now.stalled - before.stalled) / (now.streamed - before.streamed).max(SHARED_LEAST);
+    let kept = now.least_forward * (now.steps - before.steps) / (now.forward - before.forward).max(SHARED_LEAST);
+    waited * (1.0 - kept).max(0.0)
 }
 
 /// Used blocks of one worker over all that it has.

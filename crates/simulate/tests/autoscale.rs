@@ -17,7 +17,7 @@ use uniarm_simulate::{
 
 const TARGETS: Targets = Targets {
     first_token: Duration::from_millis(1500),
-    inter_token: Duration::from_millis(120),
+    inter_token: Duration::from_millis(200),
     goodput: 0.99,
 };
 
@@ -94,7 +94,8 @@ fn chart_day() -> &'static Day {
 fn a_day_is_followed_by_both_pools_and_every_target_is_met() {
     let day = chart_day();
     assert_eq!(day.report.finished, day.report.requests, "nobody is refused or lost when pods leave");
-    assert!(day.report.meets(&TARGETS), "{:?} {}", day.report.first_token, day.report.goodput);
+    let reached = (day.report.first_token, day.report.inter_token, day.report.goodput);
+    assert!(day.report.meets(&TARGETS), "{reached:?}");
     for pool in [&day.base, &day.reward] {
         assert!(pool.least == 2 && pool.most >= 5 && pool.most < 10, "{pool:?}");
         // Fewer pods than the most of them for the whole day.
@@ -134,7 +135,8 @@ fn a_constant_load_brings_the_pools_to_rest() {
         let within = day.samples.iter().filter(|sample| (from..until).contains(&(sample.at / DAY)));
         within.map(|sample| (sample.base.replicas, sample.reward.replicas)).collect()
     };
-    let settled = sizes(0.4, 0.98);
+    assert!(day.base.turns <= 1 && day.reward.turns <= 1, "{:?} {:?}", day.base, day.reward);
+    let settled = sizes(0.6, 0.98);
     assert!(settled.iter().all(|size| *size == settled[0]), "{settled:?}");
     assert!(settled[0].0 > 2 && settled[0].1 > 2, "{settled:?}");
 }
@@ -164,9 +166,11 @@ fn with_targets_beyond_the_places_the_same_day_misses_its_latencies() {
 fn a_slow_reward_pool_grows_by_its_stall_alone() {
     // Places for everybody, and steps that take the longer the more sessions a worker has.
     let mut setup = setup();
-    setup.reward = Pool { cost: machine(10.0, 6.0), ..setup.reward };
+    setup.base = Pool { cost: machine(20.0, 0.5), ..setup.base };
+    setup.reward = Pool { cost: machine(5.0, 3.0), ..setup.reward };
     setup.reward.scheduler.running_max = 256;
-    let arrivals = traffic(Pattern::Poisson, 10.0, 1200.0).arrivals(1);
+    let load = Traffic { prompt: Length::fixed(10), ..traffic(Pattern::Poisson, 8.5, 1200.0) };
+    let arrivals = load.arrivals(1);
     let mut values = Values::chart();
     let most = |values: &Values| {
         let plan = Autoscale { values: values.clone(), pod_start: POD_START };
@@ -177,8 +181,11 @@ fn a_slow_reward_pool_grows_by_its_stall_alone() {
     let blind = most(&values);
     assert_eq!(blind.reward.most, 2, "{:?}", blind.reward);
     assert!(day.reward.most > 2, "{:?}", day.reward);
-    let last = |day: &Day| day.samples[day.samples.len() * 9 / 10].reward.stall;
-    assert!(last(&day) < 0.6 && last(&blind) > 0.6, "{} {}", last(&day), last(&blind));
+    let stall = |day: &Day| {
+        let settled = &day.samples[day.samples.len() / 2..];
+        settled.iter().map(|sample| sample.reward.stall).sum::<f64>() / settled.len() as f64
+    };
+    assert!(stall(&day) < 0.4 && stall(&blind) > 0.5, "{} {}", stall(&day), stall(&blind));
     assert!(day.report.inter_token.p90 < blind.report.inter_token.p90);
 }
 

@@ -16,7 +16,8 @@
 
 {{/* The signals of a pool as a list: name, series (that is there whenever the signal is), target, whole (the same number
      whatever the pool's size; else a sum of which a pod should have the target), query. Takes root, role.
-     A worker that has not begun says that it has no places: it is left out. */}}
+     A worker that has not begun says that it has no places: it is left out. The stall is the time that tokens wait for
+     their reward over the time that answers take, without the part of a reward step that one row takes as well. */}}
 {{- define "uniarm.signals" -}}
 {{- $pods := include "uniarm.podMatchers" . -}}
 {{- with index .root.Values.autoscaling .role -}}
@@ -45,12 +46,14 @@
 {{- with .stall }}
 {{- $base := include "uniarm.podMatchers" (dict "root" $.root "role" "base") }}
 {{- $rate := printf "sum(rate(uniarm_base_%%s_seconds_sum{%s}[%ds]))" $base (int $.root.Values.autoscaling.prometheus.rateSeconds) }}
+{{- $forward := printf "sum(rate(uniarm_reward_step_forward_seconds_%%s{%s}[%ds]))" $pods (int $.root.Values.autoscaling.prometheus.rateSeconds) }}
+{{- $kept := printf "avg(uniarm_reward_step_least_seconds{%s} > 0) * %s / clamp_min(%s, 0.001)" $pods (printf $forward "count") (printf $forward "sum") }}
 - name: stall
   series: uniarm_base_reward_stall_seconds_sum
   seriesRole: base
   whole: true
   target: {{ . | toString | quote }}
-  query: {{ printf "%s / clamp_min(%s + %s, 0.001)" (printf $rate "reward_stall") (printf $rate "time_to_first_token") (printf $rate "inter_token") | quote }}
+  query: {{ printf "%s / clamp_min(%s + %s, 0.001) * clamp_min(1 - %s, 0)" (printf $rate "reward_stall") (printf $rate "time_to_first_token") (printf $rate "inter_token") $kept | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}

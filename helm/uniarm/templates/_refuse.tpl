@@ -79,7 +79,7 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.autoscaling.router.enabled (not (dig "requests" "cpu" "" .Values.router.resources)) -}}
+{{- if and .Values.autoscaling.router.enabled (not (dig "requests" "cpu" "" (default dict .Values.router.resources))) -}}
 {{- fail "autoscaling.router keeps routers at a share of the CPU that they request, and router.resources.requests.cpu is not set: set it, or autoscaling.router.enabled to false." -}}
 {{- end -}}
 {{- end -}}

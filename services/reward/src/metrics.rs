@@ -1,5 +1,7 @@
 //! What a reward worker reports to Prometheus.
 
+use std::sync::atomic::AtomicU64;
+
 use uniarm_runtime::{
     Metrics,
     metrics::buckets,
@@ -21,6 +23,8 @@ pub(crate) struct RewardMetrics {
     pub(crate) preemptions: Counter,
     pub(crate) schedule: Histogram,
     pub(crate) forward: Histogram,
+    /// Of a step of one row.
+    pub(crate) least_forward: Gauge<f64, AtomicU64>,
     pub(crate) reply: Histogram,
     pub(crate) stall: Histogram,
 }
@@ -43,6 +47,11 @@ impl RewardMetrics {
             preemptions: metrics.counter("preemptions", "Sessions that lost their blocks to others"),
             schedule: metrics.histogram("step_schedule_seconds", "Planning of a step", seconds),
             forward: metrics.histogram("step_forward_seconds", "Forward pass of a step", seconds),
+            least_forward: metrics.register(
+                "step_least_seconds",
+                "Forward pass of the smallest step, as the latest of its kind took",
+                Gauge::default(),
+            ),
             reply: metrics.histogram("step_reply_seconds", "Lists of a step", seconds),
             stall: metrics.histogram(
                 "base_stall_seconds",
