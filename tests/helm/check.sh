@@ -63,7 +63,11 @@ for values in $chart/values*.yaml tests/helm/values/*.yaml; do
     fi
 done
 check "texts arrive as they were written" "$python" tests/helm/texts.py tests/helm/values/everything.yaml "$scratch/everything.yaml"
-check "the simulator follows the chart's numbers" "$python" tests/helm/autoscaling.py "$uniarm" "$scratch/autoscaled-keda.yaml"
+if [ -x "$uniarm" ]; then
+    check "the simulator follows the chart's numbers" "$python" tests/helm/autoscaling.py "$uniarm" "$scratch/autoscaled-keda.yaml"
+else
+    echo "skipped: whether the simulator follows the chart's numbers, because $uniarm is not built"
+fi
 check "the schema is written in sentences" "$python" tests/helm/sentences.py "$chart"
 
 check "refuses two stores" refuses "set etcd.enabled to false, or leave store.endpoints empty" \

