@@ -197,7 +197,7 @@ fn a_wait_that_no_worker_could_shorten_starts_none() {
     let mut setup = setup();
     setup.base = Pool { cost: machine(10.0, 0.0), ..setup.base };
     setup.reward = Pool { cost: machine(30.0, 0.05), ..setup.reward };
-    let arrivals = traffic(Pattern::Poisson, 4.0, 900.0).arrivals(1);
+    let arrivals = traffic(Pattern::Poisson, 2.0, 900.0).arrivals(1);
     let plan = Autoscale { values: Values::chart(), pod_start: POD_START };
     let day = simulate_scaled(&setup, &plan, &arrivals, &TARGETS);
     assert_eq!(day.report.finished, day.report.requests);
