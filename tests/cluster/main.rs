@@ -18,4 +18,5 @@ mod identical;
 mod jobs;
 mod resume;
 mod sessions;
+mod shards;
 mod telemetry;

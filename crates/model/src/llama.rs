@@ -7,6 +7,7 @@
 
 mod exchange;
 mod load;
+mod matrix;
 mod plan;
 mod step;
 

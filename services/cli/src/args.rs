@@ -13,6 +13,7 @@ use crate::{
     chat::ChatArgs,
     eval::EvalArgs,
     front::FrontArgs,
+    group::GroupArgs,
     label::LabelArgs,
     manual::{CompletionsArgs, ManArgs},
     oracle::OracleCommand,
@@ -183,6 +184,8 @@ pub struct BaseArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub exchange: ExchangeArgs,
+    #[command(flatten)]
+    pub group: GroupArgs,
 }
 
 /// How reward logits travel; the tokens are the same either way.
@@ -240,6 +243,8 @@ pub struct RewardArgs {
     pub models: RewardModelArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[command(flatten)]
+    pub group: GroupArgs,
 }
 
 /// The reward models on one backbone. Without any of these flags the backbone itself is served, as `reward`.

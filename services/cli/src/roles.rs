@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 use uniarm_base::{GrpcScorer, StoreScorer, server::BaseService};
 use uniarm_cluster::{MemberStore, MemoryStore, Registration, RegistrationState, StoreAddress};
 use uniarm_engine::fused::fuse;
@@ -20,29 +20,30 @@ use uniarm_runtime::{
 use crate::{
     args::{BaseArgs, EngineArgs, LogArgs, LogForm, ProcessArgs, RewardArgs, RouterArgs, UpArgs},
     demo_adapter::{self, DemoAdapter},
+    group,
     local::LocalScorer,
-    served::Served,
+    served::{HAND_OVER, Served, drain},
     worker::{self, Loaded},
 };
 
 /// A restarted process finds the record of its former life until that one's lease ends.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The last part of a drain: streams that still run end, and are taken over elsewhere, before connections are cut.
-const HAND_OVER: Duration = Duration::from_secs(1);
-
 /// What every role starts with.
-struct Process {
+pub struct Process {
+    pub role: Role,
     id: MemberId,
-    advertise: String,
-    store: Arc<dyn MemberStore>,
+    pub advertise: String,
+    pub store: Arc<dyn MemberStore>,
     server: GrpcServer,
     /// The HTTP front door, of a router that has one.
     http: Option<HttpServer>,
     options: GrpcOptions,
-    readiness: Readiness,
-    metrics: Metrics,
-    shutdown: Shutdown,
+    pub readiness: Readiness,
+    pub metrics: Metrics,
+    pub shutdown: Shutdown,
+    /// Says that this process is no use any more, and why.
+    pub lost: Option<oneshot::Receiver<String>>,
     _admin: Option<Admin>,
     _telemetry: TelemetryGuard,
 }
@@ -85,9 +86,16 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
             "--adapter, --reward-system and --prompted go with --fused-reward: a base worker alone steers nothing"
         );
     }
+    let seat = args.group.seat(&args.process)?;
+    if args.fused_reward.is_some() && seat.is_some() {
+        bail!("--fused-reward does not go with --group: a group of processes has one role");
+    }
     let Some(process) = Process::start(Role::Base, &args.process, &format!("{args:#?}")).await? else {
         return Ok(());
     };
+    if let Some(seat) = seat {
+        return group::base(process, seat, args).await;
+    }
     let threads = worker::Threads::of(args.fused_reward.is_some());
     let Some(loaded) = process.load(args.model.clone(), &args.engine, threads).await? else { return Ok(()) };
     match args.fused_reward.clone() {
@@ -137,9 +145,13 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     args.models.check()?;
+    let seat = args.group.seat(&args.process)?;
     let Some(process) = Process::start(Role::Reward, &args.process, &format!("{args:#?}")).await? else {
         return Ok(());
     };
+    if let Some(seat) = seat {
+        return group::reward(process, seat, args).await;
+    }
     let threads = worker::Threads::of(false);
     let Some(loaded) = process.load(args.model, &args.engine, threads).await? else { return Ok(()) };
     let model = Box::new(loaded.llama);
@@ -267,6 +279,7 @@ impl Process {
         tracing::info!(%id, listen = %server.local_addr(), advertise, store = args.store.address, "starting");
         let id = MemberId(id);
         Ok(Some(Self {
+            role,
             id,
             advertise,
             store,
@@ -276,6 +289,7 @@ impl Process {
             readiness,
             metrics,
             shutdown,
+            lost: None,
             _admin,
             _telemetry,
         }))
@@ -296,7 +310,7 @@ impl Process {
 
     /// A member of this process in its next generation: under the process's own id and address, unless it has others.
     /// `None`: stopped before the store answered.
-    async fn member(&self, mut member: Member) -> anyhow::Result<Option<Member>> {
+    pub async fn member(&self, mut member: Member) -> anyhow::Result<Option<Member>> {
         if member.id.0.is_empty() {
             member.id.clone_from(&self.id);
             member.address.clone_from(&self.advertise);
@@ -311,13 +325,14 @@ impl Process {
 
     /// Serves, registers once the servers answer, and leaves the store before they stop. `beside`: a second role with a
     /// server of its own.
-    async fn serve(
+    pub async fn serve(
         self,
         member: Member,
         served: Served,
         beside: Option<(Member, GrpcServer, Served)>,
     ) -> anyhow::Result<()> {
-        let Self { store, server, http, readiness, shutdown, options, .. } = self;
+        let Self { store, server, http, readiness, shutdown, options, mut lost, .. } = self;
+        let mut why = None;
         // The servers outlive the registrations: while they drain, nobody new is sent here.
         let serving = Shutdown::new();
         let (mut members, mut all, mut servers) = (Vec::new(), Vec::new(), JoinSet::new());
@@ -354,42 +369,33 @@ impl Process {
                 by = superseded(&registrations[0]) => {
                     tracing::error!(%by, "another process has taken this one's id; stopping");
                 }
+                said = group::said(&mut lost) => {
+                    tracing::error!(why = %said, "a rank is lost; streams go on elsewhere");
+                    why = Some(said);
+                }
                 Some(ended) = servers.join_next() => return Ok(ended??),
             }
             readiness.set_not_ready("draining");
             all.iter().for_each(Served::begin_drain);
+            if why.is_some() {
+                all.iter().for_each(Served::hand_over);
+            }
             for registration in registrations {
                 registration.leave().await;
             }
         }
         serving.begin();
-        drain(servers, &all, options.drain).await?;
+        // Of a model that is lost, nothing runs that could end by itself.
+        let patience = if why.is_some() { HAND_OVER } else { Duration::MAX };
+        if let Ok(drained) = tokio::time::timeout(patience, drain(servers, &all, options.drain)).await {
+            drained?;
+        }
         store.close().await;
+        if let Some(why) = why {
+            bail!("the group is over: {why}");
+        }
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-/// Waits until all servers have ended. What still runs near the end of the drain is handed over.
-async fn drain(
-    mut servers: JoinSet<Result<(), RuntimeError>>,
-    all: &[Served],
-    drain: Duration,
-) -> anyhow::Result<()> {
-    let hand_over = tokio::time::sleep(drain.saturating_sub(HAND_OVER.min(drain / 2)));
-    tokio::pin!(hand_over);
-    let mut is_handed_over = false;
-    loop {
-        tokio::select! {
-            ended = servers.join_next() => match ended {
-                Some(ended) => ended??,
-                None => return Ok(()),
-            },
-            () = &mut hand_over, if !is_handed_over => {
-                is_handed_over = true;
-                all.iter().for_each(Served::hand_over);
-            }
-        }
     }
 }
 

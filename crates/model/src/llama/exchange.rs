@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use uniarm_collective::{Collective, CollectiveError};
 
-use super::step::Matrix;
+use super::matrix::Matrix;
 use crate::config::Config;
 use crate::division::{Division, Linear};
 use crate::error::ModelError;

@@ -6,6 +6,7 @@ use std::ops::Range;
 use uniarm_collective::CollectiveError;
 
 use super::exchange::{Columns, Exchange};
+use super::matrix::Matrix;
 use super::plan::Plan;
 use super::{Layer, Llama, LlamaWeights};
 use crate::adapter::{Conditioned, Group};
@@ -79,13 +80,6 @@ struct Step<'a> {
     team: &'a Team,
     isa: Isa,
     m: usize,
-}
-
-/// A row-major matrix of the workspace, shared out by rows or by columns.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix {
-    output: Output,
-    width: usize,
 }
 
 thread_local! {
@@ -482,30 +476,5 @@ impl Step<'_> {
             let (first, rows) = form.tiles(self.isa, self.m).nth(index).expect("one of the tiles");
             task(first, rows);
         });
-    }
-}
-
-impl Matrix {
-    /// Of a buffer that `Workspace::reserve` made large enough, valid until the buffer is borrowed again.
-    pub(super) fn new(buffer: &mut Buffer, width: usize) -> Self {
-        Self::over(buffer, width)
-    }
-
-    /// The same of rows that are elsewhere.
-    pub(super) fn over(rows: &mut [f32], width: usize) -> Self {
-        // Safety: rows or columns are shared out wherever the value is used.
-        Self { output: unsafe { Output::new(rows.as_mut_ptr(), width) }, width }
-    }
-
-    /// # Safety
-    /// The row exists, and nobody else uses it.
-    unsafe fn row<'a>(self, row: usize) -> &'a mut [f32] {
-        unsafe { self.output.slice(row, 0..self.width) }
-    }
-
-    /// # Safety
-    /// The rows exist, and nobody else uses them.
-    unsafe fn rows<'a>(self, first: usize, count: usize) -> &'a mut [f32] {
-        unsafe { self.output.slice(first, 0..self.width * count) }
     }
 }
