@@ -26,8 +26,9 @@ const LEASE: [&str; 2] = ["--lease-ttl", "2"];
 /// else.
 const BACK_WITHIN: Duration = Duration::from_secs(20);
 
-/// A rank without its part of the weights: the tokenizer, activations, the runtime.
-const APART_FROM_WEIGHTS_MIB: f64 = 48.0;
+/// A rank without its part of the weights: the tokenizer, the runtime, and the first huge page of the cache in each of 30
+/// layers.
+const APART_FROM_WEIGHTS_MIB: f64 = 96.0;
 
 fn long_requests() -> Vec<GenerateRequest> {
     let prompts = ["Tell me about the sea.", "List the planets.", "Write a story about a cloud.", "Hi!"];

@@ -17,7 +17,7 @@ use uniarm_base::{GrpcScorer, StoreScorer};
 use uniarm_cluster::{MemberStore, StoreAddress};
 use uniarm_collective::{Group, Payload, RANKS_MAX, Tcp};
 use uniarm_model::{Adapter, Leader, ModelError, ModelFiles, Shard};
-use uniarm_proto::{Generation, Member, MemberId, Role};
+use uniarm_proto::{Generation, Member, MemberId};
 
 use crate::{
     args::{BaseArgs, EngineArgs, ProcessArgs, RewardArgs},
@@ -291,7 +291,9 @@ impl Seat {
         mut shard: Shard,
         adapters: Vec<Arc<Adapter>>,
     ) -> anyhow::Result<()> {
-        let Process { store, readiness, shutdown, role, .. } = &process;
+        let Process { store, readiness, shutdown, role, server, .. } = process;
+        // Nobody calls a rank that follows.
+        drop(server);
         let adapters: Arc<[Arc<Adapter>]> = adapters.into();
         loop {
             let meeting = tokio::select! {
@@ -299,7 +301,7 @@ impl Seat {
                 () = shutdown.begun() => return Ok(()),
             };
             let (seat, adapters, readiness, role) =
-                (self.clone(), adapters.clone(), readiness.clone(), *role);
+                (self.clone(), adapters.clone(), readiness.clone(), role);
             let following = tokio::task::spawn_blocking(move || {
                 let ended = match seat.enter(&mut shard, &meeting) {
                     Ok(()) => {

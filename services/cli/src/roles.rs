@@ -10,8 +10,7 @@ use uniarm_engine::fused::fuse;
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
 use uniarm_router::{RouterOptions, RouterService, peers};
 use uniarm_runtime::{
-    Admin, AdminOptions, LogFormat, Metrics, Readiness, RuntimeError, Shutdown, TelemetryGuard,
-    TelemetryOptions,
+    Admin, AdminOptions, LogFormat, Metrics, Readiness, Shutdown, TelemetryGuard, TelemetryOptions,
     grpc::{GrpcOptions, GrpcServer},
     http::HttpServer,
     telemetry,
@@ -35,7 +34,7 @@ pub struct Process {
     id: MemberId,
     pub advertise: String,
     pub store: Arc<dyn MemberStore>,
-    server: GrpcServer,
+    pub server: GrpcServer,
     /// The HTTP front door, of a router that has one.
     http: Option<HttpServer>,
     options: GrpcOptions,
@@ -353,6 +352,10 @@ impl Process {
         let registered = tokio::select! {
             registered = register(&*store, &members) => Some(registered?),
             () = shutdown.begun() => None,
+            said = group::said(&mut lost) => {
+                why = Some(said);
+                None
+            }
             Some(ended) = servers.join_next() => return Ok(ended??),
         };
         if let Some(registrations) = registered {
