@@ -24,7 +24,7 @@ const LEASE: [&str; 2] = ["--lease-ttl", "2"];
 
 /// From the start of the processes that ended to a group that serves. The goal is 5 s, on a machine that does nothing
 /// else.
-const BACK_WITHIN: Duration = Duration::from_secs(20);
+const BACK_WITHIN: Duration = Duration::from_secs(10);
 
 /// A rank without its part of the weights: the tokenizer, the runtime, and the first huge page of the cache in each of 30
 /// layers.

@@ -300,8 +300,7 @@ impl Seat {
                 meeting = self.find(&**store) => meeting,
                 () = shutdown.begun() => return Ok(()),
             };
-            let (seat, adapters, readiness, role) =
-                (self.clone(), adapters.clone(), readiness.clone(), role);
+            let (seat, adapters, readiness, role) = (self.clone(), adapters.clone(), readiness.clone(), role);
             let following = tokio::task::spawn_blocking(move || {
                 let ended = match seat.enter(&mut shard, &meeting) {
                     Ok(()) => {
