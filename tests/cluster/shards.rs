@@ -93,10 +93,10 @@ fn seen(transcripts: &[Transcript]) -> Vec<Vec<(Vec<u32>, String)>> {
     transcripts.iter().map(answers).collect()
 }
 
-fn start_all(flags: &[Vec<String>]) -> Vec<Running> {
+fn start_all(role: &str, flags: &[Vec<String>]) -> Vec<Running> {
     thread::scope(|scope| {
         let starting: Vec<_> =
-            flags.iter().map(|flags| scope.spawn(move || worker("base", &borrowed(flags)))).collect();
+            flags.iter().map(|flags| scope.spawn(move || worker(role, &borrowed(flags)))).collect();
         starting.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
@@ -128,7 +128,7 @@ async fn streams_outlive_any_rank() {
     let address = etcd.address();
     let store = [&["--store", &address][..], &LEASE].concat();
     // They find each other through the store.
-    let mut ranks = start_all(&ranks(2, &store));
+    let mut ranks = start_all("base", &ranks(2, &store));
     let _reward = worker("reward", &[&store, &PROMPTED[..]].concat());
     let router = Running::start("router", &store);
     let inference = knows_its_workers(&router.address).await;
@@ -149,6 +149,23 @@ async fn streams_outlive_any_rank() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reward_worker_of_several_processes_steers_as_one() {
+    let _machine = machine();
+    let adapter = format!("shipped={}", repository().join("adapters/positive-concise").display());
+    let (meeting, requests) = (free_address(), long_requests());
+    let base = worker("base", &["--threads", "1"]);
+    let steered = async |rewards: &[Running]| {
+        let peers = ["--base-peer", &base.address, "--reward-peer", &rewards[0].address];
+        let router = Running::start("router", &peers);
+        let inference = knows_its_workers(&router.address).await;
+        seen(&ask_all(&inference, &requests, requests.len()).await)
+    };
+    let one = steered(&[worker("reward", &["--adapter", &adapter])]).await;
+    let flags = ranks(3, &["--group-address", &meeting, "--adapter", &adapter]);
+    assert!(steered(&start_all("reward", &flags)).await == one);
+}
+
 /// Memory of a process that no file stands behind, in MiB.
 fn own_memory(process: &Running) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
@@ -165,7 +182,7 @@ fn each_rank_holds_its_part_of_the_weights_and_no_more() {
     drop(alone);
     for size in [2, 4] {
         let meeting = free_address();
-        let group = start_all(&ranks(size, &["--group-address", &meeting]));
+        let group = start_all("base", &ranks(size, &["--group-address", &meeting]));
         let memory: Vec<f64> = group.iter().map(own_memory).collect();
         println!("{size} ranks: {memory:.0?} MiB");
         let most = weights / size as f64 * 1.1 + APART_FROM_WEIGHTS_MIB;
