@@ -12,6 +12,7 @@ mod eval;
 mod failure;
 mod front;
 mod generate;
+mod group;
 mod job;
 mod keys;
 mod label;
