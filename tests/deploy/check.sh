@@ -44,6 +44,25 @@ else
     skip "Prometheus' own opinion" "promtool cannot be had"
 fi
 
+# Expressions of the chart that scale pools, for promtool and for Prometheus.
+scaling=
+signals() {
+    for by in hpa keda; do
+        "$helm" template trial helm/uniarm --namespace steering --set autoscaling.by=$by \
+            --set autoscaling.prometheus.address=http://prometheus >"$scratch/$by.yaml" || return 1
+    done
+    "$python" tests/deploy/signals.py "$scratch/hpa.yaml" "$scratch/keda.yaml" "$scratch/scaling.yaml"
+}
+if helm=$(scripts/k8s-tools.sh helm) && python=$(scripts/k8s-tools.sh python); then
+    check "KEDA and prometheus-adapter are told the same expressions" signals
+    scaling=$scratch/scaling.yaml
+    if [ -n "$promtool" ]; then
+        check "Prometheus takes the expressions that scale pools" "$promtool" check rules "$scaling"
+    fi
+else
+    skip "the expressions that scale pools" "helm or PyYAML cannot be had"
+fi
+
 if python=$(scripts/k8s-tools.sh python); then
     check "names in the deployment files refer to what exists" "$python" tests/deploy/relations.py
     if [ -x "$uniarm" ]; then
@@ -52,11 +71,11 @@ if python=$(scripts/k8s-tools.sh python); then
         if etcd=$(scripts/etcd.sh path) && model=$(scripts/fetch-demo-model.sh); then
             check "the compose file's cluster answers, outlives a worker of each pool, and stops" \
                 "$python" tests/deploy/cluster.py "$uniarm" "$etcd" "$model"
-            if prometheus=$(scripts/k8s-tools.sh prometheus); then
-                check "every panel has data from it, and a killed worker raises its alert" \
-                    "$python" tests/deploy/observe.py "$uniarm" "$etcd" "$model" "$prometheus"
+            if prometheus=$(scripts/k8s-tools.sh prometheus) && [ -n "$scaling" ]; then
+                check "every panel and every signal that scales a pool has data from it, and a killed worker raises its alert" \
+                    "$python" tests/deploy/observe.py "$uniarm" "$etcd" "$model" "$prometheus" "$scaling"
             else
-                skip "what Prometheus sees of the cluster" "prometheus cannot be had"
+                skip "what Prometheus sees of the cluster" "prometheus or helm cannot be had"
             fi
         else
             skip "the compose file's cluster" "etcd or the demo model cannot be had (see above)"

@@ -1,6 +1,7 @@
-"""A real Prometheus watches the compose file's cluster: every panel has data, and a killed worker raises its alert.
+"""A real Prometheus watches the compose file's cluster: every panel and every signal that scales a pool has data, and a
+killed worker raises its alert.
 
-Usage: python observe.py UNIARM ETCD MODEL PROMETHEUS        needs PyYAML
+Usage: python observe.py UNIARM ETCD MODEL PROMETHEUS SCALING        needs PyYAML; SCALING: a file of signals.py
 """
 
 import json
@@ -15,6 +16,7 @@ import urllib.request
 
 import yaml
 from cluster import Addresses, Cluster, page, start, told
+from signals import LABELS, read
 
 QUESTION = [
     "--preference=positive=0.7,concise=0.3",
@@ -28,6 +30,7 @@ LOAD_S = 25  # long enough for two scrapes around everything that happens
 DATA_S = 60
 ALERT_S = 60
 READY_S = 30
+WORKERS = 3  # more than there are of a pool: no signal is more than each of them full
 
 
 def configuration(cluster, folder):
@@ -36,13 +39,22 @@ def configuration(cluster, folder):
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(folder / "alerts.yaml")]
     for job in config["scrape_configs"]:
-        for static in job["static_configs"]:
-            static["targets"] = [cluster.addresses.translate("", target) for target in static["targets"]]
+        job["static_configs"] = [
+            {"targets": [cluster.addresses.translate("", target)], "labels": pod_labels(job["job_name"], number)}
+            for static in job["static_configs"]
+            for number, target in enumerate(static["targets"])
+        ]
     rules = yaml.safe_load(pathlib.Path("deploy/alerts.yaml").read_text(encoding="utf-8"))
     for rule in (rule for group in rules["groups"] for rule in group["rules"]):
         rule["for"] = "0s"
     (folder / "alerts.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def pod_labels(role, number):
+    """What a scrape of the pods would add: the chart's expressions ask for it."""
+    namespace, pod = LABELS
+    return {namespace: "steering", pod: f"trial-uniarm-{role}-{number}"}
 
 
 class Prometheus:
@@ -65,6 +77,11 @@ class Prometheus:
         """Whether it is a number, somewhere."""
         found = self.ask("/api/v1/query", query=expression)["result"]
         return any(series["value"][1] != "NaN" for series in found)
+
+    def number(self, expression):
+        """The one number that it is; nothing where it is none, or several."""
+        found = self.ask("/api/v1/query", query=expression)["result"]
+        return float(found[0]["value"][1]) if len(found) == 1 else None
 
     def firing(self, name):
         """The labels of what this alert says now."""
@@ -105,7 +122,22 @@ def wait_for(what, seconds, ask):
     return answer
 
 
-def run(stack, uniarm, etcd, model, binary, folder):
+def look_at_scaling(prometheus, signals, until):
+    """Each signal is one number of a size that it can have, and one that the load raises."""
+    most = dict.fromkeys(signals, -1.0)
+    while time.monotonic() < until:
+        for (pool, name), query in signals.items():
+            value = prometheus.number(query)
+            if value is not None:
+                assert 0.0 <= value < WORKERS, f"{pool}'s {name} is {value}: {query}"
+                most[pool, name] = max(most[pool, name], value)
+        time.sleep(1)
+    for (pool, name), value in most.items():
+        assert value > 0.0, f"under load {pool}'s {name} is never above 0 (at most {value}): {signals[pool, name]}"
+    return most
+
+
+def run(stack, uniarm, etcd, model, binary, scaling, folder):
     cluster = Cluster(stack, (uniarm, etcd, model), folder)
     prometheus = Prometheus(stack, binary, cluster, folder)
     wait_for("nobody is scraped", READY_S, lambda: prometheus.has("up == 1"))
@@ -115,7 +147,8 @@ def run(stack, uniarm, etcd, model, binary, folder):
     clients = [threading.Thread(target=load, args=(uniarm, cluster.router, until)) for _ in range(STREAMS)]
     for client in clients:
         client.start()
-    time.sleep(LOAD_S / 2)
+    signals = read(scaling)
+    under_load = look_at_scaling(prometheus, signals, until - LOAD_S / 2)
     # In the middle of streams: some move to the other base worker.
     cluster.processes["base-1"].kill()
     for client in clients:
@@ -125,6 +158,12 @@ def run(stack, uniarm, etcd, model, binary, folder):
     for alert, metric in alert_metrics():
         assert prometheus.has(metric), f"the alert {alert} reads {metric}, which nobody exports"
 
+    for (pool, name), query in signals.items():
+        # The stall is that of the last two minutes; what is counted at one moment falls at once.
+        most = WORKERS if name == "stall" else under_load[pool, name] / 2
+        rests = lambda q=query, m=most: (value := prometheus.number(q)) is not None and value <= m
+        wait_for(f"without load {pool}'s {name} does not fall to {most}: {query}", READY_S, rests)
+
     cluster.processes["reward-1"].kill()
     address = cluster.admins["reward-1"]
     down = lambda: [labels for labels in prometheus.firing("UniarmMemberDown") if labels["instance"] == address]
@@ -133,4 +172,4 @@ def run(stack, uniarm, etcd, model, binary, folder):
 
 
 if __name__ == "__main__":
-    sys.exit(told(run, *sys.argv[1:5]))
+    sys.exit(told(run, *sys.argv[1:6]))

@@ -27,9 +27,9 @@ check() {
     fi
 }
 
-without_certificates='import sys, yaml
+without_resources='import sys, yaml
 manifests = filter(None, yaml.safe_load_all(open(sys.argv[1])))
-yaml.safe_dump_all((m for m in manifests if m["kind"] != "Certificate"), sys.stdout)'
+yaml.safe_dump_all((m for m in manifests if m["kind"] not in ("Certificate", "ScaledObject")), sys.stdout)'
 
 render() { "$helm" template trial "$chart" --namespace steering "$@"; }
 valid() { "$python" -m kubernetes_validate --strict -k "$1" "$2"; }
@@ -50,8 +50,8 @@ for values in $chart/values*.yaml tests/helm/values/*.yaml; do
     check "$name: lint" "$helm" lint --strict --quiet "$chart" --values "$values"
     render --values "$values" >"$manifests" 2>"$scratch/error"
     check "$name: renders" test ! -s "$scratch/error"
-    # Kubernetes by itself knows no Certificate: relations.py looks at those.
-    "$python" -c "$without_certificates" "$manifests" >"$scratch/own.yaml"
+    # Kubernetes by itself knows no Certificate and no ScaledObject: relations.py looks at those.
+    "$python" -c "$without_resources" "$manifests" >"$scratch/own.yaml"
     for version in $KUBERNETES; do
         check "$name: valid for Kubernetes $version" valid "$version" "$scratch/own.yaml"
     done
@@ -63,6 +63,11 @@ for values in $chart/values*.yaml tests/helm/values/*.yaml; do
     fi
 done
 check "texts arrive as they were written" "$python" tests/helm/texts.py tests/helm/values/everything.yaml "$scratch/everything.yaml"
+if [ -x "$uniarm" ]; then
+    check "the simulator follows the chart's numbers" "$python" tests/helm/autoscaling.py "$uniarm" "$scratch/autoscaled-keda.yaml"
+else
+    echo "skipped: whether the simulator follows the chart's numbers, because $uniarm is not built"
+fi
 check "the schema is written in sentences" "$python" tests/helm/sentences.py "$chart"
 
 check "refuses two stores" refuses "set etcd.enabled to false, or leave store.endpoints empty" \
@@ -71,6 +76,18 @@ check "refuses no store" refuses "name one in store.endpoints, or set etcd.enabl
     --set etcd.enabled=false
 check "refuses three etcds that forget" refuses "a member that loses its data cannot rejoin" \
     --set etcd.replicas=3 --set etcd.storage=
+check "refuses KEDA without a Prometheus" refuses "set autoscaling.prometheus.address" --set autoscaling.by=keda
+check "refuses more pods at least than at most" refuses "autoscaling.base.minReplicas is 11, and maxReplicas is 10" \
+    --set autoscaling.by=hpa --set autoscaling.base.minReplicas=11
+check "refuses a pool that nothing would scale" refuses "autoscaling.base has no target, and nothing would scale it" \
+    --set autoscaling.by=hpa --set autoscaling.base.sequences=null --set autoscaling.base.blocks=null
+check "refuses routers without a CPU to take a share of" refuses "router.resources.requests.cpu is not set" \
+    --set autoscaling.by=hpa --set router.resources.requests.cpu=null
+check "refuses to drain for longer than a pool may take to shrink" refuses "drainTimeoutSeconds is 1800: a pool shrinks by one pod" \
+    --set autoscaling.by=hpa --set drainTimeoutSeconds=1800
+check "refuses to scale pools to nothing" refuses "minReplicas': minimum: got 0, want 1" --set autoscaling.reward.minReplicas=0
+check "refuses another autoscaler" refuses "at '/autoscaling/by': value must be one of '', 'hpa', 'keda'" \
+    --set autoscaling.by=vpa
 check "refuses a user without a password" refuses "store.user is steering, and store.passwordSecret.name is empty" \
     --set etcd.enabled=false --set 'store.endpoints={etcd:2379}' --set store.user=steering
 check "refuses a secret for an etcd that has none" refuses "store.tlsSecret and store.user are for an etcd of your own" \

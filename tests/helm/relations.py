@@ -10,6 +10,7 @@ import yaml
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 FILE_FLAGS = ("--tls-", "--front-", "--tenants", "--store-")
+SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
 FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"), ("--http-listen", "http"))
 
 
@@ -115,6 +116,44 @@ def certificate_problems(certificate, workloads):
         yield f"it is for {certificate['spec']['dnsNames']}, and {name_of(mounted[0])} is a {role}"
 
 
+def scaler_problems(scaler, workloads):
+    """A scaler is that of one workload, which says no number of pods itself, and lets one pod leave before the next."""
+    spec = scaler["spec"]
+    target = spec["scaleTargetRef"]
+    scaled = [workload for workload in workloads if (workload["kind"], name_of(workload)) == (target["kind"], target["name"])]
+    if len(scaled) != 1:
+        yield f"it scales {target['kind']} {target['name']}, which does not exist"
+        return
+    if "replicas" in scaled[0]["spec"]:
+        yield f"{name_of(scaled[0])} says {scaled[0]['spec']['replicas']} replicas: every upgrade would set them"
+    behavior = spec["behavior"] if "behavior" in spec else spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    [down] = behavior["scaleDown"]["policies"]
+    grace = pod_of(scaled[0])["spec"]["terminationGracePeriodSeconds"]
+    if (down["type"], down["value"]) != ("Pods", 1) or down["periodSeconds"] < grace:
+        yield f"its pool shrinks by {down}, and a pod takes up to {grace} s to leave"
+
+
+def scaled_problems(manifests):
+    """A workload without replicas has a scaler, and external metrics have a rule."""
+    targets = {scaler["spec"]["scaleTargetRef"]["name"] for scaler in of_kind(manifests, *SCALERS)}
+    for workload in of_kind(manifests, "Deployment", "StatefulSet"):
+        if "replicas" not in workload["spec"] and name_of(workload) not in targets:
+            yield f"{name_of(workload)} has no replicas, and nothing scales it"
+    wanted = {
+        metric["external"]["metric"]["name"]
+        for scaler in of_kind(manifests, "HorizontalPodAutoscaler")
+        for metric in scaler["spec"]["metrics"]
+        if metric["type"] == "External"
+    }
+    rules = [
+        rule["name"]["as"]
+        for rendered in of_kind(manifests, "ConfigMap")
+        for rule in yaml.safe_load(rendered["data"]["values.yaml"])["rules"]["external"]
+    ]
+    if sorted(wanted) != sorted(rules):
+        yield f"the scalers read {sorted(wanted)}, and the rules make {sorted(rules)}"
+
+
 def container_problems(container, volumes):
     """A container mounts volumes that exist, is probed at ports that it has, and is confined."""
     ports = {port["name"] for port in container.get("ports", [])}
@@ -166,6 +205,7 @@ def main():
         "NetworkPolicy": policy_problems,
         "Certificate": certificate_problems,
         "PodDisruptionBudget": budget_problems,
+        **dict.fromkeys(SCALERS, scaler_problems),
     }
     found = [
         f"{kind} {name_of(manifest)}: {problem}"
@@ -178,6 +218,7 @@ def main():
         for workload in workloads
         for problem in workload_problems(workload, manifests)
     ]
+    found += scaled_problems(manifests)
     for problem in found:
         print(problem)
     return 1 if found else 0

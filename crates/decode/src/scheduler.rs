@@ -171,6 +171,8 @@ pub struct SchedulerStats {
     pub waiting: usize,
     /// Sequences that hold blocks.
     pub running: usize,
+    /// How many may hold blocks at once.
+    pub running_max: usize,
     /// How often a sequence got a running place.
     pub admitted: u64,
     /// The latest plan left somebody in line for want of a place, of blocks or of budget.
@@ -348,6 +350,7 @@ impl Scheduler {
         SchedulerStats {
             waiting: self.sequences.len() - self.running.len(),
             running: self.running.len(),
+            running_max: self.options.running_max,
             admitted: self.admitted,
             is_full: self.is_full,
             total_blocks: self.pool.total(),

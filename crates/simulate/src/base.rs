@@ -40,13 +40,36 @@ pub(crate) struct Base {
     /// Operations of this turn: one message for each reward worker.
     outbox: BTreeMap<usize, Vec<Op>>,
     wakes_at: Option<Duration>,
+    stopping: Stopping,
+    /// Requests that it handed over.
+    pub(crate) moved: Vec<usize>,
     pub(crate) ended: Vec<(usize, Outcome)>,
 }
 
 pub(crate) enum Message {
-    Start { request: usize },
-    Replies { reward: usize, replies: Vec<Reply>, load: Load },
-    Reopen { request: usize },
+    Start {
+        request: usize,
+    },
+    Replies {
+        reward: usize,
+        replies: Vec<Reply>,
+        load: Load,
+    },
+    Reopen {
+        request: usize,
+    },
+    /// A reward worker leaves: its sessions move.
+    Leaves {
+        reward: usize,
+    },
+}
+
+/// How far a worker is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    Drains,
+    HandsOver,
 }
 
 // === impl Base ===
@@ -64,6 +87,8 @@ impl Base {
             touched: Vec::new(),
             outbox: BTreeMap::new(),
             wakes_at: None,
+            stopping: Stopping::No,
+            moved: Vec::new(),
             ended: Vec::new(),
         }
     }
@@ -71,16 +96,33 @@ impl Base {
     /// A placed request arrives: it takes a permit, or its router hears that there is none.
     pub(crate) fn receive(&mut self, request: usize, now: Duration, world: &mut World<'_>) {
         let priority = uniarm_proto::Priority::from(world.arrivals[request].priority);
-        if self.requests >= priority.places(world.setup.base_requests_max) {
+        let is_full = self.requests >= priority.places(world.setup.base_requests_max);
+        if is_full || self.stopping != Stopping::No {
             world.queue.push(now + world.setup.front.transit(0), Event::Refused { request });
         } else {
             self.requests += 1;
+            let state = &mut world.requests[request];
+            (state.held_by, state.accepted_at) = (Some(self.number), state.accepted_at.or(Some(now)));
             self.inbox.push(Message::Start { request });
         }
     }
 
     pub(crate) fn take(&mut self, message: Message) {
         self.inbox.push(message);
+    }
+
+    /// It takes nothing new from now on.
+    pub(crate) fn leave(&mut self) {
+        self.stopping = Stopping::Drains;
+    }
+
+    /// With its next turn it hands over what still streams.
+    pub(crate) fn drained(&mut self) {
+        self.stopping = Stopping::HandsOver;
+    }
+
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.requests == 0
     }
 
     pub(crate) fn woke(&mut self) {
@@ -93,7 +135,8 @@ impl Base {
         for row in plan.rows.iter().filter(|row| row.logits_from < row.tokens.len()) {
             let request = row.sequence.0 as usize;
             let state = &mut world.requests[request];
-            if state.outcome.is_none() {
+            if state.outcome.is_none() && state.held_by == Some(self.number) {
+                state.rows_at = now;
                 state.rows = row.start + row.tokens.len() + 1 - world.arrivals[request].prompt_tokens;
                 self.touched.push(request);
             }
@@ -105,6 +148,9 @@ impl Base {
     pub(crate) fn turn(&mut self, now: Duration, crowded: bool, world: &mut World<'_>) -> Option<Ending> {
         for message in std::mem::take(&mut self.inbox) {
             self.apply(message, now, world);
+        }
+        if self.stopping == Stopping::HandsOver {
+            self.hand_over(world);
         }
         let mut spent = Duration::ZERO;
         let held = self.held(now, world);
@@ -140,24 +186,31 @@ impl Base {
                     self.on_reply(&reply, now, world);
                 }
             }
-            Message::Reopen { request } => self.open(request, world),
+            Message::Reopen { request } if world.requests[request].held_by == Some(self.number) => {
+                self.open(request, world);
+            }
+            Message::Reopen { .. } => {} // handed over meanwhile
+            Message::Leaves { reward } => self.leave_reward(reward, world),
         }
     }
 
     fn start(&mut self, request: usize, now: Duration, world: &mut World<'_>) {
         let arrival = &world.arrivals[request];
-        let tokens = world.prompt(request);
+        let mut tokens = world.prompt(request);
+        let tokens_max = tokens.len() + arrival.answer_tokens;
+        // Of an answer that another worker began.
+        tokens.extend(world.tokens(request, 0..world.requests[request].answer));
         let new = NewSequence {
             id: SequenceId(request as u64),
             logits_from: tokens.len() - 1,
-            tokens_max: tokens.len() + arrival.answer_tokens,
+            tokens_max,
             tokens,
             root: CacheRoot(0),
             priority: rank(arrival.priority),
             deadline: world.deadline(request),
         };
         if self.stepper.scheduler.add(now, new).is_err() {
-            self.forget(request, Outcome::Refused);
+            self.forget(request, Outcome::Refused, world);
             return;
         }
         if arrival.guided {
@@ -178,7 +231,7 @@ impl Base {
     fn on_reply(&mut self, reply: &Reply, now: Duration, world: &mut World<'_>) {
         let request = reply.request;
         let state = &mut world.requests[request];
-        if state.outcome.is_some() || state.epoch != reply.epoch {
+        if state.outcome.is_some() || state.epoch != reply.epoch || state.held_by != Some(self.number) {
             return; // late
         }
         match reply.kind {
@@ -205,7 +258,8 @@ impl Base {
         state.refusals += 1;
         state.epoch += 1;
         state.drafts.clear();
-        state.current = (state.current + 1) % state.rewards.len();
+        self.next_reward(request, world);
+        let state = &world.requests[request];
         let rounds = (state.refusals / state.rewards.len()).min(16) as u32;
         match rounds.checked_sub(1) {
             None => self.open(request, world),
@@ -213,6 +267,63 @@ impl Base {
                 let wait = REOPEN_FIRST.saturating_mul(1 << doublings).min(REOPEN_LONGEST);
                 world.queue.push(now + wait, Event::Reopen { base: self.number, request });
             }
+        }
+    }
+
+    /// The next reward worker in line, past those that have left.
+    fn next_reward(&self, request: usize, world: &mut World<'_>) {
+        let World { requests, rewards_here, .. } = world;
+        let state = &mut requests[request];
+        let is_here = |reward: &usize| rewards_here.as_ref().is_none_or(|here| here.contains(reward));
+        for _ in 0..state.rewards.len() {
+            state.current = (state.current + 1) % state.rewards.len();
+            if is_here(&state.rewards[state.current]) {
+                return;
+            }
+        }
+        // All that the placement named are gone: the router would name others.
+        if let Some(here) = rewards_here.as_ref().filter(|here| !here.is_empty()) {
+            (state.rewards, state.current) = (here.clone(), 0);
+        }
+    }
+
+    /// Moves the sessions of a reward worker that leaves.
+    fn leave_reward(&mut self, reward: usize, world: &mut World<'_>) {
+        for request in self.guided.clone() {
+            let state = &world.requests[request];
+            if state.outcome.is_some() || state.rewards[state.current] != reward {
+                continue;
+            }
+            self.push(request, OpKind::Close, world);
+            let state = &mut world.requests[request];
+            state.forget_session();
+            if state.laid > state.answer {
+                // Its drafts are void, verified or not.
+                (state.laid, state.rows) = (state.answer, state.rows.min(state.answer + 1));
+                let tokens = world.arrivals[request].prompt_tokens + state.laid;
+                self.stepper.scheduler.truncate(SequenceId(request as u64), tokens);
+            }
+            self.next_reward(request, world);
+            self.open(request, world);
+            world.tally.moved_sessions += 1;
+        }
+    }
+
+    /// Its time to drain is over: what still streams goes on elsewhere, with the answer so far.
+    fn hand_over(&mut self, world: &mut World<'_>) {
+        let held = |world: &World<'_>, request: usize| world.requests[request].held_by == Some(self.number);
+        let held: Vec<_> = (0..world.requests.len()).filter(|request| held(world, *request)).collect();
+        self.touched.clear();
+        self.guided.clear();
+        for request in held {
+            if world.arrivals[request].guided {
+                self.push(request, OpKind::Close, world);
+            }
+            self.stepper.scheduler.remove(SequenceId(request as u64));
+            world.requests[request].begin_again();
+            self.requests -= 1;
+            self.moved.push(request);
+            world.tally.moved_streams += 1;
         }
     }
 
@@ -376,10 +487,11 @@ impl Base {
         }
         self.stepper.scheduler.remove(SequenceId(request as u64));
         world.requests[request].outcome = Some(outcome);
-        self.forget(request, outcome);
+        self.forget(request, outcome, world);
     }
 
-    fn forget(&mut self, request: usize, outcome: Outcome) {
+    fn forget(&mut self, request: usize, outcome: Outcome, world: &mut World<'_>) {
+        world.requests[request].held_by = None;
         self.requests -= 1;
         self.ended.push((request, outcome));
     }

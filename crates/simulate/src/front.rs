@@ -37,15 +37,18 @@ struct Router {
 
 impl Front {
     pub(crate) fn new(setup: &Setup) -> Self {
-        let bases = (0..setup.base.workers).map(|index| member(Role::Base, index));
-        let rewards = (0..setup.reward.workers).map(|index| member(Role::Reward, index));
         let term = GuidanceTerm { reward: REWARD_MODEL.into(), preference: Vec::new(), strength: 1.0 };
         Self {
-            snapshot: Snapshot::new(bases.chain(rewards), 1),
+            snapshot: snapshot(0..setup.base.workers, 0..setup.reward.workers, 1),
             routers: (0..setup.routers.max(1)).map(|_| Router::default()).collect(),
             unguided: request(Vec::new()),
             guided: request(vec![term]),
         }
+    }
+
+    /// Workers have come or left.
+    pub(crate) fn see(&mut self, bases: impl Iterator<Item = usize>, rewards: impl Iterator<Item = usize>) {
+        self.snapshot = snapshot(bases, rewards, self.snapshot.revision() + 1);
     }
 
     /// A request comes in: it takes a permit, or is refused.
@@ -65,6 +68,11 @@ impl Front {
     /// A base worker had no room: another one is tried, as long as attempts are left.
     pub(crate) fn refused(&mut self, request: usize, now: std::time::Duration, world: &mut World<'_>) {
         world.requests[request].load = None;
+        self.attempt(request, now, world);
+    }
+
+    /// A base worker left in the middle of an answer: another one goes on with it.
+    pub(crate) fn moved(&mut self, request: usize, now: std::time::Duration, world: &mut World<'_>) {
         self.attempt(request, now, world);
     }
 
@@ -102,6 +110,15 @@ impl Front {
         state.avoid.insert(placement.base.id.clone());
         world.queue.push(now + world.setup.front.transit(0), Event::Placed { base, request });
     }
+}
+
+fn snapshot(
+    bases: impl Iterator<Item = usize>,
+    rewards: impl Iterator<Item = usize>,
+    revision: u64,
+) -> Snapshot {
+    let bases = bases.map(|index| member(Role::Base, index));
+    Snapshot::new(bases.chain(rewards.map(|index| member(Role::Reward, index))), revision)
 }
 
 fn member(role: Role, index: usize) -> Arc<Member> {

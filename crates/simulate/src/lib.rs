@@ -6,7 +6,7 @@
 //!
 //! In reading order: what arrives ([`trace`], [`arrivals`]), what computes and connects ([`hardware`],
 //! [`mod@architecture`], [`cost`]), the cluster ([`setup`]), the run ([`simulate`]), and what came of it ([`report`]);
-//! [`search`] asks how many workers a load needs.
+//! [`search`] asks how many workers a load needs, [`autoscale`] how pools follow a load that changes.
 
 pub mod dice;
 
@@ -34,13 +34,19 @@ mod base;
 
 mod reward;
 
+pub mod autoscale;
+
 mod simulation;
+
+mod scaled;
 
 pub mod report;
 
 pub mod search;
 
+pub use autoscale::{Autoscale, Day, Values};
 pub use report::{PoolReport, Quantiles, Report, Targets};
+pub use scaled::simulate_scaled;
 pub use setup::{DraftPolicy, Drafting, Exchange, Pool, Setup};
 pub use simulation::simulate;
 pub use trace::Arrival;

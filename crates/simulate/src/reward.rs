@@ -64,6 +64,10 @@ impl Reward {
         self.inbox.extend(ops.into_iter().map(|op| (base, op)));
     }
 
+    pub(crate) fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
     pub(crate) fn woke(&mut self) {
         self.wakes_at = None;
     }

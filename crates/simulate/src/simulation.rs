@@ -24,17 +24,17 @@ pub fn simulate(setup: &Setup, arrivals: &[Arrival], targets: &Targets) -> Repor
     simulation.report(targets)
 }
 
-struct Simulation<'a> {
-    world: World<'a>,
-    front: Front,
-    bases: Vec<Base>,
-    rewards: Vec<Reward>,
+pub(crate) struct Simulation<'a> {
+    pub(crate) world: World<'a>,
+    pub(crate) front: Front,
+    pub(crate) bases: Vec<Base>,
+    pub(crate) rewards: Vec<Reward>,
 }
 
 // === impl Simulation ===
 
 impl<'a> Simulation<'a> {
-    fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Self {
+    pub(crate) fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Self {
         Self {
             world: World::new(setup, arrivals),
             front: Front::new(setup),
@@ -43,7 +43,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn handle(&mut self, now: Duration, event: Event) {
+    pub(crate) fn handle(&mut self, now: Duration, event: Event) {
         let world = &mut self.world;
         match event {
             Event::Arrive(request) => self.front.arrive(request, now, world),
@@ -71,6 +71,11 @@ impl<'a> Simulation<'a> {
                 }
                 self.turn(worker, now);
             }
+            Event::Drained { base } => {
+                self.bases[base].drained();
+                self.turn(Worker::Base(base), now);
+            }
+            Event::Look | Event::Started(_) => unreachable!("only pools that scale have them: see scaled.rs"),
             Event::Ends { worker, version } => {
                 let ended = match worker {
                     Worker::Base(number) => self.bases[number].end_step(now, version, world),
@@ -85,7 +90,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// Lets an idle worker look at its inbox and step. A busy one looks when its step ends.
-    fn turn(&mut self, worker: Worker, now: Duration) {
+    pub(crate) fn turn(&mut self, worker: Worker, now: Duration) {
         if self.is_busy(worker) {
             return;
         }
@@ -96,6 +101,9 @@ impl<'a> Simulation<'a> {
                 let ending = base.turn(now, crowded, &mut self.world);
                 for (request, outcome) in base.ended.drain(..) {
                     self.front.ended(request, outcome, &mut self.world);
+                }
+                for request in base.moved.drain(..) {
+                    self.front.moved(request, now, &mut self.world);
                 }
                 ending
             }
@@ -141,7 +149,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn report(self, targets: &Targets) -> Report {
+    pub(crate) fn report(self, targets: &Targets) -> Report {
         let Self { world, bases, rewards, .. } = self;
         let ended = |outcome| world.requests.iter().filter(|r| r.outcome == Some(outcome)).count();
         let back = world.setup.front.transit(0) * 2;

@@ -37,6 +37,8 @@ pub(crate) struct Used {
     pub(crate) rows: u64,
     pub(crate) tokens: u64,
     pub(crate) busy: Duration,
+    /// The part of it that models computed.
+    pub(crate) forward: Duration,
 }
 
 struct Step {
@@ -128,6 +130,7 @@ impl Stepper {
         self.used.busy += now - step.began;
         if step.work.tokens > 0 {
             let forward = now.saturating_sub(step.after).saturating_sub(step.forward_at);
+            self.used.forward += forward;
             self.meter.observe(step.work.tokens, forward.as_secs_f64());
         }
         self.scheduler.commit(&step.plan);

@@ -58,6 +58,14 @@ pub(crate) enum Event {
         version: u64,
     },
     Wake(Worker),
+    /// The autoscaler looks.
+    Look,
+    /// A pod that was started serves now.
+    Started(Worker),
+    /// A base worker that leaves has drained for as long as it may.
+    Drained {
+        base: usize,
+    },
 }
 
 /// From a base to a reward worker, about one session.
@@ -142,11 +150,16 @@ pub(crate) struct Request {
     /// How many of them have refused it since the last row.
     pub(crate) refusals: usize,
     pub(crate) current: usize,
+    /// The base worker that it has a place on.
+    pub(crate) held_by: Option<usize>,
+    pub(crate) accepted_at: Option<Duration>,
 
     /// Tokens of the answer.
     pub(crate) answer: usize,
     /// The base model's logits are known for positions below.
     pub(crate) rows: usize,
+    /// Since when the latest of them are.
+    pub(crate) rows_at: Duration,
     /// The reward's list is known for positions below.
     pub(crate) heard: usize,
     /// Drafts for the positions from `answer` on, as far as they have come.
@@ -176,6 +189,15 @@ pub(crate) enum Outcome {
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) inter_token: Histogram,
+    /// Of first tokens since it was last taken, and of gaps.
+    pub(crate) recent: [Histogram; 2],
+    /// Seconds that guided tokens had their base rows and not their reward's.
+    pub(crate) stalled: f64,
+    /// Seconds from a request's acceptance to its last token so far.
+    pub(crate) streamed: f64,
+    /// Streams that a base worker handed over as it left, and sessions that a reward worker did.
+    pub(crate) moved_streams: usize,
+    pub(crate) moved_sessions: usize,
     pub(crate) tokens: u64,
     pub(crate) guided_tokens: u64,
     pub(crate) drafted: u64,
@@ -190,10 +212,34 @@ pub(crate) struct World<'a> {
     pub(crate) requests: Vec<Request>,
     pub(crate) queue: Queue<Event>,
     pub(crate) tally: Tally,
+    /// Reward workers that take sessions, where these come and go.
+    pub(crate) rewards_here: Option<Vec<usize>>,
     dice: Dice,
     /// One for each preference, and one for each name of a shared prefix.
     preferences: HashMap<&'a str, u64>,
     prefixes: HashMap<&'a str, u64>,
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Its base worker is gone: another one begins with the prompt and the answer so far, and with a session of its own.
+    pub(crate) fn begin_again(&mut self) {
+        self.held_by = None;
+        self.load = None;
+        self.avoid.clear();
+        (self.attempts, self.refusals, self.current) = (0, 0, 0);
+        (self.rows, self.laid) = (0, self.answer);
+        self.forget_session();
+    }
+
+    /// Nothing that the reward worker has said beyond the answer counts any more.
+    pub(crate) fn forget_session(&mut self) {
+        self.epoch += 1;
+        self.drafts.clear();
+        self.heard = self.answer;
+        (self.queried, self.querying) = (0, false);
+    }
 }
 
 // === impl World ===
@@ -221,6 +267,7 @@ impl<'a> World<'a> {
             requests: arrivals.iter().map(|_| Request::default()).collect(),
             queue,
             tally: Tally::default(),
+            rewards_here: None,
             dice: Dice::new(setup.seed),
             preferences,
             prefixes,
@@ -334,11 +381,24 @@ impl<'a> World<'a> {
 
     /// Books a token that leaves the base worker at `at`.
     pub(crate) fn emit(&mut self, request: usize, at: Duration) {
-        let guided = self.arrivals[request].guided;
+        let Arrival { guided, at: asked_at, .. } = self.arrivals[request];
+        let back = self.setup.front.transit(0);
         let state = &mut self.requests[request];
-        state.first_token_at.get_or_insert(at);
-        if let Some(last) = state.last_token_at.replace(at) {
-            self.tally.inter_token.add(at - last);
+        let since = match state.last_token_at.replace(at) {
+            Some(last) => {
+                self.tally.inter_token.add(at - last);
+                self.tally.recent[1].add(at - last);
+                Some(last)
+            }
+            None => {
+                state.first_token_at = Some(at);
+                self.tally.recent[0].add(at + back * 2 - Duration::from_secs_f64(asked_at));
+                state.accepted_at
+            }
+        };
+        self.tally.streamed += since.map_or(0.0, |since| (at - since).as_secs_f64());
+        if guided {
+            self.tally.stalled += at.saturating_sub(state.rows_at).as_secs_f64();
         }
         self.tally.tokens += 1;
         self.tally.guided_tokens += u64::from(guided);

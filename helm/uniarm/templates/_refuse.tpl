@@ -50,10 +50,37 @@
 {{- if and .Values.router.front.tenants.name .Values.batch.enabled (not .Values.client.apiKeySecret.name) -}}
 {{- fail "batch.enabled starts a Job that has no API key, and router.front.tenants asks for one: name its secret in client.apiKeySecret." -}}
 {{- end -}}
+{{- include "uniarm.refuseScaling" . -}}
 {{- range list "batch" "train" -}}
 {{- $job := index $.Values . -}}
 {{- if and $job.enabled (not $job.volume) -}}
 {{- fail (printf "%s.enabled is true, and %s.volume is empty: its files would have no place at /data. Set it, for instance to persistentVolumeClaim: {claimName: data}." . .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "uniarm.refuseScaling" -}}
+{{- if .Values.autoscaling.by -}}
+{{- $grace := add .Values.drainTimeoutSeconds 10 -}}
+{{- if gt (int $grace) 1800 -}}
+{{- fail (printf "drainTimeoutSeconds is %d: a pool shrinks by one pod in the time that a pod has to leave, and Kubernetes knows no period above 1800 s. Set drainTimeoutSeconds to 1790 or less, or leave autoscaling.by empty." (int .Values.drainTimeoutSeconds)) -}}
+{{- end -}}
+{{- if and (eq .Values.autoscaling.by "keda") (not .Values.autoscaling.prometheus.address) -}}
+{{- fail "autoscaling.by is keda, and KEDA would not know whom to ask: set autoscaling.prometheus.address, for instance to http://prometheus-server.observability." -}}
+{{- end -}}
+{{- range $role := list "router" "base" "reward" -}}
+{{- $pool := index $.Values.autoscaling $role -}}
+{{- if $pool.enabled -}}
+{{- if gt (int $pool.minReplicas) (int $pool.maxReplicas) -}}
+{{- fail (printf "autoscaling.%s.minReplicas is %d, and maxReplicas is %d: the pool cannot be both." $role (int $pool.minReplicas) (int $pool.maxReplicas)) -}}
+{{- end -}}
+{{- if and (ne $role "router") (not (include "uniarm.signals" (dict "root" $ "role" $role) | fromYamlArray)) -}}
+{{- fail (printf "autoscaling.%s has no target, and nothing would scale it: give one of its targets a share, or set autoscaling.%s.enabled to false." $role $role) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.autoscaling.router.enabled (not (dig "requests" "cpu" "" (default dict .Values.router.resources))) -}}
+{{- fail "autoscaling.router keeps routers at a share of the CPU that they request, and router.resources.requests.cpu is not set: set it, or autoscaling.router.enabled to false." -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

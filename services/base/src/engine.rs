@@ -397,7 +397,9 @@ impl Engine {
         self.metrics.held.set(self.requests.len() as i64);
         self.metrics.running.set(stats.running as i64);
         self.metrics.waiting.set(stats.waiting as i64);
+        self.metrics.places.set(stats.running_max as i64);
         self.metrics.free_blocks.set(stats.free_blocks as i64);
+        self.metrics.blocks.set(stats.total_blocks as i64);
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod calibrate;
+mod day;
 mod plot;
 mod table;
 
@@ -65,6 +66,9 @@ fn answer(args: &SimulateArgs) -> anyhow::Result<()> {
         goodput: args.targets.goodput,
     };
     let mut setup = setup(args, &arrivals)?;
+    if let Some(file) = &args.autoscale.autoscale {
+        return day::run(args, file.as_deref(), &setup, &arrivals, &targets);
+    }
     let mut pairs = Vec::new();
     if args.pools.base.is_none() || args.pools.reward.is_none() {
         pairs = match search(args, &setup, &arrivals, &targets) {

@@ -367,7 +367,11 @@ impl Engine {
         let load = self.load();
         self.metrics.sessions.set(i64::from(load.sessions));
         self.metrics.waiting.set(i64::from(load.waiting));
+        self.metrics.places.set(self.executor.stats().running_max as i64);
         self.metrics.free_blocks.set(i64::from(load.free_blocks));
+        self.metrics.blocks.set(i64::from(load.total_blocks));
+        let least = load.step_points.first().map_or(0.0, |(_, micros)| f64::from(*micros) / 1e6);
+        self.metrics.least_forward.set(least);
         for peer in self.connections.values_mut() {
             if peer.batch.replies.is_empty() && peer.batch.load.is_none() {
                 continue;

@@ -1,5 +1,7 @@
 //! What a reward worker reports to Prometheus.
 
+use std::sync::atomic::AtomicU64;
+
 use uniarm_runtime::{
     Metrics,
     metrics::buckets,
@@ -10,7 +12,9 @@ use uniarm_runtime::{
 pub(crate) struct RewardMetrics {
     pub(crate) sessions: Gauge,
     pub(crate) waiting: Gauge,
+    pub(crate) places: Gauge,
     pub(crate) free_blocks: Gauge,
+    pub(crate) blocks: Gauge,
     pub(crate) steps: Counter,
     pub(crate) rows: Counter,
     pub(crate) tokens: Counter,
@@ -19,6 +23,8 @@ pub(crate) struct RewardMetrics {
     pub(crate) preemptions: Counter,
     pub(crate) schedule: Histogram,
     pub(crate) forward: Histogram,
+    /// Of a step of one row.
+    pub(crate) least_forward: Gauge<f64, AtomicU64>,
     pub(crate) reply: Histogram,
     pub(crate) stall: Histogram,
 }
@@ -30,7 +36,9 @@ impl RewardMetrics {
         Self {
             sessions: metrics.gauge("sessions", "Open sessions"),
             waiting: metrics.gauge("sessions_waiting", "Sessions whose first step has not been planned"),
+            places: metrics.gauge("sessions_max", "Sessions that may hold cache blocks at once"),
             free_blocks: metrics.gauge("kv_free_blocks", "Free blocks of the paged cache"),
+            blocks: metrics.gauge("kv_blocks", "Blocks of the paged cache, free or not"),
             steps: metrics.counter("steps", "Forward passes"),
             rows: metrics.counter("rows", "Rows of logits answered"),
             tokens: metrics.counter("tokens", "Tokens computed, prompts included"),
@@ -39,6 +47,11 @@ impl RewardMetrics {
             preemptions: metrics.counter("preemptions", "Sessions that lost their blocks to others"),
             schedule: metrics.histogram("step_schedule_seconds", "Planning of a step", seconds),
             forward: metrics.histogram("step_forward_seconds", "Forward pass of a step", seconds),
+            least_forward: metrics.register(
+                "step_least_seconds",
+                "Forward pass of the smallest step, as the latest of its kind took",
+                Gauge::default(),
+            ),
             reply: metrics.histogram("step_reply_seconds", "Lists of a step", seconds),
             stall: metrics.histogram(
                 "base_stall_seconds",

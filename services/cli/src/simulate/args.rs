@@ -13,6 +13,8 @@ pub struct SimulateArgs {
     #[command(flatten)]
     pub pools: PoolArgs,
     #[command(flatten)]
+    pub autoscale: AutoscaleArgs,
+    #[command(flatten)]
     pub targets: TargetArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -143,6 +145,24 @@ pub struct PoolArgs {
     /// The same with the plain backbone as a second row; without it there is none
     #[arg(long)]
     pub dual_acceptance: Option<f64>,
+}
+
+/// Pools that follow the load.
+#[derive(Debug, Clone, Args)]
+pub struct AutoscaleArgs {
+    /// Scale both pools as the chart does: by its defaults, or by the values of a release in this file, as
+    /// `helm get values --all --output json` writes them
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        conflicts_with_all = ["base", "reward", "colocated", "load"]
+    )]
+    pub autoscale: Option<Option<PathBuf>>,
+    /// Seconds from the decision for a pod until it serves: a node, the image, the model
+    #[arg(long, default_value_t = 90.0, value_parser = positive)]
+    pub pod_start: f64,
 }
 
 /// What the cluster has to reach.

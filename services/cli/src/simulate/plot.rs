@@ -15,14 +15,18 @@ const ABOVE: f64 = 40.0;
 const BELOW: f64 = 50.0;
 
 /// Points of one curve, and how they are read.
-struct Panel<'a> {
-    title: &'a str,
-    points: Vec<(f64, f64)>,
+pub struct Panel<'a> {
+    pub title: &'a str,
+    pub points: Vec<(f64, f64)>,
+    /// Another curve, behind that one.
+    pub behind: Vec<(f64, f64)>,
     /// A value to be met, drawn as a line.
-    target: Option<f64>,
-    across: &'a str,
+    pub target: Option<f64>,
+    pub across: &'a str,
     /// Steps instead of slopes: between two pool sizes there is nothing.
-    stairs: bool,
+    pub stairs: bool,
+    /// Whether each point is marked.
+    pub dots: bool,
 }
 
 /// Latencies and goodput over load, and the staircase of pool sizes where there was a search.
@@ -30,9 +34,11 @@ pub fn svg(setup: &Setup, targets: &Targets, points: &[Point], pairs: &[Report])
     let over_load = |title, target, of: &dyn Fn(&Report) -> f64| Panel {
         title,
         points: points.iter().map(|point| (point.rate, of(&point.report))).collect(),
+        behind: Vec::new(),
         target: Some(target),
         across: "requests per second",
         stairs: false,
+        dots: true,
     };
     let (first, gap) = (targets.first_token.as_secs_f64() * 1e3, targets.inter_token.as_secs_f64() * 1e3);
     let mut panels = vec![
@@ -45,16 +51,13 @@ pub fn svg(setup: &Setup, targets: &Targets, points: &[Point], pairs: &[Report])
         panels.push(Panel {
             title: "reward workers that suffice",
             points: pairs.iter().map(pair).collect(),
+            behind: Vec::new(),
             target: None,
             across: "base workers",
             stairs: true,
+            dots: true,
         });
     }
-    let height = panels.len() as f64 * (PANEL + ABOVE + BELOW);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
     let workers = format!(
         "{} × {}, {} × {}",
         setup.base.workers,
@@ -62,8 +65,18 @@ pub fn svg(setup: &Setup, targets: &Targets, points: &[Point], pairs: &[Report])
         setup.reward.workers,
         setup.reward.cost.name()
     );
+    page(&panels, &workers)
+}
+
+/// Panels one below the other, with a note over the first.
+pub fn page(panels: &[Panel<'_>], first_note: &str) -> String {
+    let height = panels.len() as f64 * (PANEL + ABOVE + BELOW);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
     for (index, panel) in panels.iter().enumerate() {
-        let note = if index == 0 { workers.as_str() } else { "" };
+        let note = if index == 0 { first_note } else { "" };
         panel.draw(index as f64 * (PANEL + ABOVE + BELOW) + ABOVE, note, &mut svg);
     }
     svg + "</svg>\n"
@@ -76,7 +89,7 @@ impl Panel<'_> {
         let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max).max(f64::MIN_POSITIVE);
         let wide = most(&mut self.points.iter().map(|point| point.0));
         // A queue that never ends would flatten everything that can be told apart.
-        let high = most(&mut self.points.iter().map(|point| point.1).chain(self.target));
+        let high = most(&mut self.points.iter().chain(&self.behind).map(|point| point.1).chain(self.target));
         let high = self.target.map_or(high, |target| high.min(3.0 * target));
         let x = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * value / (1.05 * wide);
         let y = |value: f64| top + PANEL * (1.0 - value.min(high) / (1.05 * high));
@@ -95,17 +108,27 @@ impl Panel<'_> {
         if let Some(target) = self.target {
             line(svg, [LEFT, y(target), WIDTH - RIGHT, y(target)], "#cc3311");
         }
+        let at = |&(across, up): &(f64, f64)| (x(across), y(up));
+        self.curve(self.behind.iter().map(at), "#bbbbbb", svg);
+        self.curve(self.points.iter().map(at), "#0077bb", svg);
+    }
+
+    fn curve(&self, points: impl Iterator<Item = (f64, f64)>, colour: &str, svg: &mut String) {
         let mut path = String::new();
-        for (index, &(across, up)) in self.points.iter().enumerate() {
-            let (x, y) = (x(across), y(up));
+        for (index, (x, y)) in points.enumerate() {
             let _ = match (index, self.stairs) {
                 (0, _) => write!(path, "M{x:.1} {y:.1}"),
                 (_, true) => write!(path, "H{x:.1}V{y:.1}"),
                 (_, false) => write!(path, "L{x:.1} {y:.1}"),
             };
-            let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"#0077bb\"/>");
+            if self.dots {
+                let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>");
+            }
         }
-        let _ = writeln!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"#0077bb\" stroke-width=\"2\"/>");
+        if path.is_empty() {
+            return;
+        }
+        let _ = writeln!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>");
     }
 }
 

@@ -70,9 +70,9 @@ pub fn print_points(points: &[Point], targets: &Targets) {
     }
 }
 
-const COLUMNS: &str = "tokens/s  first token p50 / p99    gap p50 / p99        busy b / r  goodput";
+pub const COLUMNS: &str = "tokens/s  first token p50 / p99    gap p50 / p99        busy b / r  goodput";
 
-fn columns(report: &Report) -> String {
+pub fn columns(report: &Report) -> String {
     let pair = |quantiles: &uniarm_simulate::Quantiles| {
         format!("{:>7.1} / {:>7.1} ms", quantiles.p50 * 1e3, quantiles.p99 * 1e3)
     };
