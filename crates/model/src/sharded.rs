@@ -6,7 +6,7 @@
 
 mod order;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,8 +39,10 @@ pub struct Leader {
     order: Order,
     told_at: Instant,
     /// Called once, when the group is over.
-    on_loss: Option<Box<dyn FnOnce(&CollectiveError) + Send>>,
+    on_loss: Option<OnLoss>,
 }
+
+type OnLoss = Box<dyn FnOnce(&CollectiveError) + Send>;
 
 // === impl Shard ===
 
@@ -120,9 +122,8 @@ impl Shard {
                 let reason = "the leader has an adapter that this rank has not".to_owned();
                 return Err(ModelError::Invalid { field: "adapter", reason });
             };
-            let key = adapter.key(preference);
-            if !conditioned.contains_key(&key) {
-                conditioned.insert(key, adapter.condition(preference)?);
+            if let Entry::Vacant(place) = conditioned.entry(adapter.key(preference)) {
+                place.insert(adapter.condition(preference)?);
             }
         }
         let adapter = |(fingerprint, preference): &([u8; 32], Vec<f32>)| {
