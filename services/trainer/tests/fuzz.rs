@@ -15,7 +15,12 @@ fn pairs_of_strangers() {
     let file = folder.path().join("pairs.jsonl");
     fuzz("pairs", &[LINES.into()], JSON, |bytes| {
         std::fs::write(&file, bytes).unwrap();
-        match pairs::read(&[file.clone()], &["kind".to_owned()], &["kind".to_owned()], OnBadLine::Skip) {
+        match pairs::read(
+            std::slice::from_ref(&file),
+            &["kind".to_owned()],
+            &["kind".to_owned()],
+            OnBadLine::Skip,
+        ) {
             Ok(found) => found.bad.summary(),
             Err(error) => error.to_string(),
         }
