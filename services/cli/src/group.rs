@@ -297,7 +297,7 @@ impl Seat {
         let adapters: Arc<[Arc<Adapter>]> = adapters.into();
         loop {
             let meeting = tokio::select! {
-                meeting = self.find(&**store) => meeting,
+                meeting = self.find(&*store) => meeting,
                 () = shutdown.begun() => return Ok(()),
             };
             let (seat, adapters, readiness, role) = (self.clone(), adapters.clone(), readiness.clone(), role);
