@@ -383,7 +383,6 @@ fn answers(address: &str) -> bool {
 mod tests {
     use clap::Parser as _;
 
-    use super::*;
     use crate::args::{Cli, Command};
 
     fn seat(flags: &[&str]) -> Result<Option<(usize, usize)>, String> {
