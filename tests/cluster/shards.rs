@@ -16,7 +16,7 @@ use uniarm_proto::{
 
 use crate::harness::{
     PROMPTED, Running, ask_all, borrowed, demo_model, free_address, knows_its_workers, machine, ranks,
-    request, worker,
+    repository, request, worker,
 };
 
 /// A record of a process that was killed stays for so long.

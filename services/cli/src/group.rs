@@ -299,7 +299,7 @@ impl Seat {
         let adapters: Arc<[Arc<Adapter>]> = adapters.into();
         loop {
             let meeting = tokio::select! {
-                meeting = self.find(&**store) => meeting,
+                meeting = self.find(&*store) => meeting,
                 () = shutdown.begun() => return Ok(()),
             };
             let (seat, adapters, readiness, role) = (self.clone(), adapters.clone(), readiness.clone(), role);
@@ -385,7 +385,6 @@ fn answers(address: &str) -> bool {
 mod tests {
     use clap::Parser as _;
 
-    use super::*;
     use crate::args::{Cli, Command};
 
     fn seat(flags: &[&str]) -> Result<Option<(usize, usize)>, String> {
