@@ -1,6 +1,8 @@
 //! A base worker: takes requests in, decides tokens whose rows are here, lays drafts, and steps. The turns of
 //! `services/base`'s engine, with a clock in place of a model.
 
+mod leave;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use uniarm_decode::alignment::{Alignment, Group, patience};
 use uniarm_decode::drafting::DraftMode;
 use uniarm_decode::{CacheRoot, NewSequence, Priority as Rank, SequenceId};
 
+use self::leave::Stopping;
 use crate::pace::Paces;
 use crate::setup::Setup;
 use crate::stepper::{Ending, Stepper};
@@ -64,14 +67,6 @@ pub(crate) enum Message {
     },
 }
 
-/// How far a worker is on its way out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stopping {
-    No,
-    Drains,
-    HandsOver,
-}
-
 // === impl Base ===
 
 impl Base {
@@ -109,20 +104,6 @@ impl Base {
 
     pub(crate) fn take(&mut self, message: Message) {
         self.inbox.push(message);
-    }
-
-    /// It takes nothing new from now on.
-    pub(crate) fn leave(&mut self) {
-        self.stopping = Stopping::Drains;
-    }
-
-    /// With its next turn it hands over what still streams.
-    pub(crate) fn drained(&mut self) {
-        self.stopping = Stopping::HandsOver;
-    }
-
-    pub(crate) fn holds_nothing(&self) -> bool {
-        self.requests == 0
     }
 
     pub(crate) fn woke(&mut self) {
@@ -267,63 +248,6 @@ impl Base {
                 let wait = REOPEN_FIRST.saturating_mul(1 << doublings).min(REOPEN_LONGEST);
                 world.queue.push(now + wait, Event::Reopen { base: self.number, request });
             }
-        }
-    }
-
-    /// The next reward worker in line, past those that have left.
-    fn next_reward(&self, request: usize, world: &mut World<'_>) {
-        let World { requests, rewards_here, .. } = world;
-        let state = &mut requests[request];
-        let is_here = |reward: &usize| rewards_here.as_ref().is_none_or(|here| here.contains(reward));
-        for _ in 0..state.rewards.len() {
-            state.current = (state.current + 1) % state.rewards.len();
-            if is_here(&state.rewards[state.current]) {
-                return;
-            }
-        }
-        // All that the placement named are gone: the router would name others.
-        if let Some(here) = rewards_here.as_ref().filter(|here| !here.is_empty()) {
-            (state.rewards, state.current) = (here.clone(), 0);
-        }
-    }
-
-    /// Moves the sessions of a reward worker that leaves.
-    fn leave_reward(&mut self, reward: usize, world: &mut World<'_>) {
-        for request in self.guided.clone() {
-            let state = &world.requests[request];
-            if state.outcome.is_some() || state.rewards[state.current] != reward {
-                continue;
-            }
-            self.push(request, OpKind::Close, world);
-            let state = &mut world.requests[request];
-            state.forget_session();
-            if state.laid > state.answer {
-                // Its drafts are void, verified or not.
-                (state.laid, state.rows) = (state.answer, state.rows.min(state.answer + 1));
-                let tokens = world.arrivals[request].prompt_tokens + state.laid;
-                self.stepper.scheduler.truncate(SequenceId(request as u64), tokens);
-            }
-            self.next_reward(request, world);
-            self.open(request, world);
-            world.tally.moved_sessions += 1;
-        }
-    }
-
-    /// Its time to drain is over: what still streams goes on elsewhere, with the answer so far.
-    fn hand_over(&mut self, world: &mut World<'_>) {
-        let held = |world: &World<'_>, request: usize| world.requests[request].held_by == Some(self.number);
-        let held: Vec<_> = (0..world.requests.len()).filter(|request| held(world, *request)).collect();
-        self.touched.clear();
-        self.guided.clear();
-        for request in held {
-            if world.arrivals[request].guided {
-                self.push(request, OpKind::Close, world);
-            }
-            self.stepper.scheduler.remove(SequenceId(request as u64));
-            world.requests[request].begin_again();
-            self.requests -= 1;
-            self.moved.push(request);
-            world.tally.moved_streams += 1;
         }
     }
 

@@ -192,6 +192,21 @@ fn a_slow_reward_pool_grows_by_its_stall_alone() {
 }
 
 #[test]
+fn a_wait_that_no_worker_could_shorten_starts_none() {
+    // A small model on a slow machine: its steps take longer than the base's, of one row as of many.
+    let mut setup = setup();
+    setup.base = Pool { cost: machine(10.0, 0.0), ..setup.base };
+    setup.reward = Pool { cost: machine(30.0, 0.05), ..setup.reward };
+    let arrivals = traffic(Pattern::Poisson, 4.0, 900.0).arrivals(1);
+    let plan = Autoscale { values: Values::chart(), pod_start: POD_START };
+    let day = simulate_scaled(&setup, &plan, &arrivals, &TARGETS);
+    assert_eq!(day.report.finished, day.report.requests);
+    assert_eq!(day.reward.most, 2, "{:?}", day.reward);
+    // Steps take three times as long as the base's: two thirds of the time are a wait.
+    assert!(day.report.inter_token.p50 > 0.03, "{:?}", day.report.inter_token);
+}
+
+#[test]
 fn the_same_morning_gives_the_same_samples_byte_for_byte() {
     let bytes = |day: &Day| serde_json::to_string(day).unwrap();
     let morning = || run(Values::chart(), &traffic(Pattern::Poisson, 8.0, 300.0));
