@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
+#[allow(dead_code)] // the tests of formats use more of it
 mod files;
 
 use std::path::Path;
