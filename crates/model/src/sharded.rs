@@ -112,7 +112,7 @@ impl Shard {
         };
         let told = order.receive(group)?;
         if told.is_empty() {
-            return Ok(());
+            return Ok(group.barrier()?);
         }
         if conditioned.len() > CONDITIONED_MAX {
             conditioned.clear();
@@ -228,8 +228,9 @@ impl Forward for Leader {
         if self.told_at.elapsed() < BEAT {
             return Ok(());
         }
-        let told = self.tell(&[]);
-        self.watch(told)
+        // An answer is waited for: a rank that hangs takes in what it is told, as far as anybody can see.
+        let answered = self.tell(&[]).and_then(|()| Ok(self.group().1.barrier()?));
+        self.watch(answered)
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {

@@ -260,7 +260,24 @@ fn a_lost_rank_ends_the_step_and_the_next_group_goes_on_over_the_same_weights() 
 }
 
 #[test]
-fn a_leader_without_work_says_so_and_hears_of_a_loss() {
+fn a_leader_without_work_notices_that_a_rank_hangs() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let short = Group { timeout: Duration::from_millis(500), ..group(2) };
+    let mut ranks = local(short);
+    let hanging = Faulty::new(ranks.remove(1), short.timeout * 8, Schedule::once(2, Fault::Silence));
+    ranks.push(Box::new(hanging));
+    let lead = |model: &mut dyn Forward| {
+        let began = Instant::now();
+        while model.idle().is_ok() {
+            assert!(began.elapsed() < TIMEOUT, "it goes on without its follower");
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    sharded((&files, 1), ranks, &[], lead);
+}
+
+#[test]
+fn a_leader_without_work_says_so_and_its_followers_stay() {
     let (files, _, _folder) = made_up::scene("llama");
     let short = Group { timeout: Duration::from_millis(900), ..group(2) };
     let lead = |model: &mut dyn Forward| {
