@@ -6,7 +6,7 @@ UNIARM := $(or $(CARGO_TARGET_DIR),target)/release/uniarm
 WITH_MODEL := model=$$(scripts/fetch-demo-model.sh) && UNIARM_DEMO_MODEL="$$model"
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build demo up test simulate-long test-faults bench peers performance experiment-exact experiment-human clean
+.PHONY: help prerequisites build demo up test simulate-long fuzz test-faults bench peers performance experiment-exact experiment-human clean
 
 help: ## List what can be made
 	@echo 'UniARM: a base model steered, token by token, toward the preference of each request.'
@@ -30,6 +30,9 @@ test: prerequisites ## Format, lints, tests, clients, chart and deployment files
 
 simulate-long: prerequisites ## Run 100,000 schedules of faults on a simulated cluster: ten minutes of one core
 	UNIARM_SCHEDULES=$${UNIARM_SCHEDULES:-100000} cargo test --release --locked --workspace --test schedules -- --nocapture every_schedule
+
+fuzz: prerequisites ## Alter the inputs of every parser for UNIARM_FUZZ_SECONDS each (60): none may end in a panic
+	UNIARM_FUZZ_SECONDS=$${UNIARM_FUZZ_SECONDS:-60} cargo test --release --locked --workspace --no-fail-fast -- --nocapture --test-threads 1 of_strangers
 
 test-faults: build ## Kill, hang and stop processes of a cluster under load, for minutes; prints recovery times
 	$(WITH_MODEL) cargo test --release --locked --package uniarm --test faults -- --ignored --nocapture --test-threads 1

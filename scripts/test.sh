@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that is checked before a change is accepted: `make test`. A step that fails does not hide the next one.
-# Usage: scripts/test.sh [STEP...]      steps: format, lint, rust, playground, chart, deploy; all of them by default
+# Usage: scripts/test.sh [STEP...]      steps: format, lint, rust, schema, playground, chart, deploy; all of them by default
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
@@ -34,6 +34,8 @@ step_rust() {
     cargo test --release --locked --workspace --no-fail-fast -- --show-output
 }
 
+step_schema() { tests/clients/schema.sh; }
+
 step_playground() { tests/playground/check.sh; }
 
 step_chart() { tests/helm/check.sh; }
@@ -61,7 +63,7 @@ run() {
     printf '%-8s %5d passed %5d failed %5d skipped %6d s\n' "$name" "$1" "$2" "$3" "$(($(date +%s) - step_began))" >>"$logs/summary"
 }
 
-[ $# -gt 0 ] || set -- format lint rust playground chart deploy
+[ $# -gt 0 ] || set -- format lint rust schema playground chart deploy
 for step; do run "$step"; done
 
 echo "== summary"

@@ -18,6 +18,7 @@ use tonic::{
 use crate::{
     Dice, Event, Fault, GenerateRequest, Progress, Refusal, Transcript,
     client::{self, ApiKey, Dialer},
+    limits::TIMEOUT_MAX,
     pb::{self, inference_client::InferenceClient},
 };
 
@@ -133,7 +134,7 @@ impl ClusterClient {
             progress: Progress::default(),
             events: None,
             router: self.choose(None),
-            deadline: timeout.map(|timeout| Instant::now() + timeout),
+            deadline: timeout.map(|timeout| Instant::now() + timeout.min(TIMEOUT_MAX)),
             repeats: Repeats::new(self.routers.len() as u32, self.patience),
             has_started: false,
             is_over: false,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
 
-use crate::ProtocolError;
+use crate::{ProtocolError, limits::TIMEOUT_MAX};
 
 const HEADER: &str = "grpc-timeout";
 
@@ -18,7 +18,9 @@ const DIGITS_MAX: usize = 8;
 pub fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, ProtocolError> {
     let Some(value) = metadata.get(HEADER) else { return Ok(None) };
     let parsed = value.to_str().ok().and_then(parse);
-    parsed.map(Some).ok_or_else(|| ProtocolError::invalid(HEADER, "wants up to eight digits and a unit"))
+    parsed
+        .map(|timeout| Some(timeout.min(TIMEOUT_MAX)))
+        .ok_or_else(|| ProtocolError::invalid(HEADER, "wants up to eight digits and a unit"))
 }
 
 fn parse(text: &str) -> Option<Duration> {

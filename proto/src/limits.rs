@@ -1,5 +1,7 @@
 //! Every limit on what a message may hold, with its unit and its reason.
 
+use std::time::Duration;
+
 /// Bytes of one gRPC message to the front door: a prompt at its limit with room for the rest.
 pub const REQUEST_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -52,6 +54,9 @@ pub const STOP_TOKEN_IDS_MAX: usize = 1024;
 
 /// Tokens of one answer; the model's context is the tighter limit.
 pub const MAX_TOKENS_MAX: u32 = 1 << 20;
+
+/// Nobody waits longer; a deadline that is further away is brought here. Beyond some thousand years a clock has no time.
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Tokens of an answer when the request does not say.
 pub const MAX_TOKENS_DEFAULT: u32 = 256;

@@ -104,6 +104,9 @@ impl Running {
                 {
                     let address = rest.split([':', ' ']).take(2).collect::<Vec<_>>().join(":");
                     let _ = sender.send(address);
+                } else if line.ends_with(" is ready") {
+                    // A rank that computes for its leader: nobody calls it.
+                    let _ = sender.send(String::new());
                 }
             }
         });
@@ -213,6 +216,24 @@ impl Cluster {
         Self { router: Running::start("router", &peers), workers: vec![base], http: String::new() }
     }
 
+    /// As three processes, with a base worker that is `size` processes itself.
+    pub fn sharded(size: usize, reward_flags: &[&str]) -> Self {
+        let meeting = free_address();
+        let (mut workers, reward) = thread::scope(|scope| {
+            let ranks = ranks(size, &["--group-address", &meeting]);
+            let ranks: Vec<_> = ranks
+                .into_iter()
+                .map(|flags| scope.spawn(move || worker("base", &borrowed(&flags))))
+                .collect();
+            let reward = scope.spawn(|| worker("reward", reward_flags));
+            (ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>(), reward.join().unwrap())
+        });
+        let router = ["--base-peer", &workers[0].address, "--reward-peer", &reward.address];
+        let router = Running::start("router", &router);
+        workers.insert(1, reward);
+        Self { router, workers, http: String::new() }
+    }
+
     /// Router, base and reward as processes that meet through a store.
     pub fn through_store(store: &str, base_flags: &[&str], reward_flags: &[&str]) -> Self {
         let store = ["--store", store];
@@ -262,7 +283,21 @@ pub async fn knows_its_workers(router: &str) -> InferenceClient<Channel> {
     }
 }
 
-fn worker(role: &str, flags: &[&str]) -> Running {
+/// Flags of each rank of a group.
+pub fn ranks(size: usize, flags: &[&str]) -> Vec<Vec<String>> {
+    let of = |rank: usize| {
+        let (rank, size) = (rank.to_string(), size.to_string());
+        let group = ["--group", "g0", "--rank", &rank, "--size", &size, "--threads", "1"];
+        [&group, flags].concat().into_iter().map(str::to_owned).collect()
+    };
+    (0..size).map(of).collect()
+}
+
+pub fn borrowed(flags: &[String]) -> Vec<&str> {
+    flags.iter().map(String::as_str).collect()
+}
+
+pub fn worker(role: &str, flags: &[&str]) -> Running {
     Running::start(role, &[&["--model", demo_model()], flags].concat())
 }
 

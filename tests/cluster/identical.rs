@@ -179,3 +179,13 @@ fn members_of_an_etcd_store_equal_fixed_peers() {
     reference();
     assert_identical(&Cluster::through_store(&etcd.address(), &[], &PROMPTED), TOGETHER);
 }
+
+#[test]
+fn a_base_worker_of_several_processes_equals_one() {
+    let _machine = machine();
+    reference();
+    // Three key-value heads: four ranks hold one of them twice.
+    for size in [2, 4] {
+        assert_identical(&Cluster::sharded(size, &PROMPTED), TOGETHER);
+    }
+}

@@ -18,6 +18,7 @@ mod identical;
 mod jobs;
 mod resume;
 mod sessions;
+mod shards;
 mod telemetry;
 mod tenants;
 mod tls;

@@ -329,7 +329,9 @@ fn a_file_of_tenants_that_says_nothing_clear_starts_nothing() {
         ),
         (Some(tenant("a", &[&new_key()], "quota = 1")), "unknown field `quota`"),
     ] {
-        text.map(|text| std::fs::write(&file, text).unwrap());
+        if let Some(text) = text {
+            std::fs::write(&file, text).unwrap();
+        }
         let command = Command::new(env!("CARGO_BIN_EXE_uniarm"))
             .args(["router", "--check", "--base-peer", "127.0.0.1:1", "--tenants"])
             .arg(&file)

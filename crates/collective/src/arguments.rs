@@ -24,6 +24,29 @@ pub(crate) fn check_parts(size: usize, whole: usize, part: usize) -> Result<(), 
     Ok(())
 }
 
+/// `counts` name a part for each rank, which together are `whole`; the own one has `own` numbers.
+pub(crate) fn check_counts(
+    rank: usize,
+    size: usize,
+    counts: &[usize],
+    (own, whole): (usize, usize),
+) -> Result<(), CollectiveError> {
+    if counts.len() != size {
+        let reason = format!("are for {} ranks, of {size}", counts.len());
+        return Err(CollectiveError::Invalid { field: "counts", reason });
+    }
+    if counts[rank] != own {
+        let reason = format!("name {} numbers of rank {rank}, which brings {own}", counts[rank]);
+        return Err(CollectiveError::Invalid { field: "counts", reason });
+    }
+    let sum = counts.iter().try_fold(0_usize, |sum, count| sum.checked_add(*count));
+    if sum != Some(whole) {
+        let reason = format!("has {whole} numbers, wants as many as {counts:?} together");
+        return Err(CollectiveError::Invalid { field: "length", reason });
+    }
+    Ok(())
+}
+
 pub(crate) fn check_root(size: usize, root: usize) -> Result<(), CollectiveError> {
     if root >= size {
         let reason = format!("is {root}, wants less than the size {size}");

@@ -154,6 +154,15 @@ impl Collective for Faulty {
         self.call(|inner| inner.all_gather(own, all))
     }
 
+    fn all_gather_parts(
+        &mut self,
+        own: &[f32],
+        counts: &[usize],
+        all: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        self.call(|inner| inner.all_gather_parts(own, counts, all))
+    }
+
     fn reduce_scatter_sum(&mut self, values: &[f32], own: &mut [f32]) -> Result<(), CollectiveError> {
         self.call(|inner| inner.reduce_scatter_sum(values, own))
     }

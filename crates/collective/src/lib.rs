@@ -63,6 +63,17 @@ pub trait Collective: Send {
     /// As [`Collective::all_reduce_sum`].
     fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CollectiveError>;
 
+    /// As [`Collective::all_gather`], where rank r brings `counts[r]` numbers; all ranks name the same counts.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn all_gather_parts(
+        &mut self,
+        own: &[f32],
+        counts: &[usize],
+        all: &mut [f32],
+    ) -> Result<(), CollectiveError>;
+
     /// `own` becomes this rank's part of the sum over all ranks: `values` are the parts for rank 0, rank 1, …
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     Aborter, Collective, CollectiveError, Group, Operation,
-    arguments::{check_parts, check_peer, check_rank, check_root},
+    arguments::{check_counts, check_parts, check_peer, check_rank, check_root},
 };
 
 /// One rank of a group inside a process.
@@ -65,6 +65,17 @@ impl Local {
 
     /// What all ranks bring, in their order; each as many numbers as the others.
     fn meet(&mut self, operation: Operation, values: &[f32]) -> Result<Arc<Vec<Post>>, CollectiveError> {
+        let count = values.len();
+        self.meet_with(operation, values, |_| count)
+    }
+
+    /// What all ranks bring, in their order; rank r as many numbers as `count_of` says.
+    fn meet_with(
+        &mut self,
+        operation: Operation,
+        values: &[f32],
+        count_of: impl Fn(usize) -> usize,
+    ) -> Result<Arc<Vec<Post>>, CollectiveError> {
         let shared = self.shared.clone();
         let mut board = shared.board.lock();
         self.check_alive(&board)?;
@@ -85,11 +96,12 @@ impl Local {
             |board, rank| board.posts[rank].is_none(),
         )?;
         let posts = board.last.clone();
-        let own = &posts[self.rank];
-        let differs = |post: &Post| post.operation != operation || post.values.len() != own.values.len();
-        if let Some(rank) = posts.iter().position(differs) {
+        let differs = |rank: &usize| {
+            posts[*rank].operation != operation || posts[*rank].values.len() != count_of(*rank)
+        };
+        if let Some(rank) = (0..posts.len()).find(differs) {
             let Post { operation: other, values } = &posts[rank];
-            let what = format!("calls {other} of {} numbers, not of {}", values.len(), own.values.len());
+            let what = format!("calls {other} of {} numbers, not of {}", values.len(), count_of(rank));
             return Err(self.leave(&mut board, CollectiveError::Mismatch { operation, rank, what }));
         }
         Ok(posts)
@@ -176,6 +188,23 @@ impl Collective for Local {
         let posts = self.meet(Operation::AllGather, own)?;
         for (rank, post) in posts.iter().enumerate() {
             all[rank * own.len()..][..own.len()].copy_from_slice(&post.values);
+        }
+        Ok(())
+    }
+
+    fn all_gather_parts(
+        &mut self,
+        own: &[f32],
+        counts: &[usize],
+        all: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        check_counts(self.rank, self.group.size, counts, (own.len(), all.len()))?;
+        let posts = self.meet_with(Operation::AllGather, own, |rank| counts[rank])?;
+        let mut rest = all;
+        for post in posts.iter() {
+            let (place, behind) = rest.split_at_mut(post.values.len());
+            place.copy_from_slice(&post.values);
+            rest = behind;
         }
         Ok(())
     }

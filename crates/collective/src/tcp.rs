@@ -20,7 +20,7 @@ use self::{
 };
 use crate::{
     Aborter, Collective, CollectiveError, Group, Operation, Payload,
-    arguments::{check_parts, check_peer, check_rank, check_root},
+    arguments::{check_counts, check_parts, check_peer, check_rank, check_root},
 };
 
 /// Up to so many bytes each rank sends all of its numbers to each other one: one hop less is worth more than the bytes.
@@ -139,15 +139,21 @@ impl Tcp {
         self.group.payload.round(sum);
     }
 
-    /// Sends the own part of `values` to every other rank, and receives theirs into the places of these.
-    fn spread(&mut self, operation: Operation, values: &mut [f32]) -> Result<(), CollectiveError> {
+    /// Sends the own part of `values` to every other rank, and receives theirs into the places of these. Parts lie in the
+    /// order of ranks.
+    fn spread(
+        &mut self,
+        operation: Operation,
+        values: &mut [f32],
+        part_of: impl Fn(usize) -> Range<usize>,
+    ) -> Result<(), CollectiveError> {
         let Group { size, payload, .. } = self.group;
         let (width, count) = (payload.bytes_per_number(), values.len());
         let mut room = match payload {
             Payload::F32 => bytemuck::cast_slice_mut(&mut *values),
             Payload::Bf16 => {
                 let room = grow(&mut self.inbox, count * width);
-                let own = part(size, count, self.rank);
+                let own = part_of(self.rank);
                 let bytes = encode(payload, &values[own.clone()], &mut self.outbox);
                 room[own.start * width..own.end * width].copy_from_slice(bytes);
                 room
@@ -155,7 +161,7 @@ impl Tcp {
         };
         let (mut own, mut incoming): (&[u8], _) = (&[], Vec::with_capacity(size));
         for rank in 0..size {
-            let (place, rest) = room.split_at_mut(part(size, count, rank).len() * width);
+            let (place, rest) = room.split_at_mut(part_of(rank).len() * width);
             room = rest;
             match rank == self.rank {
                 true => own = place,
@@ -219,7 +225,7 @@ impl Collective for Tcp {
         }
         self.gather(Operation::AllReduce, values, |rank| part(size, count, rank))?;
         self.sum_gathered(&mut values[part(size, count, self.rank)]);
-        self.spread(Operation::AllReduce, values)
+        self.spread(Operation::AllReduce, values, |rank| part(size, count, rank))
     }
 
     fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CollectiveError> {
@@ -227,7 +233,25 @@ impl Collective for Tcp {
         let place = &mut all[self.rank * own.len()..][..own.len()];
         place.copy_from_slice(own);
         self.group.payload.round(place);
-        self.spread(Operation::AllGather, all)
+        let count = own.len();
+        self.spread(Operation::AllGather, all, |rank| rank * count..(rank + 1) * count)
+    }
+
+    fn all_gather_parts(
+        &mut self,
+        own: &[f32],
+        counts: &[usize],
+        all: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        check_counts(self.rank, self.group.size, counts, (own.len(), all.len()))?;
+        let part_of = |rank: usize| {
+            let start = counts[..rank].iter().sum();
+            start..start + counts[rank]
+        };
+        let place = &mut all[part_of(self.rank)];
+        place.copy_from_slice(own);
+        self.group.payload.round(place);
+        self.spread(Operation::AllGather, all, part_of)
     }
 
     fn reduce_scatter_sum(&mut self, values: &[f32], own: &mut [f32]) -> Result<(), CollectiveError> {

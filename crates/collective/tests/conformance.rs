@@ -116,6 +116,13 @@ fn all_calls(rank: &mut dyn Collective, count: usize, payload: Payload, what: &s
     let expected: Vec<f32> = (0..size).flat_map(|rank| rounded(payload, numbers(rank, count))).collect();
     assert_bits(&all, &expected, what);
 
+    // As many of each rank as its number says: none of the first.
+    let counts: Vec<usize> = (0..size).map(|rank| rank * count / 2).collect();
+    let mut all = vec![0.0; counts.iter().sum()];
+    rank.all_gather_parts(&numbers(own, counts[own]), &counts, &mut all).unwrap();
+    let parts = counts.iter().enumerate().flat_map(|(rank, count)| rounded(payload, numbers(rank, *count)));
+    assert_bits(&all, &parts.collect::<Vec<f32>>(), what);
+
     let mut part = vec![0.0; count];
     rank.reduce_scatter_sum(&numbers(own, size * count), &mut part).unwrap();
     assert_bits(&part, &sum(size, size * count, payload)[own * count..][..count], what);
@@ -209,6 +216,9 @@ fn arguments_that_make_no_sense_leave_the_group_as_it_was() {
                 other => panic!("{kind}: {other:?}"),
             };
             assert_eq!(field(rank.all_gather(&[1.0], &mut one)), "length");
+            assert_eq!(field(rank.all_gather_parts(&[1.0], &[1], &mut one)), "counts");
+            assert_eq!(field(rank.all_gather_parts(&[1.0], &[2, 2], &mut one)), "counts");
+            assert_eq!(field(rank.all_gather_parts(&[1.0], &[1, 1], &mut one)), "length");
             assert_eq!(field(rank.reduce_scatter_sum(&[1.0], &mut one)), "length");
             assert_eq!(field(rank.broadcast(2, &mut one)), "root");
             assert_eq!(field(rank.send(own, &one)), "peer");
@@ -226,6 +236,8 @@ fn script(rank: &mut dyn Collective) -> Result<(), CollectiveError> {
     let (mut values, mut all) = (vec![1.0; 5000], vec![0.0; 5000 * size]);
     rank.all_reduce_sum(&mut values)?;
     rank.all_gather(&values, &mut all)?;
+    let counts: Vec<usize> = (0..size).map(|rank| 100 * rank).collect();
+    rank.all_gather_parts(&values[..counts[own]], &counts, &mut all[..counts.iter().sum()])?;
     rank.reduce_scatter_sum(&all, &mut values)?;
     rank.broadcast(1, &mut values)?;
     rank.barrier()?;
@@ -241,7 +253,7 @@ fn script(rank: &mut dyn Collective) -> Result<(), CollectiveError> {
 fn a_fault_at_any_call_ends_the_calls_of_all_ranks() {
     for make in [local as fn(Group) -> Vec<Rank>, tcp] {
         for fault in [Fault::Death, Fault::Abort, Fault::Silence] {
-            for call in 0..7 {
+            for call in 0..8 {
                 let group =
                     Group { timeout: if fault == Fault::Silence { SHORT } else { TIMEOUT }, ..group(3) };
                 let began = Instant::now();
@@ -278,9 +290,14 @@ fn a_fault_at_any_call_ends_the_calls_of_all_ranks() {
 #[test]
 fn ranks_that_call_different_things_are_told_so() {
     type Call = fn(&mut dyn Collective) -> Result<(), CollectiveError>;
-    let calls: [(Call, Call, &str); 3] = [
+    let calls: [(Call, Call, &str); 4] = [
         (|rank| rank.all_reduce_sum(&mut [0.0; 8]), |rank| rank.barrier(), "barrier"),
         (|rank| rank.all_reduce_sum(&mut [0.0; 8]), |rank| rank.all_reduce_sum(&mut [0.0; 9]), "all-reduce"),
+        (
+            |rank| rank.all_gather_parts(&[0.0; 2], &[2, 3], &mut [0.0; 5]),
+            |rank| rank.all_gather_parts(&[0.0; 2], &[3, 2], &mut [0.0; 5]),
+            "all-gather",
+        ),
         (|rank| rank.recv(1, &mut [0.0; 8]), |rank| rank.send(0, &[0.0; 3]), "send"),
     ];
     for (kind, make) in KINDS {

@@ -75,6 +75,24 @@ fn a_rank_that_does_not_come_is_named_and_nobody_waits_longer() {
 }
 
 #[test]
+fn a_rank_that_died_while_it_waited_may_come_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = &listener.local_addr().unwrap().to_string();
+    thread::scope(|scope| {
+        let leader = scope.spawn(|| Tcp::lead(&listener, GROUP).unwrap().barrier());
+        // It gives up, which closes its connection as its death would.
+        let impatient = Group { timeout: Duration::from_millis(200), ..GROUP };
+        Tcp::connect(address, 1, impatient).err().unwrap();
+        let one = scope.spawn(|| Tcp::connect(address, 1, GROUP).unwrap().barrier());
+        thread::sleep(Duration::from_millis(50));
+        let two = scope.spawn(|| Tcp::connect(address, 2, GROUP).unwrap().barrier());
+        for rank in [leader, one, two] {
+            rank.join().unwrap().unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_rank_may_call_before_rank_0_listens() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let group = Group { size: 2, ..GROUP };

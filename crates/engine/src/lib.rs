@@ -249,6 +249,7 @@ impl Executor {
             ..StepReport::default()
         };
         if plan.rows.is_empty() {
+            self.forward.idle()?;
             return Ok(report);
         }
 

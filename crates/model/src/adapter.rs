@@ -22,6 +22,7 @@ use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
+use crate::division::Linear;
 use crate::error::ModelError;
 use crate::kernels::panels::Panels;
 
@@ -65,6 +66,8 @@ pub struct Conditioned {
     adapter: Arc<Adapter>,
     /// Per adapted linear layer, at [`Part::state`]: s·γ and s·β, or s·M row by row, or s.
     state: Arc<[f32]>,
+    /// What it was computed from.
+    preference: Arc<[f32]>,
     key: u64,
 }
 
@@ -101,14 +104,13 @@ struct GroupAdapter {
 
 /// The adapter of one linear layer.
 struct Part {
+    linear: Linear,
     /// Name within a layer, as "self_attn.q_proj".
     name: &'static str,
     /// Its first rank among those of the group.
     first_rank: usize,
     /// (outputs, rank)
     b: Panels,
-    /// Its first output among those of the group.
-    column: usize,
     scale: f32,
     modulation: Modulation,
     /// Where its floats begin in a [`Conditioned`].
@@ -211,7 +213,8 @@ impl Adapter {
                 part.condition(&conditioning, preference, &mut state);
             }
         }
-        Ok(Conditioned { adapter: self.clone(), state: state.into(), key: self.key(preference) })
+        let (state, key) = (state.into(), self.key(preference));
+        Ok(Conditioned { adapter: self.clone(), state, preference: preference.into(), key })
     }
 
     fn check_preference(&self, preference: &[f32]) -> Result<(), ModelError> {
@@ -244,7 +247,7 @@ impl Adapter {
         mixed
     }
 
-    fn key(&self, preference: &[f32]) -> u64 {
+    pub(crate) fn key(&self, preference: &[f32]) -> u64 {
         let mut hash = Sha256::new();
         hash.update(self.fingerprint);
         for weight in preference {
@@ -270,6 +273,11 @@ impl Conditioned {
     /// The adapter's weights, which all rows share.
     pub fn adapter(&self) -> &Arc<Adapter> {
         &self.adapter
+    }
+
+    /// The weights of the adapter's objectives.
+    pub(crate) fn preference(&self) -> &[f32] {
+        &self.preference
     }
 
     /// Identifies (adapter, preference): sequences with equal keys may share cache blocks.

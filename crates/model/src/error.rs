@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use uniarm_collective::CollectiveError;
+
 /// What can go wrong between a model's name and its logits.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -36,6 +38,10 @@ pub enum ModelError {
     /// A preference, a row or a message breaks the contract of the function it was given to.
     #[error("{field}: {reason}")]
     Invalid { field: &'static str, reason: String },
+
+    /// Another rank of a sharded model is lost, late or not what it should be: the group is over.
+    #[error("the group of shards is over: {0}")]
+    Group(#[from] CollectiveError),
 
     /// The tokenizer cannot encode a text.
     #[error("tokenizer: {0}")]

@@ -43,6 +43,15 @@ pub trait Forward: Send {
         false
     }
 
+    /// Called now and then while there is nothing to compute: a model of several processes hears whether all of
+    /// them are still there.
+    ///
+    /// # Errors
+    /// [`ModelError::Group`] when one is lost.
+    fn idle(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
+
     /// Appends the rows' keys and values to the cache and writes the wanted logits to `logits`: (wanted
     /// positions, vocabulary), row-major, in the order of `rows` and of the tokens within. `logits` is
     /// resized; its memory is reused.

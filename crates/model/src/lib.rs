@@ -26,7 +26,9 @@ mod kv;
 
 mod adapter;
 
+mod division;
 mod llama;
+mod sharded;
 
 pub mod reference;
 
@@ -40,6 +42,7 @@ pub use error::ModelError;
 pub use forward::{Forward, Row};
 pub use llama::{Llama, LlamaOptions, Operations};
 pub use scripted::{ScriptedForward, ScriptedOptions};
+pub use sharded::{Leader, Shard};
 pub use source::{ModelFiles, OpenOptions, open};
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{Tokenizer, TokenizerFingerprint};

@@ -5,13 +5,18 @@
 //! back; all with the fixed-order kernels of [`crate::kernels`], weights as they are stored. Shapes: m is the
 //! number of tokens of the step, over all rows.
 
+mod exchange;
 mod load;
+mod matrix;
 mod plan;
 mod step;
 
 use std::sync::Arc;
 
+use uniarm_collective::Collective;
+
 use crate::config::Config;
+use crate::division::Division;
 use crate::error::ModelError;
 use crate::forward::{Forward, Limits, Row};
 use crate::kernels::panels::Panels;
@@ -21,6 +26,7 @@ use crate::kv::{KvCache, KvShape};
 use crate::rope::RopeTable;
 use crate::source::ModelFiles;
 
+use exchange::Exchange;
 use plan::Plan;
 use step::Workspace;
 
@@ -54,11 +60,14 @@ pub struct Llama {
     isa: Isa,
     plan: Plan,
     workspace: Workspace,
+    exchange: Exchange,
 }
 
 /// Frozen weights, packed for the kernels. Outputs of projections that share an input are concatenated.
 struct LlamaWeights {
     config: Config,
+    /// Whose outputs these are: matrices have those of one rank, and all inputs.
+    division: Division,
     fingerprint: [u8; 32],
     /// (vocabulary, hidden); none where the output projection is tied to it.
     embedding: Option<Panels>,
@@ -125,7 +134,16 @@ impl Llama {
     /// [`ModelError::Unsupported`] for dimensions that the kernels do not take,
     /// [`ModelError::Invalid`] for options that make no model, and whatever reading the weights meets.
     pub fn load(files: &ModelFiles, options: &LlamaOptions) -> Result<Self, ModelError> {
-        Self::over(Arc::new(LlamaWeights::load(files, false)?), options)
+        Self::over(Arc::new(LlamaWeights::load(files, false, (0, 1))?), options)
+    }
+
+    /// The part of one of `size` ranks; it computes once it has a group.
+    pub(crate) fn load_part(
+        files: &ModelFiles,
+        options: &LlamaOptions,
+        (rank, size): (usize, usize),
+    ) -> Result<Self, ModelError> {
+        Self::over(Arc::new(LlamaWeights::load(files, false, (rank, size))?), options)
     }
 
     /// The same with all weights widened to f32, and activations kept so: what the error and the speed of
@@ -134,7 +152,7 @@ impl Llama {
     /// # Errors
     /// As [`Llama::load`].
     pub fn load_widened(files: &ModelFiles, options: &LlamaOptions) -> Result<Self, ModelError> {
-        Self::over(Arc::new(LlamaWeights::load(files, true)?), options)
+        Self::over(Arc::new(LlamaWeights::load(files, true, (0, 1))?), options)
     }
 
     /// Another model over the same weights, with a cache and threads of its own: base and reward role of one
@@ -193,7 +211,7 @@ impl Llama {
         let config = &weights.config;
         let shape = KvShape {
             layers: config.layers,
-            kv_heads: config.kv_heads,
+            kv_heads: weights.division.kv_heads.len(),
             head_dim: config.head_dim,
             blocks: kv_blocks,
             block_tokens,
@@ -212,8 +230,50 @@ impl Llama {
             isa: Isa::best(),
             plan: Plan::new(kv_blocks * block_tokens),
             workspace: Workspace::default(),
+            exchange: Exchange::default(),
             weights,
         })
+    }
+
+    /// Takes the way to the other ranks; the former one is gone.
+    pub(crate) fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError> {
+        self.exchange = Exchange::with(group, &self.weights.config)?;
+        Ok(())
+    }
+
+    pub(crate) fn leave(&mut self) {
+        self.exchange = Exchange::default();
+    }
+
+    pub(crate) fn group(&mut self) -> Option<&mut dyn Collective> {
+        self.exchange.group()
+    }
+
+    pub(crate) fn rank_and_size(&self) -> (usize, usize) {
+        (self.weights.division.rank, self.weights.division.size)
+    }
+
+    /// Checks rows and lays them out; returns how many logits are wanted.
+    pub(crate) fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
+        let wanted = self.limits().check(rows)?;
+        self.check_adapters(rows)?;
+        self.plan.prepare(rows, self.cache.shape().block_tokens)?;
+        Ok(wanted)
+    }
+
+    /// Computes prepared rows.
+    pub(crate) fn compute(
+        &mut self,
+        rows: &[Row<'_>],
+        wanted: usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        let wanted = if self.exchange.leads() { wanted } else { 0 };
+        logits.resize(wanted * self.weights.config.vocabulary, 0.0);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        Ok(self.step(rows, logits)?)
     }
 
     fn limits(&self) -> Limits {
@@ -255,14 +315,7 @@ impl Forward for Llama {
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let wanted = self.limits().check(rows)?;
-        self.check_adapters(rows)?;
-        self.plan.prepare(rows, self.cache.shape().block_tokens)?;
-        logits.resize(wanted * self.weights.config.vocabulary, 0.0);
-        if rows.is_empty() {
-            return Ok(());
-        }
-        self.step(rows, logits);
-        Ok(())
+        let wanted = self.prepare(rows)?;
+        self.compute(rows, wanted, logits)
     }
 }

@@ -157,7 +157,8 @@ impl Weights {
         })
     }
 
-    /// A matrix of `shape` in `format`, which is f32 or one that covers [`Weights::format`] of its name.
+    /// Rows of a matrix of `shape` in `format`, which is f32 or one that covers [`Weights::format`] of its name.
+    /// Other rows are not read.
     ///
     /// # Errors
     /// As [`Weights::tensor`].
@@ -165,18 +166,19 @@ impl Weights {
         &self,
         name: &str,
         shape: &[usize; 2],
+        wanted: Range<usize>,
         format: panels::Format,
     ) -> Result<Numbers, ModelError> {
         if format == panels::Format::F32 {
-            return Ok(Numbers::F32(self.tensor(name, shape)?.flatten_all()?.to_vec1()?));
+            return Ok(Numbers::F32(self.rows(name, shape, wanted)?.flatten_all()?.to_vec1()?));
         }
         let stored = self.stored(name)?;
         self.check_shape(name, &stored, shape)?;
         let [rows, inputs] = *shape;
         let row_bytes = stored.bytes.len() / rows;
         let ordered: Cow<'_, [u8]> = match self.interleaved_head_dim.filter(|_| is_rotary(name)) {
-            None => stored.bytes.into(),
-            Some(head_dim) if rows % head_dim == 0 => (0..rows)
+            None => stored.bytes[wanted.start * row_bytes..wanted.end * row_bytes].into(),
+            Some(head_dim) if rows % head_dim == 0 => wanted
                 .flat_map(|row| &stored.bytes[interleaved_row(row, head_dim) * row_bytes..][..row_bytes])
                 .copied()
                 .collect(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
+use uniarm_fuzz::{JSON, fuzz, scratch};
 use uniarm_model::{Adapter, Architecture, Config, Method, Rope, RopeScaling};
 
 const FINGERPRINT: [u8; 32] = [0xab; 32];
@@ -127,6 +128,29 @@ fn sound_adapters_load_and_are_conditioned_on_their_simplex_only() {
     let lora = Arc::new(Folder::lora().load().expect("a sound adapter"));
     assert_eq!((lora.method(), lora.objectives().len()), (Method::Lora, 0));
     assert!(lora.condition(&[]).is_ok() && lora.condition(&[1.0]).is_err());
+}
+
+/// Either file of an adapter altered, the other as it should be.
+#[test]
+fn adapters_of_strangers_are_refused_with_a_sentence() {
+    for (name, adapter, file) in [
+        ("adapter-config", Folder::moslora(), "adapter_config.json"),
+        ("adapter-tensors", Folder::lora(), "adapter_model.safetensors"),
+    ] {
+        let folder = tempfile::tempdir_in(scratch()).expect("a temporary folder");
+        adapter.write(folder.path());
+        let path = folder.path().join(file);
+        let seed = std::fs::read(&path).expect("it was written");
+        fuzz(name, &[seed], JSON, |bytes| {
+            std::fs::write(&path, bytes).expect("a writable folder");
+            match Adapter::load(folder.path(), &config(), &FINGERPRINT).map(Arc::new) {
+                Ok(adapter) => {
+                    adapter.condition(&[0.5, 0.5]).err().map_or_else(String::new, |error| error.to_string())
+                }
+                Err(error) => error.to_string(),
+            }
+        });
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use uniarm_decode::{
     scheduler::SequenceId,
 };
 use uniarm_engine::Executor;
+use uniarm_model::ModelError;
 use uniarm_proto::{Event, Refusal, ReplyBatch, SessionId, pb};
 use uniarm_runtime::{
     drain::{DrainRate, Line},
@@ -355,6 +356,11 @@ impl Engine {
         });
         let report = match result {
             Ok(report) => report,
+            Err(error @ ModelError::Group(_)) => {
+                tracing::error!(%error, "all requests go on elsewhere");
+                self.hand_over();
+                return false;
+            }
             Err(error) => {
                 tracing::error!(%error, "the forward failed; all requests end");
                 let keys: Vec<_> = self.requests.keys().copied().collect();

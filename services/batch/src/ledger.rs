@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -302,6 +302,28 @@ pub fn journal_path(output: &Path) -> PathBuf {
     let mut path = output.as_os_str().to_owned();
     path.push(SUFFIX);
     path.into()
+}
+
+/// Finished lines that the output of a job in [`Order::Input`] does not have, because one before them is not there; in
+/// order. `written`: whole lines of that output.
+///
+/// # Errors
+/// When the journal cannot be read; none is no error.
+pub fn waiting(output: &Path, written: u64) -> io::Result<Vec<String>> {
+    let file = match File::open(journal_path(output)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = BTreeMap::new();
+    for line in BufReader::new(file).split(b'\n') {
+        if let Some(Record::Finished(finished)) = read_record(&line?)
+            && finished.number >= written
+        {
+            found.insert(finished.number, finished.line);
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 /// A checksum, a space, and the record.

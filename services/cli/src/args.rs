@@ -14,6 +14,7 @@ use crate::{
     client::EndpointArgs,
     eval::EvalArgs,
     front::FrontArgs,
+    group::GroupArgs,
     keys::KeysCommand,
     label::LabelArgs,
     manual::{CompletionsArgs, ManArgs},
@@ -193,6 +194,8 @@ pub struct BaseArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub exchange: ExchangeArgs,
+    #[command(flatten)]
+    pub group: GroupArgs,
 }
 
 /// How reward logits travel; the tokens are the same either way.
@@ -250,6 +253,8 @@ pub struct RewardArgs {
     pub models: RewardModelArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[command(flatten)]
+    pub group: GroupArgs,
 }
 
 /// The reward models on one backbone. Without any of these flags the backbone itself is served, as `reward`.

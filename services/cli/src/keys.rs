@@ -13,8 +13,8 @@ pub enum KeysCommand {
     },
 }
 
-pub fn run(command: KeysCommand) -> anyhow::Result<()> {
-    let KeysCommand::New { json } = command;
+pub fn run(command: &KeysCommand) -> anyhow::Result<()> {
+    let KeysCommand::New { json } = *command;
     let key = draw();
     let Some(hash) = KeyHash::of(&key) else { unreachable!("a drawn key is short") };
     if json {

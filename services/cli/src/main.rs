@@ -12,6 +12,7 @@ mod eval;
 mod failure;
 mod front;
 mod generate;
+mod group;
 mod job;
 mod keys;
 mod label;
@@ -47,7 +48,7 @@ fn main() -> std::process::ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Up(args) => roles::up(args).await,
+            Command::Up(args) => Box::pin(roles::up(args)).await,
             Command::Router(args) => roles::router(args).await,
             Command::Base(args) => roles::base(args).await,
             Command::Reward(args) => roles::reward(args).await,
@@ -56,7 +57,7 @@ fn main() -> std::process::ExitCode {
             Command::Batch(args) => batch::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Status(args) => status::run(args).await,
-            Command::Keys { command } => keys::run(command),
+            Command::Keys { command } => keys::run(&command),
             Command::Adapters(args) => adapters::run(&args),
             Command::Label(args) => label::run(args).await,
             Command::Eval(args) => eval::run(args).await,

@@ -3,12 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 use uniarm_cluster::{MemberStore, Registration, RegistrationState};
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Generation, Member, MemberId, Role};
 use uniarm_runtime::{
-    Admin, AdminOptions, LogFormat, Metrics, Readiness, RuntimeError, Shutdown, TelemetryGuard,
-    TelemetryOptions,
+    Admin, AdminOptions, LogFormat, Metrics, Readiness, Shutdown, TelemetryGuard, TelemetryOptions,
     grpc::{GrpcOptions, GrpcServer},
     http::HttpServer,
     telemetry,
@@ -17,18 +16,17 @@ use uniarm_tls::ServerTls;
 
 use crate::{
     args::{EngineArgs, LogArgs, LogForm, ProcessArgs},
-    served::Served,
+    group,
+    served::{HAND_OVER, Served, drain},
     worker::{self, Loaded},
 };
 
 /// A restarted process finds the record of its former life until that one's lease ends.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The last part of a drain: streams that still run end, and are taken over elsewhere, before connections are cut.
-const HAND_OVER: Duration = Duration::from_secs(1);
-
 /// What every role starts with.
 pub struct Process {
+    pub role: Role,
     pub id: MemberId,
     pub advertise: String,
     pub store: Arc<dyn MemberStore>,
@@ -39,6 +37,8 @@ pub struct Process {
     pub readiness: Readiness,
     pub metrics: Metrics,
     pub shutdown: Shutdown,
+    /// Says that this process is no use any more, and why.
+    pub lost: Option<oneshot::Receiver<String>>,
     _admin: Option<Admin>,
     _telemetry: TelemetryGuard,
 }
@@ -76,6 +76,7 @@ impl Process {
         tracing::info!(%id, listen = %server.local_addr(), advertise, store = args.store.address, "starting");
         let id = MemberId(id);
         Ok(Some(Self {
+            role,
             id,
             advertise,
             store,
@@ -85,6 +86,7 @@ impl Process {
             readiness,
             metrics,
             shutdown,
+            lost: None,
             _admin,
             _telemetry,
         }))
@@ -126,7 +128,8 @@ impl Process {
         served: Served,
         beside: Option<(Member, GrpcServer, Served)>,
     ) -> anyhow::Result<()> {
-        let Self { store, server, http, readiness, shutdown, options, .. } = self;
+        let Self { store, server, http, readiness, shutdown, options, mut lost, .. } = self;
+        let mut why = None;
         // The servers outlive the registrations: while they drain, nobody new is sent here.
         let serving = Shutdown::new();
         let (mut members, mut all, mut servers) = (Vec::new(), Vec::new(), JoinSet::new());
@@ -147,6 +150,10 @@ impl Process {
         let registered = tokio::select! {
             registered = register(&*store, &members) => Some(registered?),
             () = shutdown.begun() => None,
+            said = group::said(&mut lost) => {
+                why = Some(said);
+                None
+            }
             Some(ended) = servers.join_next() => return Ok(ended??),
         };
         if let Some(registrations) = registered {
@@ -163,42 +170,33 @@ impl Process {
                 by = superseded(&registrations[0]) => {
                     tracing::error!(%by, "another process has taken this one's id; stopping");
                 }
+                said = group::said(&mut lost) => {
+                    tracing::error!(why = %said, "a rank is lost; streams go on elsewhere");
+                    why = Some(said);
+                }
                 Some(ended) = servers.join_next() => return Ok(ended??),
             }
             readiness.set_not_ready("draining");
             all.iter().for_each(Served::begin_drain);
+            if why.is_some() {
+                all.iter().for_each(Served::hand_over);
+            }
             for registration in registrations {
                 registration.leave().await;
             }
         }
         serving.begin();
-        drain(servers, &all, options.drain).await?;
+        // Of a model that is lost, nothing runs that could end by itself.
+        let patience = if why.is_some() { HAND_OVER } else { Duration::MAX };
+        if let Ok(drained) = tokio::time::timeout(patience, drain(servers, &all, options.drain)).await {
+            drained?;
+        }
         store.close().await;
+        if let Some(why) = why {
+            bail!("the group is over: {why}");
+        }
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-/// Waits until all servers have ended. What still runs near the end of the drain is handed over.
-async fn drain(
-    mut servers: JoinSet<Result<(), RuntimeError>>,
-    all: &[Served],
-    drain: Duration,
-) -> anyhow::Result<()> {
-    let hand_over = tokio::time::sleep(drain.saturating_sub(HAND_OVER.min(drain / 2)));
-    tokio::pin!(hand_over);
-    let mut is_handed_over = false;
-    loop {
-        tokio::select! {
-            ended = servers.join_next() => match ended {
-                Some(ended) => ended??,
-                None => return Ok(()),
-            },
-            () = &mut hand_over, if !is_handed_over => {
-                is_handed_over = true;
-                all.iter().for_each(Served::hand_over);
-            }
-        }
     }
 }
 

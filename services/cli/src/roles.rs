@@ -18,6 +18,7 @@ use uniarm_tls::RoleName;
 use crate::{
     args::{BaseArgs, RewardArgs, RouterArgs, UpArgs},
     demo_adapter::{self, DemoAdapter},
+    group,
     local::LocalScorer,
     process::{Process, advertised, door_line, enter, init_telemetry, start_admin},
     served::Served,
@@ -71,6 +72,10 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
             "--adapter, --reward-system and --prompted go with --fused-reward: a base worker alone steers nothing"
         );
     }
+    let seat = args.group.seat(&args.process)?;
+    if args.fused_reward.is_some() && seat.is_some() {
+        bail!("--fused-reward does not go with --group: a group of processes has one role");
+    }
     let Some(process) = Process::start(
         Role::Base,
         &args.process,
@@ -81,6 +86,9 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
     else {
         return Ok(());
     };
+    if let Some(seat) = seat {
+        return group::base(process, seat, args).await;
+    }
     let threads = worker::Threads::of(args.fused_reward.is_some());
     let Some(loaded) = process.load(args.model.clone(), &args.engine, threads).await? else { return Ok(()) };
     match args.fused_reward.clone() {
@@ -133,6 +141,7 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     args.models.check()?;
+    let seat = args.group.seat(&args.process)?;
     let Some(process) = Process::start(
         Role::Reward,
         &args.process,
@@ -143,6 +152,9 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     else {
         return Ok(());
     };
+    if let Some(seat) = seat {
+        return group::reward(process, seat, args).await;
+    }
     let threads = worker::Threads::of(false);
     let Some(loaded) = process.load(args.model, &args.engine, threads).await? else { return Ok(()) };
     let model = Box::new(loaded.llama);

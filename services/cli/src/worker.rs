@@ -95,10 +95,10 @@ pub fn share(loaded: &Loaded, engine: &EngineArgs, share: Threads) -> anyhow::Re
 }
 
 /// One forward: a model that cannot compute must not be announced.
-fn self_test(llama: &mut Llama) -> anyhow::Result<()> {
+pub fn self_test(model: &mut dyn Forward) -> anyhow::Result<()> {
     let mut logits = Vec::new();
     let row = Row { tokens: &[0], start: 0, blocks: &[0], logits_from: 0, adapter: None };
-    llama.forward(&[row], &mut logits)?;
+    model.forward(&[row], &mut logits)?;
     if logits.iter().any(|logit| !logit.is_finite()) {
         bail!("its logits are not finite");
     }
@@ -130,7 +130,7 @@ pub async fn pair(
     Ok(Pair { base_files: loaded.files, base, reward_files, reward })
 }
 
-fn llama_options(engine: &EngineArgs, share: Threads) -> LlamaOptions {
+pub fn llama_options(engine: &EngineArgs, share: Threads) -> LlamaOptions {
     let blocks = engine.kv_tokens.div_ceil(BLOCK_TOKENS);
     LlamaOptions {
         threads: threads(engine, share),
@@ -236,7 +236,7 @@ pub fn start_reward(
 }
 
 /// `NAME=FOLDER`, or the folder's own name.
-fn adapter_name(flag: &str) -> anyhow::Result<(String, PathBuf)> {
+pub fn adapter_name(flag: &str) -> anyhow::Result<(String, PathBuf)> {
     if let Some((name, folder)) = flag.split_once('=') {
         return Ok((name.to_owned(), folder.into()));
     }

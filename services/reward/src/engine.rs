@@ -14,6 +14,7 @@ use uniarm_decode::{
 };
 use uniarm_engine::Executor;
 use uniarm_model::Conditioned;
+use uniarm_model::ModelError;
 use uniarm_proto::{
     Advance, Answer, DraftMode, Failure, FailureCode, Load, Priority, ReplyBatch, SessionGeneration,
     SessionId, SessionPace, SessionReply,
@@ -322,6 +323,8 @@ impl Engine {
                 metrics.reply.observe(began.elapsed().as_secs_f64());
                 true
             }
+            // This process ends, and with it its streams: sessions are opened elsewhere then.
+            Err(ModelError::Group(_)) => false,
             Err(error) => {
                 tracing::error!(%error, "the forward failed; all sessions are closed");
                 let keys: Vec<_> = self.sessions.keys().copied().collect();

@@ -228,11 +228,11 @@ impl Caller {
         let mut ticket = Ticket::new(Arc::clone(usage));
         if let Some(most) = rights.requests_per_minute.filter(|_| written == 0) {
             let taken = usage.requests.lock().take(1, most);
-            taken.map_err(|wait| slower(name, format!("{most} requests"), wait))?;
+            taken.map_err(|wait| slower(name, &format!("{most} requests"), wait))?;
         }
         if let Some(most) = rights.tokens_per_minute {
             let taken = ticket.reserve(tokens.saturating_sub(written), most);
-            taken.map_err(|wait| slower(name, format!("{most} tokens"), wait))?;
+            taken.map_err(|wait| slower(name, &format!("{most} tokens"), wait))?;
         }
         Ok(ticket)
     }
@@ -243,7 +243,7 @@ impl Caller {
     }
 }
 
-fn slower(tenant: &str, limit: String, wait: Duration) -> Refusal {
+fn slower(tenant: &str, limit: &str, wait: Duration) -> Refusal {
     let message = format!("{tenant} may have {limit} a minute, and has had them");
     Refusal::exhausted("tenant_rate", message, wait)
 }

@@ -65,6 +65,10 @@ impl Rendezvous<'_> {
             let (mut stream, peer) = self.accept(listener, missing)?;
             let Some(hello) = Hello::read(&mut stream) else { continue };
             let rank = usize::from(hello.rank);
+            // A process that died while it waited here, and was started again.
+            if let Some(former) = streams.get_mut(rank) {
+                former.take_if(|former| is_closed(former));
+            }
             if let Err(reason) = self.admit(&hello, &streams) {
                 // Whether it hears why or not, it is not of this group.
                 let _ = stream.write_all(&refusal(&reason));
@@ -225,6 +229,16 @@ impl Hello {
         };
         (bytes == hello.encode()).then_some(hello)
     }
+}
+
+/// Whether the other end is gone.
+fn is_closed(stream: &TcpStream) -> bool {
+    let looked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    let is_closed = match looked {
+        Ok(count) => count == 0,
+        Err(error) => ![ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()),
+    };
+    is_closed || stream.set_nonblocking(false).is_err()
 }
 
 /// Its length, which is not 0, and the sentence.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use super::{Adapter, Conditioned, Group, GroupAdapter, Modulation, Part};
+use crate::division::Division;
 use crate::kernels::buffer::Buffer;
 use crate::kernels::gemm::{Output, Start, multiply};
 use crate::kernels::rows::{Form, Rows};
@@ -23,7 +24,7 @@ thread_local! {
 }
 
 impl Adapter {
-    /// Adds s · B · m(A · x) to `tokens` rows of `output`, whose column 0 is the group's first output.
+    /// Adds s · B · m(A · x) to `tokens` rows of `output`, whose columns are the group's outputs that `division` names.
     /// `input` is (tokens, inputs of the group), row-major; `conditioned` gives each token's state, all of
     /// this adapter.
     ///
@@ -35,10 +36,12 @@ impl Adapter {
         (layer, group): (usize, Group),
         input: &[f32],
         conditioned: impl Fn(usize) -> &'a Conditioned,
-        output: Output,
+        (division, output): (&Division, Output),
     ) {
         let Some(group) = &self.layers[layer].groups[group as usize] else { return };
-        SCRATCH.with_borrow_mut(|scratch| unsafe { group.add(isa, input, &conditioned, output, scratch) });
+        SCRATCH.with_borrow_mut(|scratch| unsafe {
+            group.add(isa, input, &conditioned, (division, output), scratch);
+        });
     }
 }
 
@@ -48,7 +51,7 @@ impl GroupAdapter {
         isa: Isa,
         input: &[f32],
         conditioned: &impl Fn(usize) -> &'a Conditioned,
-        output: Output,
+        (division, output): (&Division, Output),
         scratch: &mut AdapterScratch,
     ) {
         let AdapterScratch { input: packed, features, modulated } = scratch;
@@ -73,10 +76,13 @@ impl GroupAdapter {
                 }
             }
             let rows = Rows::packed(Form::Floats, modulated, (tokens, rank));
+            let own = division.outputs(part.linear);
+            // Whole panels: every dimension that is divided is one of vectors.
+            let panels = own.rows.start / LANES..own.rows.end.div_ceil(LANES);
+            // A product's column 0 belongs to panel 0, which may lie before the first column here.
+            let output = output.column(own.column.wrapping_sub(own.rows.start));
             // Safety: as promised to `Adapter::add`.
-            unsafe {
-                multiply(isa, &rows, &part.b, 0..part.b.count(), output.column(part.column), Start::Output)
-            };
+            unsafe { multiply(isa, &rows, &part.b, panels, output, Start::Output) };
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::projection::{NAMES, Projection, matches, projections, short};
+use super::projection::{Projection, matches, names, projections, short};
 use super::{
     Adapter, Backbone, Group, GroupAdapter, Head, LayerAdapter, Method, Modulation, Objective, Part,
 };
@@ -230,9 +230,7 @@ impl Fields<'_> {
     fn targets(&self) -> Result<Vec<String>, ModelError> {
         let targets: Vec<String> = match &self.json["target_modules"] {
             Value::Array(names) => names.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-            Value::String(all) if all == "all-linear" => {
-                NAMES.iter().map(|name| short(name).to_owned()).collect()
-            }
+            Value::String(all) if all == "all-linear" => names().map(|name| short(name).to_owned()).collect(),
             Value::String(other) => {
                 return self.fail(format!("target_modules '{other}' is not a list of names"));
             }
@@ -241,7 +239,7 @@ impl Fields<'_> {
         if targets.is_empty() {
             return self.fail("'target_modules' is empty");
         }
-        match targets.iter().find(|target| !NAMES.iter().any(|name| matches(target, name))) {
+        match targets.iter().find(|target| !names().any(|name| matches(target, name))) {
             Some(unknown) => {
                 self.fail(format!("target module '{unknown}' is no linear layer of this architecture"))
             }
@@ -390,10 +388,10 @@ impl Loader<'_> {
             }
         };
         let part = Part {
+            linear: projection.linear,
             name: projection.name,
             first_rank,
             b: Panels::pack(b, projection.outputs, rank),
-            column: projection.column,
             scale: self.description.scale,
             modulation,
             state: self.state_floats,

@@ -2,48 +2,34 @@
 
 use super::{Backbone, Group};
 use crate::config::Config;
+use crate::division::Linear;
 
 /// A linear layer that can be adapted.
 pub(super) struct Projection {
+    pub(super) linear: Linear,
     /// Name within a layer.
     pub(super) name: &'static str,
     pub(super) group: Group,
-    /// First output among those of its group.
-    pub(super) column: usize,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
 }
 
 /// Linear layers in the order of the state, by their names within a layer.
-pub(super) const NAMES: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    Linear::ALL.into_iter().map(Linear::name)
+}
 
 pub(super) fn projections(config: &Config) -> [Projection; 7] {
-    let Backbone { hidden, queries, keys, intermediate, .. } = Backbone::of(config);
-    let mut names = NAMES.into_iter();
-    let mut projection = |group, column, outputs, inputs| Projection {
-        name: names.next().expect("seven names"),
-        group,
-        column,
-        outputs,
-        inputs,
-    };
-    [
-        projection(Group::Qkv, 0, queries, hidden),
-        projection(Group::Qkv, queries, keys, hidden),
-        projection(Group::Qkv, queries + keys, keys, hidden),
-        projection(Group::Output, 0, hidden, queries),
-        projection(Group::GateUp, 0, intermediate, hidden),
-        projection(Group::GateUp, intermediate, intermediate, hidden),
-        projection(Group::Down, 0, hidden, intermediate),
-    ]
+    let Backbone { hidden, queries, intermediate, .. } = Backbone::of(config);
+    Linear::ALL.map(|linear| {
+        let (group, inputs) = match linear {
+            Linear::Query | Linear::Key | Linear::Value => (Group::Qkv, hidden),
+            Linear::Output => (Group::Output, queries),
+            Linear::Gate | Linear::Up => (Group::GateUp, hidden),
+            Linear::Down => (Group::Down, intermediate),
+        };
+        Projection { linear, name: linear.name(), group, outputs: linear.outputs(config), inputs }
+    })
 }
 
 /// "q_proj" of "self_attn.q_proj".

@@ -1,11 +1,13 @@
 //! Weights from files into panels.
 
+use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::{Layer, LlamaWeights};
 use crate::config::Config;
+use crate::division::{Division, Linear};
 use crate::error::ModelError;
 use crate::kernels::panels::{Format, Panels};
 use crate::kernels::simd::LANES;
@@ -22,66 +24,88 @@ struct Matrices<'a> {
 }
 
 impl LlamaWeights {
-    pub fn load(files: &ModelFiles, widened: bool) -> Result<Self, ModelError> {
+    /// The outputs that `rank` of `size` ranks holds; nothing else is read.
+    pub fn load(files: &ModelFiles, widened: bool, (rank, size): (usize, usize)) -> Result<Self, ModelError> {
         let ModelFiles { config, weights, fingerprint, .. } = files;
         check(config, weights.path())?;
+        let division = Division::new(config, rank, size)?;
         let Config { vocabulary, hidden, .. } = *config;
         let matrices = Matrices { weights, widened };
-        let table = |name: &str| matrices.panels(&[(name.to_owned(), vocabulary)], hidden);
+        let table = |name: &str| {
+            matrices.panels(&[(name.to_owned(), vocabulary, division.vocabulary.clone())], hidden)
+        };
         let embedding = table("model.embed_tokens.weight")?;
         let (embedding, head) = match config.tied_embeddings {
             true => (None, embedding),
             false => (Some(embedding), table("lm_head.weight")?),
         };
         // Layers are packed in parallel: packing is bound by memory latency.
-        let layers: Result<Vec<Layer>, ModelError> =
-            (0..config.layers).into_par_iter().map(|layer| Layer::load(matrices, config, layer)).collect();
+        let layers: Result<Vec<Layer>, ModelError> = (0..config.layers)
+            .into_par_iter()
+            .map(|layer| Layer::load(matrices, config, &division, layer))
+            .collect();
         Ok(Self {
             config: config.clone(),
+            division,
             fingerprint: *fingerprint,
             embedding,
             layers: layers?,
-            norm: read(weights, "model.norm.weight", &[hidden])?,
+            norm: read(weights, "model.norm.weight", hidden, 0..hidden)?,
             head,
         })
     }
 
-    /// Writes a token's embedding, (hidden).
+    /// Writes a token's embedding, (hidden); the token is one of this rank's.
     pub fn embed(&self, token: u32, row: &mut [f32]) {
-        self.embedding.as_ref().unwrap_or(&self.head).row(token as usize, row);
+        let table = self.embedding.as_ref().unwrap_or(&self.head);
+        table.row(token as usize - self.division.vocabulary.start, row);
     }
 }
 
 impl Layer {
-    fn load(matrices: Matrices<'_>, config: &Config, layer: usize) -> Result<Self, ModelError> {
-        let Config { hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
-        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+    fn load(
+        matrices: Matrices<'_>,
+        config: &Config,
+        division: &Division,
+        layer: usize,
+    ) -> Result<Self, ModelError> {
+        let Config { hidden, intermediate, heads, head_dim, .. } = *config;
+        let queries = heads * head_dim;
         let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
-        let vector = |suffix: &str, len: usize| read(matrices.weights, &name(suffix), &[len]);
-        let projection = |parts: &[(&str, usize)], inputs: usize| {
-            let parts: Vec<(String, usize)> =
-                parts.iter().map(|(module, outputs)| (name(&format!("{module}.weight")), *outputs)).collect();
+        let vector =
+            |suffix: &str, len: usize, own: Range<usize>| read(matrices.weights, &name(suffix), len, own);
+        let projection = |parts: &[Linear], inputs: usize| {
+            let parts: Vec<(String, usize, Range<usize>)> = parts
+                .iter()
+                .map(|linear| {
+                    let weight = name(&format!("{}.weight", linear.name()));
+                    (weight, linear.outputs(config), division.outputs(*linear).rows)
+                })
+                .collect();
             matrices.panels(&parts, inputs)
         };
-        let qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
+        let qkv = [Linear::Query, Linear::Key, Linear::Value];
         let qkv_bias = if config.qkv_bias {
-            let biases = qkv.iter().map(|(module, len)| vector(&format!("{module}.bias"), *len));
+            let biases = qkv.iter().map(|linear| {
+                let rows = division.outputs(*linear).rows;
+                vector(&format!("{}.bias", linear.name()), linear.outputs(config), rows)
+            });
             Some(biases.collect::<Result<Vec<_>, _>>()?.concat())
         } else {
             None
         };
         let [qkv, output, gate_up, down] = Panels::adjoin([
             projection(&qkv, hidden)?,
-            projection(&[("self_attn.o_proj", hidden)], queries)?,
-            projection(&[("mlp.gate_proj", intermediate), ("mlp.up_proj", intermediate)], hidden)?,
-            projection(&[("mlp.down_proj", hidden)], intermediate)?,
+            projection(&[Linear::Output], queries)?,
+            projection(&[Linear::Gate, Linear::Up], hidden)?,
+            projection(&[Linear::Down], intermediate)?,
         ]);
         Ok(Self {
-            attention_norm: vector("input_layernorm.weight", hidden)?,
+            attention_norm: vector("input_layernorm.weight", hidden, 0..hidden)?,
             qkv,
             qkv_bias,
             output,
-            mlp_norm: vector("post_attention_layernorm.weight", hidden)?,
+            mlp_norm: vector("post_attention_layernorm.weight", hidden, 0..hidden)?,
             gate_up,
             down,
         })
@@ -89,20 +113,20 @@ impl Layer {
 }
 
 impl Matrices<'_> {
-    /// Matrices of the same inputs, by name and outputs, as one weight in a format that holds them all.
-    fn panels(&self, parts: &[(String, usize)], inputs: usize) -> Result<Panels, ModelError> {
+    /// Matrices of the same inputs, by name, outputs and those of this rank, as one weight in a format that holds them all.
+    fn panels(&self, parts: &[(String, usize, Range<usize>)], inputs: usize) -> Result<Panels, ModelError> {
         let formats: Result<Vec<Format>, ModelError> =
-            parts.iter().map(|(name, _)| self.weights.format(name)).collect();
+            parts.iter().map(|(name, ..)| self.weights.format(name)).collect();
         let format = match self.widened {
             true => Format::F32,
             false => formats?.into_iter().reduce(cover).expect("a weight has parts"),
         };
-        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+        let outputs = parts.iter().map(|(.., own)| own.len()).sum();
         let mut panels = Panels::zeroed(format, outputs, inputs);
         let mut output = 0;
-        for (name, outputs) in parts {
-            panels.set(output, &self.weights.numbers(name, &[*outputs, inputs], format)?);
-            output += outputs;
+        for (name, outputs, own) in parts {
+            panels.set(output, &self.weights.numbers(name, &[*outputs, inputs], own.clone(), format)?);
+            output += own.len();
         }
         Ok(panels)
     }
@@ -132,6 +156,6 @@ fn check(config: &Config, file: &Path) -> Result<(), ModelError> {
     }
 }
 
-fn read(weights: &Weights, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-    Ok(weights.tensor(name, shape)?.flatten_all()?.to_vec1()?)
+fn read(weights: &Weights, name: &str, len: usize, own: Range<usize>) -> Result<Vec<f32>, ModelError> {
+    Ok(weights.rows(name, &[len], own)?.flatten_all()?.to_vec1()?)
 }

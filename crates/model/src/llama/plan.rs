@@ -1,7 +1,6 @@
 //! What a step computes, token by token: laid out once per step, before any arithmetic.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::error::ModelError;
 use crate::forward::Row;
@@ -93,22 +92,27 @@ impl Plan {
     }
 }
 
-/// Orders rows by adapter, those without one first. An address: it decides which rows are neighbours, and no
-/// number depends on that.
-fn identity(row: &Row<'_>) -> usize {
-    row.adapter.map_or(0, |conditioned| Arc::as_ptr(conditioned.adapter()).addr())
+/// Orders rows by adapter, those without one first. It decides which rows are neighbours, and no number depends on
+/// that; but all ranks of a sharded model have one order, as they would not by address.
+fn identity(row: &Row<'_>) -> Option<[u8; 32]> {
+    row.adapter.map(|conditioned| conditioned.adapter().fingerprint())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::adapter::{Adapter, Conditioned};
+    use crate::adapter::{Adapter, Conditioned, Objective};
 
     #[test]
     fn rows_of_one_adapter_stand_together_and_logits_keep_the_caller_s_order() {
-        let adapters: Vec<Conditioned> = (0..2)
-            .map(|_| Arc::new(Adapter::scripted(Vec::new())).condition(&[]).expect("no objectives"))
-            .collect();
+        let objective = |name: &str| Objective { name: name.to_owned(), description: String::new() };
+        let adapters: Vec<Conditioned> = ["kind", "short"]
+            .map(|name| {
+                Arc::new(Adapter::scripted(vec![objective(name)])).condition(&[1.0]).expect("all of it")
+            })
+            .into();
         let tokens = [1, 2, 3];
         let row = |blocks, adapter| Row { tokens: &tokens, start: 0, blocks, logits_from: 2, adapter };
         let rows = [

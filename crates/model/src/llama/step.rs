@@ -3,9 +3,14 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use uniarm_collective::CollectiveError;
+
+use super::exchange::{Columns, Exchange};
+use super::matrix::Matrix;
 use super::plan::Plan;
 use super::{Layer, Llama, LlamaWeights};
 use crate::adapter::{Conditioned, Group};
+use crate::division::Division;
 use crate::forward::Row;
 use crate::kernels::attention::{LayerCache, Queries, attend, heads_together, tokens_together};
 use crate::kernels::buffer::Buffer;
@@ -44,6 +49,16 @@ pub(super) struct Workspace {
     /// (m, intermediate)
     gated: Buffer,
     runs: Vec<Run>,
+    heads: Vec<Heads>,
+}
+
+/// Consecutive query heads that attend together, counted from this rank's first.
+#[derive(Clone, Copy)]
+struct Heads {
+    first: usize,
+    count: usize,
+    /// Counted from this rank's first.
+    kv_head: usize,
 }
 
 /// Consecutive tokens of one row that attend together.
@@ -67,33 +82,28 @@ struct Step<'a> {
     m: usize,
 }
 
-/// A row-major matrix of the workspace, shared out by rows or by columns.
-#[derive(Clone, Copy)]
-struct Matrix {
-    output: Output,
-    width: usize,
-}
-
 thread_local! {
     /// Scores of the queries that a thread attends with.
     static SCORES: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
 }
 
 impl Llama {
-    /// Computes a prepared plan of at least one token and fills `logits`, (wanted, vocabulary).
-    pub(super) fn step(&mut self, rows: &[Row<'_>], logits: &mut [f32]) {
-        let Self { weights, rope, cache, team, isa, plan, workspace } = self;
+    /// Computes a prepared plan of at least one token and fills `logits`, (wanted, vocabulary); of a rank that does not
+    /// lead, they stay as they are.
+    pub(super) fn step(&mut self, rows: &[Row<'_>], logits: &mut [f32]) -> Result<(), CollectiveError> {
+        let Self { weights, rope, cache, team, isa, plan, workspace, exchange } = self;
         let step = Step { rows, plan, weights, rope, team, isa: *isa, m: plan.tokens.len() };
         team.enter(|| {
             workspace.reserve(step.m, weights);
             step.runs(&mut workspace.runs);
-            step.embed(workspace);
+            step.heads(&mut workspace.heads);
+            step.embed(workspace, exchange)?;
             for (index, layer) in weights.layers.iter().enumerate() {
-                step.attention(index, layer, cache.layer(index), workspace);
-                step.mlp(index, layer, workspace);
+                step.attention(index, layer, cache.layer(index), (workspace, exchange))?;
+                step.mlp(index, layer, (workspace, exchange))?;
             }
-            step.head(workspace, logits);
-        });
+            step.head(workspace, exchange, logits)
+        })
     }
 }
 
@@ -116,57 +126,79 @@ impl Workspace {
 // The blocks of a layer.
 impl Step<'_> {
     /// residual = embeddings; delta = 0.
-    fn embed(&self, work: &mut Workspace) {
-        let residual = Matrix::new(&mut work.residual, self.weights.config.hidden);
-        self.share_tokens(self.m, residual.width, |tokens| {
-            for token in tokens {
-                // Safety: tokens are shared out.
-                self.weights.embed(self.plan.tokens[token].id, unsafe { residual.row(token) });
-            }
-        });
-        work.delta[..self.m * residual.width].fill(0.0);
+    fn embed(&self, work: &mut Workspace, exchange: &mut Exchange) -> Result<(), CollectiveError> {
+        let hidden = self.weights.config.hidden;
+        work.delta[..self.m * hidden].fill(0.0);
+        let tokens = self.plan.tokens.iter().map(|token| token.id);
+        exchange.embed(tokens, (&mut work.residual[..self.m * hidden], hidden), |token, row| {
+            self.weights.embed(token, row);
+        })
     }
 
     /// delta = output projection of the attention over the normalised residual.
-    fn attention(&self, index: usize, layer: &Layer, cache: LayerCache, work: &mut Workspace) {
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        cache: LayerCache,
+        (work, exchange): (&mut Workspace, &mut Exchange),
+    ) -> Result<(), CollectiveError> {
         self.normalise(&layer.attention_norm, &layer.qkv, work);
         let normed = &work.normed[..self.m * layer.qkv.inputs()];
         let qkv = Matrix::new(&mut work.qkv, layer.qkv.outputs()); // (m, queries + 2 × keys)
         self.project(&self.packed(normed, &work.packed, &layer.qkv), &layer.qkv, qkv.output);
         self.finish_keys(index, layer, normed, qkv, cache);
 
-        let attended = Matrix::new(&mut work.attended, layer.output.inputs()); // (m, queries)
-        self.attend(&work.runs, qkv, attended, cache);
+        let queries = layer.output.inputs();
+        let attended = exchange.target(Columns::Queries, self.m, (&mut work.attended, queries)); // (m, queries)
+        self.attend((&work.runs, &work.heads), qkv, attended, cache);
+        exchange.gather(Columns::Queries, self.m, &mut work.attended[..self.m * queries])?;
 
-        let attended = &work.attended[..self.m * layer.output.inputs()];
+        let attended = &work.attended[..self.m * queries];
         self.pack(attended, &layer.output, &mut work.packed);
-        let delta = Matrix::new(&mut work.delta, layer.output.outputs()); // (m, hidden)
+        let hidden = self.weights.config.hidden;
+        let delta = exchange.target(Columns::Hidden, self.m, (&mut work.delta, hidden)); // (m, hidden)
         self.project(&self.packed(attended, &work.packed, &layer.output), &layer.output, delta.output);
         self.adapt(index, Group::Output, attended, delta);
+        exchange.gather(Columns::Hidden, self.m, &mut work.delta[..self.m * hidden])
     }
 
     /// delta = down(silu(gate) · up) of the normalised residual.
-    fn mlp(&self, index: usize, layer: &Layer, work: &mut Workspace) {
+    fn mlp(
+        &self,
+        index: usize,
+        layer: &Layer,
+        (work, exchange): (&mut Workspace, &mut Exchange),
+    ) -> Result<(), CollectiveError> {
         self.normalise(&layer.mlp_norm, &layer.gate_up, work);
         let normed = &work.normed[..self.m * layer.gate_up.inputs()];
         let gate_up = Matrix::new(&mut work.gate_up, layer.gate_up.outputs()); // (m, 2 × intermediate)
-        let gated = Matrix::new(&mut work.gated, layer.down.inputs()); // (m, intermediate)
+        let intermediate = layer.down.inputs();
+        let gated = exchange.target(Columns::Intermediate, self.m, (&mut work.gated, intermediate)); // (m, intermediate)
         let packed = self.packed(normed, &work.packed, &layer.gate_up);
         self.gate(index, layer, (normed, &packed), gate_up, gated);
+        exchange.gather(Columns::Intermediate, self.m, &mut work.gated[..self.m * intermediate])?;
 
-        let gated = &work.gated[..self.m * layer.down.inputs()];
+        let gated = &work.gated[..self.m * intermediate];
         self.pack(gated, &layer.down, &mut work.packed);
-        let delta = Matrix::new(&mut work.delta, layer.down.outputs()); // (m, hidden)
+        let hidden = self.weights.config.hidden;
+        let delta = exchange.target(Columns::Hidden, self.m, (&mut work.delta, hidden)); // (m, hidden)
         self.project(&self.packed(gated, &work.packed, &layer.down), &layer.down, delta.output);
         self.adapt(index, Group::Down, gated, delta);
+        exchange.gather(Columns::Hidden, self.m, &mut work.delta[..self.m * hidden])
     }
 
     /// Logits of the wanted tokens, in the caller's order.
-    fn head(&self, work: &mut Workspace, logits: &mut [f32]) {
+    fn head(
+        &self,
+        work: &mut Workspace,
+        exchange: &mut Exchange,
+        logits: &mut [f32],
+    ) -> Result<(), CollectiveError> {
         let LlamaWeights { config, norm, head, .. } = self.weights;
         let (wanted, hidden) = (&self.plan.wanted, config.hidden);
         if wanted.is_empty() {
-            return;
+            return Ok(());
         }
         let residual = Matrix::new(&mut work.residual, hidden);
         let (normed, delta) = (Matrix::new(&mut work.normed, hidden), &work.delta);
@@ -181,9 +213,9 @@ impl Step<'_> {
         });
         let form = Form::of(head.format());
         let normed = Rows::pack(self.isa, form, &work.normed, (wanted.len(), hidden), &mut work.packed);
-        // Safety: `logits` has a row of the vocabulary for every wanted token.
-        let logits = unsafe { Output::new(logits.as_mut_ptr(), config.vocabulary) };
-        self.project(&normed, head, logits);
+        let part = exchange.logits(wanted.len(), logits, config.vocabulary);
+        self.project(&normed, head, part.output);
+        exchange.collect(Columns::Vocabulary, wanted.len(), logits)
     }
 }
 
@@ -217,7 +249,8 @@ impl Step<'_> {
     fn finish_keys(&self, index: usize, layer: &Layer, normed: &[f32], qkv: Matrix, cache: LayerCache) {
         let config = &self.weights.config;
         let head_dim = config.head_dim;
-        let (queries, keys) = (config.heads * head_dim, config.kv_heads * head_dim);
+        let Division { heads, kv_heads, .. } = &self.weights.division;
+        let (queries, keys) = (heads.len() * head_dim, kv_heads.len() * head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
         // With an adapter, a token is worth a share.
         let work = if self.adapts(index, Group::Qkv) { SHARE_FLOATS } else { qkv.width };
@@ -241,19 +274,15 @@ impl Step<'_> {
     }
 
     /// Attention of every token over its sequence in the cache.
-    fn attend(&self, runs: &[Run], qkv: Matrix, attended: Matrix, cache: LayerCache) {
-        let config = &self.weights.config;
-        let group = config.heads / config.kv_heads;
-        let heads = heads_together(self.isa, group);
-        let parts = group.div_ceil(heads);
-        self.team.share(runs.len() * config.kv_heads * parts, |task| {
-            let Run { row, token, tokens } = runs[task / parts / config.kv_heads];
-            let (kv_head, part) = (task / parts % config.kv_heads, task % parts);
-            let column = (kv_head * group + part * heads) * config.head_dim;
+    fn attend(&self, (runs, heads): (&[Run], &[Heads]), qkv: Matrix, attended: Matrix, cache: LayerCache) {
+        self.team.share(runs.len() * heads.len(), |task| {
+            let Run { row, token, tokens } = runs[task / heads.len()];
+            let Heads { first, count, kv_head } = heads[task % heads.len()];
+            let column = first * self.weights.config.head_dim;
             let queries = Queries {
                 position: self.plan.tokens[token].position,
                 tokens,
-                heads: heads.min(group - part * heads),
+                heads: count,
                 kv_head,
                 query: qkv.output.row(token).column(column).start(),
                 query_stride: qkv.width,
@@ -266,10 +295,31 @@ impl Step<'_> {
         });
     }
 
+    /// Cuts this rank's query heads into those that attend together: of one key-value head, and not too many.
+    fn heads(&self, heads: &mut Vec<Heads>) {
+        let Division { heads: own, kv_heads, .. } = &self.weights.division;
+        let (group, together) = (self.group(), heads_together(self.isa, self.group()));
+        heads.clear();
+        for kv_head in kv_heads.clone() {
+            let mut first = own.start.max(kv_head * group);
+            let end = own.end.min((kv_head + 1) * group);
+            while first < end {
+                let count = together.min(end - first);
+                let (first_own, kv_head) = (first - own.start, kv_head - kv_heads.start);
+                heads.push(Heads { first: first_own, count, kv_head });
+                first += count;
+            }
+        }
+    }
+
+    /// Query heads that share a key-value head.
+    fn group(&self) -> usize {
+        self.weights.config.heads / self.weights.config.kv_heads
+    }
+
     /// Cuts every row into runs of tokens that attend together.
     fn runs(&self, runs: &mut Vec<Run>) {
-        let config = &self.weights.config;
-        let heads = heads_together(self.isa, config.heads / config.kv_heads);
+        let heads = heads_together(self.isa, self.group());
         runs.clear();
         for (row, range) in &self.plan.rows {
             let mut token = range.start;
@@ -389,7 +439,8 @@ impl Step<'_> {
             let input = &input[start * inputs..end * inputs];
             let adapter = self.conditioned(start).adapter();
             // Safety: tokens are the caller's share.
-            unsafe { adapter.add(self.isa, place, input, conditioned, output.output.row(start)) };
+            let output = (&self.weights.division, output.output.row(start));
+            unsafe { adapter.add(self.isa, place, input, conditioned, output) };
         }
     }
 
@@ -425,25 +476,5 @@ impl Step<'_> {
             let (first, rows) = form.tiles(self.isa, self.m).nth(index).expect("one of the tiles");
             task(first, rows);
         });
-    }
-}
-
-impl Matrix {
-    /// Of a buffer that `Workspace::reserve` made large enough, valid until the buffer is borrowed again.
-    fn new(buffer: &mut Buffer, width: usize) -> Self {
-        // Safety: rows or columns are shared out wherever the value is used.
-        Self { output: unsafe { Output::new(buffer.as_mut_ptr(), width) }, width }
-    }
-
-    /// # Safety
-    /// The row exists, and nobody else uses it.
-    unsafe fn row<'a>(self, row: usize) -> &'a mut [f32] {
-        unsafe { self.output.slice(row, 0..self.width) }
-    }
-
-    /// # Safety
-    /// The rows exist, and nobody else uses them.
-    unsafe fn rows<'a>(self, first: usize, count: usize) -> &'a mut [f32] {
-        unsafe { self.output.slice(first, 0..self.width * count) }
     }
 }

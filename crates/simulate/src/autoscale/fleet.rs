@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(fleet.report.pod_seconds, 30.0);
         fleet.arrived(1);
         // The youngest has not come yet, and nobody has to drain.
-        assert_eq!(fleet.look(seconds(20), &sum(2.0)).leaving, []);
+        assert!(fleet.look(seconds(20), &sum(2.0)).leaving.is_empty());
         fleet.arrived(2);
         assert_eq!(fleet.ready().collect::<Vec<_>>(), [0, 1]);
         assert_eq!(fleet.look(seconds(100), &sum(0.0)).leaving, [1]);

@@ -8,6 +8,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::ledger::waiting;
+
 /// The part of a line of output that says where it belongs.
 #[derive(Deserialize)]
 struct Ended {
@@ -33,8 +35,8 @@ pub struct Lines {
     pub errors: u64,
 }
 
-/// Writes the lines of `output` to `answers` and `errors`; a file without lines is not made. A line that has no end is
-/// left out: its job was stopped while it wrote.
+/// Writes the lines of `output` to `answers` and `errors`, and after them those that wait for one that will not come, where
+/// the job was stopped; a file without lines is not made. A line that has no end is in the journal.
 ///
 /// # Errors
 /// When the file system refuses.
@@ -47,16 +49,23 @@ pub fn split(output: &Path, answers: PathBuf, errors: PathBuf) -> io::Result<Lin
         Err(error) => return Err(error),
     };
     let mut reader = BufReader::new(file);
-    let mut line = Vec::new();
+    let (mut line, mut written) = (Vec::new(), 0);
     while reader.read_until(b'\n', &mut line)? > 0 {
         if line.last() == Some(&b'\n') {
-            let is_answer =
-                serde_json::from_slice(&line).is_ok_and(|ended: Ended| ended.response.status_code == 200);
-            if is_answer { &mut answers } else { &mut errors }.write(&line)?;
+            if is_answer(&line) { &mut answers } else { &mut errors }.write(&line)?;
+            written += 1;
         }
         line.clear();
     }
+    for mut line in waiting(output, written)? {
+        line.push('\n');
+        if is_answer(line.as_bytes()) { &mut answers } else { &mut errors }.write(line.as_bytes())?;
+    }
     Ok(Lines { answers: answers.finish()?, errors: errors.finish()? })
+}
+
+fn is_answer(line: &[u8]) -> bool {
+    serde_json::from_slice(line).is_ok_and(|ended: Ended| ended.response.status_code == 200)
 }
 
 // === impl Lazy ===

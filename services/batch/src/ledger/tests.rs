@@ -166,3 +166,15 @@ fn a_rotten_line_of_the_journal_is_asked_again() {
     let expected: String = (0..REQUESTS).map(|number| line(number) + "\n").collect();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
 }
+
+#[test]
+fn answers_that_wait_for_an_earlier_one_outlive_their_job() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.jsonl");
+    assert_eq!(waiting(&path, 0).unwrap(), Vec::<String>::new());
+    for number in [0, 3, 2, 7] {
+        open(&path, Order::Input, Encoding::Plain).record(number, false, line(number)).unwrap();
+    }
+    assert_eq!(text(&path, Encoding::Plain), line(0) + "\n");
+    assert_eq!(waiting(&path, 1).unwrap(), [line(2), line(3), line(7)]);
+}

@@ -69,7 +69,7 @@ impl Listing {
             None => 0,
             Some(id) => {
                 1 + entries.iter().position(|entry| entry.0 == id).ok_or_else(|| {
-                    Failure::of_body(Refusal::invalid(
+                    Failure::of_body(Refusal::not_found(
                         "after",
                         format!("is {id:?}, which is not in the list"),
                     ))

@@ -1,0 +1,245 @@
+//! One model over several processes: each rank holds its part of every matrix, and rank 0 says what is computed.
+//!
+//! The leader is a [`Forward`] like any other. A step of it is told to the followers, who compute their parts of the same
+//! rows; the cache's blocks are planned by the leader alone, so block tables mean the same on all ranks. A rank that is
+//! lost ends the group: whoever is left forms another one, over the weights that it has.
+
+mod order;
+
+use std::collections::{HashMap, hash_map::Entry};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uniarm_collective::{Collective, CollectiveError};
+
+use crate::adapter::{Adapter, Conditioned};
+use crate::error::ModelError;
+use crate::forward::{Forward, Row};
+use crate::llama::{Llama, LlamaOptions};
+use crate::source::ModelFiles;
+
+use order::Order;
+
+/// A leader without work says so this often: followers do not take it for lost, and it hears of a lost one.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// Adapters under preferences that a follower keeps; more are computed again.
+const CONDITIONED_MAX: usize = 4096;
+
+/// One rank's part of a model.
+pub struct Shard {
+    llama: Llama,
+    order: Order,
+    conditioned: HashMap<u64, Conditioned>,
+}
+
+/// Rank 0 of a group that is complete.
+pub struct Leader {
+    llama: Llama,
+    order: Order,
+    told_at: Instant,
+    /// Called once, when the group is over.
+    on_loss: Option<OnLoss>,
+}
+
+type OnLoss = Box<dyn FnOnce(&CollectiveError) + Send>;
+
+// === impl Shard ===
+
+impl Shard {
+    /// Reads the part of the weights that `rank` of `size` ranks holds, and reserves its part of the cache.
+    ///
+    /// # Errors
+    /// As [`Llama::load`]; [`ModelError::Invalid`] for a rank that is none, and for more ranks than the model has heads.
+    pub fn load(
+        files: &ModelFiles,
+        options: &LlamaOptions,
+        (rank, size): (usize, usize),
+    ) -> Result<Self, ModelError> {
+        let llama = Llama::load_part(files, options, (rank, size))?;
+        Ok(Self { llama, order: Order::default(), conditioned: HashMap::new() })
+    }
+
+    /// Bytes of its part of the matrices.
+    pub fn weight_bytes(&self) -> usize {
+        self.llama.weight_bytes()
+    }
+
+    /// Bytes of its part of a cache block.
+    pub fn block_bytes(&self) -> usize {
+        self.llama.block_bytes()
+    }
+
+    /// Enters a group of [`Payload::F32`](uniarm_collective::Payload), and leaves the former one. All ranks come here before
+    /// anything is computed.
+    ///
+    /// # Errors
+    /// [`ModelError::Group`] when one does not come; [`ModelError::Invalid`] names what the ranks do not agree on.
+    pub fn join(&mut self, mut group: Box<dyn Collective>) -> Result<(), ModelError> {
+        let (rank, size) = self.llama.rank_and_size();
+        if (group.rank(), group.size()) != (rank, size) {
+            let reason =
+                format!("{rank} of {size} ranks, in a group of {} as {}", group.size(), group.rank());
+            return Err(ModelError::Invalid { field: "rank", reason });
+        }
+        self.agree(&mut *group)?;
+        self.llama.join(group)
+    }
+
+    /// Rank 0 of a group that it has joined. `on_loss` is called when the group is over.
+    pub fn lead(self, on_loss: impl FnOnce(&CollectiveError) + Send + 'static) -> Leader {
+        let Self { llama, order, .. } = self;
+        Leader { llama, order, told_at: Instant::now(), on_loss: Some(Box::new(on_loss)) }
+    }
+
+    /// Any other rank of a group that it has joined: computes what the leader says, until the group is over. Rows may be
+    /// under any of `adapters`. Returns why it ended; the weights are there for the next group.
+    pub fn follow(&mut self, adapters: &[Arc<Adapter>]) -> ModelError {
+        let mut logits = Vec::new();
+        let ended = loop {
+            if let Err(error) = self.follow_once(adapters, &mut logits) {
+                break error;
+            }
+        };
+        self.llama.leave();
+        ended
+    }
+
+    fn follow_once(&mut self, adapters: &[Arc<Adapter>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        let Self { llama, order, conditioned } = self;
+        let Some(group) = llama.group() else {
+            return Err(ModelError::Invalid { field: "group", reason: "it has joined none".to_owned() });
+        };
+        let told = order.receive(group)?;
+        if told.is_empty() {
+            return Ok(group.barrier()?);
+        }
+        if conditioned.len() > CONDITIONED_MAX {
+            conditioned.clear();
+        }
+        for (fingerprint, preference) in told.iter().filter_map(|row| row.adapter.as_ref()) {
+            let Some(adapter) = adapters.iter().find(|adapter| adapter.fingerprint() == *fingerprint) else {
+                let reason = "the leader has an adapter that this rank has not".to_owned();
+                return Err(ModelError::Invalid { field: "adapter", reason });
+            };
+            if let Entry::Vacant(place) = conditioned.entry(adapter.key(preference)) {
+                place.insert(adapter.condition(preference)?);
+            }
+        }
+        let adapter = |(fingerprint, preference): &([u8; 32], Vec<f32>)| {
+            let adapter = adapters.iter().find(|adapter| adapter.fingerprint() == *fingerprint)?;
+            conditioned.get(&adapter.key(preference))
+        };
+        let rows: Vec<Row<'_>> = told
+            .iter()
+            .map(|row| Row {
+                tokens: row.tokens,
+                start: row.start,
+                blocks: row.blocks,
+                logits_from: row.logits_from,
+                adapter: row.adapter.as_ref().and_then(adapter),
+            })
+            .collect();
+        let wanted = llama.prepare(&rows)?;
+        llama.compute(&rows, wanted, logits)
+    }
+
+    /// Compares model and cache with those of rank 0.
+    fn agree(&self, group: &mut dyn Collective) -> Result<(), ModelError> {
+        let words = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let mut own: Vec<u32> = words(self.llama.fingerprint());
+        own.extend([self.llama.blocks() as u32, self.llama.block_tokens() as u32]);
+        let mut all = vec![0_u32; own.len() * group.size()];
+        group.all_gather(bytemuck::cast_slice(&own), bytemuck::cast_slice_mut(&mut all))?;
+        let mut ranks = all.chunks_exact(own.len());
+        if ranks.clone().nth(group.rank()) != Some(&own) {
+            let reason = "rounds numbers, which must arrive as they were sent".to_owned();
+            return Err(ModelError::Invalid { field: "payload", reason });
+        }
+        let leader = ranks.next().expect("a group has a rank 0");
+        for (index, terms) in ranks.enumerate() {
+            let different = |range: std::ops::Range<usize>| terms[range.clone()] != leader[range];
+            let what = match () {
+                () if different(0..own.len() - 2) => "other weights".to_owned(),
+                () if different(own.len() - 2..own.len()) => {
+                    let [blocks, tokens] = [terms[own.len() - 2], terms[own.len() - 1]];
+                    let [lead_blocks, lead_tokens] = [leader[own.len() - 2], leader[own.len() - 1]];
+                    format!(
+                        "a cache of {blocks} blocks of {tokens} tokens, not {lead_blocks} of {lead_tokens}"
+                    )
+                }
+                () => continue,
+            };
+            let reason = format!("rank {} has {what} than rank 0", index + 1);
+            return Err(ModelError::Invalid { field: "group", reason });
+        }
+        Ok(())
+    }
+}
+
+// === impl Leader ===
+
+impl Leader {
+    /// Bytes of this rank's part of the matrices.
+    pub fn weight_bytes(&self) -> usize {
+        self.llama.weight_bytes()
+    }
+
+    fn group(&mut self) -> (&mut Order, &mut dyn Collective) {
+        (&mut self.order, self.llama.group().expect("a leader has joined its group"))
+    }
+
+    /// Says so when the group is over.
+    fn watch<T>(&mut self, result: Result<T, ModelError>) -> Result<T, ModelError> {
+        if let Err(ModelError::Group(error)) = &result
+            && let Some(on_loss) = self.on_loss.take()
+        {
+            on_loss(error);
+        }
+        result
+    }
+
+    fn tell(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
+        let (order, group) = self.group();
+        order.send(group, rows)?;
+        self.told_at = Instant::now();
+        Ok(())
+    }
+}
+
+impl Forward for Leader {
+    fn vocabulary(&self) -> usize {
+        self.llama.vocabulary()
+    }
+
+    fn context_tokens(&self) -> usize {
+        self.llama.context_tokens()
+    }
+
+    fn block_tokens(&self) -> usize {
+        self.llama.block_tokens()
+    }
+
+    fn blocks(&self) -> usize {
+        self.llama.blocks()
+    }
+
+    fn idle(&mut self) -> Result<(), ModelError> {
+        if self.told_at.elapsed() < BEAT {
+            return Ok(());
+        }
+        // An answer is waited for: a rank that hangs takes in what it is told, as far as anybody can see.
+        let answered = self.tell(&[]).and_then(|()| Ok(self.group().1.barrier()?));
+        self.watch(answered)
+    }
+
+    fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        // What is wrong with the rows is said here, before anybody else hears of them.
+        let wanted = self.llama.prepare(rows)?;
+        if rows.is_empty() {
+            return self.llama.compute(rows, wanted, logits);
+        }
+        let done = self.tell(rows).and_then(|()| self.llama.compute(rows, wanted, logits));
+        self.watch(done)
+    }
+}

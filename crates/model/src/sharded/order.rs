@@ -1,0 +1,156 @@
+//! A step in words, from the leader to all followers: what each of them needs to lay out the same rows.
+//!
+//! Words of 32 bits travel as the floats of the same bits. A first message of fixed length says how many there are and holds
+//! as many as fit, which is all of them while few sequences are decoded; a second one has the rest.
+
+use uniarm_collective::Collective;
+
+use crate::error::ModelError;
+use crate::forward::Row;
+
+/// Words of the first message; the first one counts all words of the step.
+const HEAD_WORDS: usize = 256;
+
+/// Words of a row before its lists: tokens, start, logits_from, blocks, whether it has an adapter, weights of its preference.
+const ROW_WORDS: usize = 6;
+
+/// Words of an adapter's fingerprint.
+const FINGERPRINT_WORDS: usize = 8;
+
+/// Workspace of one rank.
+#[derive(Default)]
+pub(super) struct Order {
+    words: Vec<u32>,
+}
+
+/// A row as a follower hears of it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Told<'a> {
+    pub tokens: &'a [u32],
+    pub start: usize,
+    pub logits_from: usize,
+    pub blocks: &'a [u32],
+    /// Fingerprint and preference.
+    pub adapter: Option<([u8; 32], Vec<f32>)>,
+}
+
+impl Order {
+    /// Tells the followers to compute `rows`; none are a sign of life.
+    pub fn send(&mut self, group: &mut dyn Collective, rows: &[Row<'_>]) -> Result<(), ModelError> {
+        self.words.clear();
+        self.words.push(0);
+        rows.iter().for_each(|row| write(&mut self.words, row));
+        self.words[0] = self.words.len() as u32 - 1;
+        self.words.resize(self.words.len().max(HEAD_WORDS), 0);
+        let (head, rest) = self.words.split_at_mut(HEAD_WORDS);
+        group.broadcast(0, bytemuck::cast_slice_mut(head))?;
+        if !rest.is_empty() {
+            group.broadcast(0, bytemuck::cast_slice_mut(rest))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the leader's next rows.
+    pub fn receive(&mut self, group: &mut dyn Collective) -> Result<Vec<Told<'_>>, ModelError> {
+        self.words.resize(HEAD_WORDS, 0);
+        group.broadcast(0, bytemuck::cast_slice_mut(&mut self.words))?;
+        let count = 1 + self.words[0] as usize;
+        if count > HEAD_WORDS {
+            self.words.resize(count, 0);
+            group.broadcast(0, bytemuck::cast_slice_mut(&mut self.words[HEAD_WORDS..]))?;
+        }
+        let mut rest = &self.words[1..count];
+        let mut rows = Vec::new();
+        while !rest.is_empty() {
+            let row = read(&mut rest).ok_or_else(|| ModelError::Invalid {
+                field: "order",
+                reason: "the leader's words are no rows: it is another version".to_owned(),
+            })?;
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+}
+
+fn write(words: &mut Vec<u32>, row: &Row<'_>) {
+    let preference = row.adapter.map_or(&[][..], |adapter| adapter.preference());
+    let counts = [
+        row.tokens.len(),
+        row.start,
+        row.logits_from,
+        row.blocks.len(),
+        usize::from(row.adapter.is_some()),
+        preference.len(),
+    ];
+    words.extend(counts.map(|count| count as u32));
+    words.extend(row.tokens.iter().chain(row.blocks));
+    if let Some(conditioned) = row.adapter {
+        let fingerprint = conditioned.adapter().fingerprint();
+        words.extend(fingerprint.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)));
+        words.extend(preference.iter().map(|weight| weight.to_bits()));
+    }
+}
+
+/// `None` for what is no row.
+fn read<'a>(rest: &mut &'a [u32]) -> Option<Told<'a>> {
+    let mut take = |count: usize| rest.split_off(..count);
+    let &[tokens, start, logits_from, blocks, has_adapter, weights] = take(ROW_WORDS)? else { return None };
+    let (tokens, blocks) = (take(tokens as usize)?, take(blocks as usize)?);
+    let adapter = if has_adapter == 1 {
+        let words = take(FINGERPRINT_WORDS)?.iter().flat_map(|word| word.to_le_bytes());
+        let fingerprint: Vec<u8> = words.collect();
+        let preference = take(weights as usize)?.iter().map(|bits| f32::from_bits(*bits)).collect();
+        Some((fingerprint.try_into().ok()?, preference))
+    } else {
+        None
+    };
+    Some(Told { tokens, start: start as usize, logits_from: logits_from as usize, blocks, adapter })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use uniarm_collective::{Group, Local, Payload};
+
+    use super::*;
+
+    #[test]
+    fn followers_hear_the_rows_that_the_leader_tells() {
+        let group = Group { size: 2, epoch: 1, payload: Payload::F32, timeout: Duration::from_secs(60) };
+        let [mut leader, mut follower] =
+            Local::group(group).expect("two ranks").try_into().ok().expect("two");
+        let long: Vec<u32> = (0..1000).collect();
+        let few =
+            [Row { tokens: &[7, u32::MAX >> 9], start: 14, blocks: &[3, 9], logits_from: 1, adapter: None }];
+        let many = [few[0], Row { tokens: &long, start: 0, logits_from: 1000, ..few[0] }];
+        let told = |rows: &[Row<'_>], heard: Vec<Told<'_>>| {
+            assert_eq!(heard.len(), rows.len());
+            for (heard, row) in heard.iter().zip(rows) {
+                assert_eq!((heard.tokens, heard.blocks), (row.tokens, row.blocks));
+                assert_eq!((heard.start, heard.logits_from), (row.start, row.logits_from));
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut order = Order::default();
+                for rows in [&few[..], &[], &many] {
+                    order.send(&mut leader, rows).expect("a follower");
+                }
+            });
+            let mut order = Order::default();
+            for rows in [&few[..], &[], &many] {
+                told(rows, order.receive(&mut follower).expect("a leader"));
+            }
+        });
+    }
+
+    #[test]
+    fn words_that_are_no_rows_are_refused() {
+        for words in [&[1, 0, 0, 0, 0][..], &[2, 0, 0, 0, 0, 0, 5], &[1, 0, 0, 0, 1, 0, 5, 6]] {
+            let mut rest = words;
+            assert_eq!(read(&mut rest), None);
+        }
+    }
+}

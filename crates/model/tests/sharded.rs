@@ -1,0 +1,294 @@
+//! A sharded model is the model: the same logits, bit for bit, for any number of ranks, format and adapter; and a lost rank
+//! ends the step of all others.
+
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{Sequence, bits, demo_model, made_up, shared};
+use tempfile::TempDir;
+use uniarm_collective::{Collective, Fault, Faulty, Group, Local, Payload, Schedule};
+use uniarm_model::{Adapter, Conditioned, Forward, Llama, LlamaOptions, ModelError, ModelFiles, Row, Shard};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const BLOCKS: u32 = 5;
+
+fn options(threads: usize) -> LlamaOptions {
+    LlamaOptions { threads, kv_blocks: 64, block_tokens: 16 }
+}
+
+fn group(size: usize) -> Group {
+    Group { size, epoch: 1, payload: Payload::F32, timeout: TIMEOUT }
+}
+
+fn adapters_of(conditioned: &[Conditioned]) -> Vec<Arc<Adapter>> {
+    let mut adapters: Vec<Arc<Adapter>> = Vec::new();
+    for one in conditioned {
+        if !adapters.iter().any(|adapter| Arc::ptr_eq(adapter, one.adapter())) {
+            adapters.push(Arc::clone(one.adapter()));
+        }
+    }
+    adapters
+}
+
+/// Models of every format, tied and untied, with biases and without, and adapters of every kind.
+fn scenes() -> Vec<(ModelFiles, Vec<Conditioned>, Option<TempDir>)> {
+    let made_up = [made_up::scene("llama"), made_up::scene("qwen2"), made_up::quantised_scene()];
+    let mut scenes: Vec<_> =
+        made_up.into_iter().map(|(files, adapters, folder)| (files, adapters, Some(folder))).collect();
+    let conditioned = |folder: PathBuf, files: &ModelFiles| {
+        let adapter = Adapter::load(&folder, &files.config, &files.fingerprint).expect("a sound adapter");
+        let preference: &[f32] = if adapter.objectives().is_empty() { &[] } else { &[0.3, 0.7] };
+        Arc::new(adapter).condition(preference).expect("on the simplex")
+    };
+    if let (Some(files), Some(golden)) = (demo_model(), shared().map(|folder| folder.join("golden"))) {
+        let names = ["adapter-moslora", "adapter-pblora", "adapter-lora"];
+        let adapters = names.map(|name| conditioned(golden.join(name), &files)).into();
+        scenes.push((files, adapters, None));
+    }
+    scenes
+}
+
+fn prompt(seed: u32, count: u32, vocabulary: usize) -> Vec<u32> {
+    let number = |i: u32| (i + 1).wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(40_503)) >> 7;
+    (0..count).map(|i| number(i) % vocabulary as u32).collect()
+}
+
+/// Steps of prefill chunks and decode rows, with adapters and without: the logits of all of them.
+fn script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Vec<u32>> {
+    let vocabulary = model.vocabulary();
+    let adapter_of = |index: usize| if index.is_multiple_of(2) { None } else { adapters.get(index / 2) };
+    let mut sequences: Vec<Sequence<'_>> = (0..2 * adapters.len().max(1))
+        .map(|index| {
+            let blocks = index as u32 * BLOCKS..(index as u32 + 1) * BLOCKS;
+            Sequence::new(&prompt(index as u32, 30 + 7 * index as u32, vocabulary), blocks, adapter_of(index))
+        })
+        .collect();
+    let mut all = Vec::new();
+    let mut logits = Vec::new();
+    // One row alone, then each of the others joins by a chunk of its prompt while those before it decode.
+    for round in 0..sequences.len() + 2 {
+        let rows: Vec<Row<'_>> = sequences
+            .iter()
+            .take(round + 1)
+            .map(|sequence| {
+                let chunk = &sequence.tokens[sequence.computed..];
+                let tokens = &chunk[..chunk.len().min(23)];
+                // A whole prompt is wanted at its last two positions.
+                let logits_from =
+                    if tokens.len() == chunk.len() { tokens.len().saturating_sub(2) } else { tokens.len() };
+                Row { tokens, logits_from, ..sequence.row() }
+            })
+            .collect();
+        model.forward(&rows, &mut logits).expect("sound rows");
+        let counts: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
+        all.push(bits(&logits));
+        for (index, (sequence, count)) in sequences.iter_mut().zip(counts).enumerate() {
+            sequence.computed += count;
+            if sequence.computed == sequence.tokens.len() {
+                sequence.tokens.push(((index * 31 + round * 7) % vocabulary) as u32);
+            }
+        }
+    }
+    all
+}
+
+/// Runs `lead` at rank 0 of a group of threads; returns what it says, and why each follower ended.
+fn sharded<T: Send>(
+    (files, threads): (&ModelFiles, usize),
+    ranks: Vec<Box<dyn Collective>>,
+    adapters: &[Arc<Adapter>],
+    lead: impl FnOnce(&mut dyn Forward) -> T + Send,
+) -> (T, Vec<ModelError>) {
+    let size = ranks.len();
+    thread::scope(|scope| {
+        let mut ranks = ranks.into_iter().enumerate();
+        let (_, leader) = ranks.next().expect("a rank 0");
+        let followers: Vec<_> = ranks
+            .map(|(rank, group)| {
+                scope.spawn(move || {
+                    let mut shard = Shard::load(files, &options(threads), (rank, size)).expect("a part");
+                    match shard.join(group) {
+                        Ok(()) => shard.follow(adapters),
+                        Err(error) => error,
+                    }
+                })
+            })
+            .collect();
+        let mut shard = Shard::load(files, &options(threads), (0, size)).expect("a part");
+        shard.join(leader).expect("a group");
+        let mut leader = shard.lead(|_| {});
+        let said = lead(&mut leader);
+        drop(leader);
+        (said, followers.into_iter().map(|follower| follower.join().expect("no panic")).collect())
+    })
+}
+
+fn local(group: Group) -> Vec<Box<dyn Collective>> {
+    let ranks = Local::group(group).expect("ranks");
+    ranks.into_iter().map(|rank| Box::new(rank) as Box<dyn Collective>).collect()
+}
+
+#[test]
+fn any_number_of_ranks_has_the_bits_of_one() {
+    for (files, conditioned, _folder) in scenes() {
+        let mut whole = Llama::load(&files, &options(1)).expect("a sound model");
+        let expected = script(&mut whole, &conditioned);
+        let adapters = adapters_of(&conditioned);
+        for (size, threads) in [(1, 1), (2, 1), (3, 2), (4, 1)] {
+            let lead = |model: &mut dyn Forward| script(model, &conditioned);
+            let (found, _) = sharded((&files, threads), local(group(size)), &adapters, lead);
+            for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert!(found == expected, "{}: step {step} of {size} ranks", files.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_holds_its_part_of_the_weights() {
+    for (files, _, _folder) in scenes() {
+        let whole = Llama::load(&files, &options(1)).expect("a sound model");
+        for size in 2..=4 {
+            let parts: Vec<Shard> = (0..size)
+                .map(|rank| Shard::load(&files, &options(1), (rank, size)).expect("a part"))
+                .collect();
+            let bytes: Vec<usize> = parts.iter().map(Shard::weight_bytes).collect();
+            println!("{}: {} bytes in one, {bytes:?} in {size}", files.name, whole.weight_bytes());
+            assert!(bytes.iter().sum::<usize>() >= whole.weight_bytes());
+            // Small models have few heads to divide, and panels that are not full.
+            if files.config.hidden > 500 {
+                assert!(
+                    bytes.iter().all(|bytes| *bytes < whole.weight_bytes() * 12 / (10 * size)),
+                    "{bytes:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn more_ranks_than_heads_are_refused_in_a_sentence() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let error = Shard::load(&files, &options(1), (0, 5)).err().expect("4 heads").to_string();
+    assert!(error.contains("5 ranks share this model's 4 query heads"), "{error}");
+}
+
+#[test]
+fn ranks_that_differ_find_out_before_they_compute() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let (other, _, _other_folder) = made_up::scene("qwen2");
+    let smaller = LlamaOptions { kv_blocks: 32, ..options(1) };
+    let cases =
+        [(&other, options(1), "other weights"), (&files, smaller, "32 blocks of 16 tokens, not 64 of 16")];
+    for (follower_files, follower_options, sentence) in cases {
+        let [leader, follower] = Local::group(group(2)).expect("two ranks").try_into().ok().expect("two");
+        thread::scope(|scope| {
+            let follower = scope.spawn(move || {
+                let mut shard = Shard::load(follower_files, &follower_options, (1, 2)).expect("a part");
+                shard.join(Box::new(follower)).expect_err("they differ").to_string()
+            });
+            let mut shard = Shard::load(&files, &options(1), (0, 2)).expect("a part");
+            let error = shard.join(Box::new(leader)).expect_err("they differ").to_string();
+            for error in [error, follower.join().expect("no panic")] {
+                assert!(error.contains("rank 1 has") && error.contains(sentence), "{error}");
+            }
+        });
+    }
+    let rounding = Group { payload: Payload::Bf16, ..group(1) };
+    let mut shard = Shard::load(&files, &options(1), (0, 1)).expect("a part");
+    let error = shard.join(local(rounding).remove(0)).expect_err("it rounds").to_string();
+    assert!(error.starts_with("payload: "), "{error}");
+}
+
+#[test]
+fn a_lost_rank_ends_the_step_and_the_next_group_goes_on_over_the_same_weights() {
+    let (files, conditioned, _folder) = made_up::scene("llama");
+    let adapters = adapters_of(&conditioned);
+    let mut whole = Llama::load(&files, &options(1)).expect("a sound model");
+    let expected = script(&mut whole, &conditioned);
+    let mut lost = Shard::load(&files, &options(1), (1, 3)).expect("a part");
+    let mut other = Shard::load(&files, &options(1), (2, 3)).expect("a part");
+    // At the first call of a step, between two layers, and while logits are collected.
+    for call in [1, 2, 7, 8, 11, 40] {
+        let began = Instant::now();
+        let [zero, one, two] = Local::group(group(3)).expect("three ranks").try_into().ok().expect("three");
+        let one = Faulty::new(Box::new(one), TIMEOUT, Schedule::once(call, Fault::Death));
+        thread::scope(|scope| {
+            let adapters = &adapters;
+            let lost = &mut lost;
+            let other = &mut other;
+            let followers = [
+                scope.spawn(move || lost.join(Box::new(one)).err().unwrap_or_else(|| lost.follow(adapters))),
+                scope
+                    .spawn(move || other.join(Box::new(two)).err().unwrap_or_else(|| other.follow(adapters))),
+            ];
+            let mut shard = Shard::load(&files, &options(1), (0, 3)).expect("a part");
+            shard.join(Box::new(zero)).expect("a group");
+            let (said, heard) = std::sync::mpsc::channel();
+            let mut leader = shard.lead(move |error| said.send(error.to_string()).expect("a listener"));
+            let row = Row { tokens: &[1, 2], start: 0, blocks: &[0], logits_from: 0, adapter: None };
+            let error =
+                std::iter::repeat_with(|| leader.forward(&[row], &mut Vec::new())).find_map(Result::err);
+            assert!(matches!(error, Some(ModelError::Group(_))), "call {call}: {error:?}");
+            assert!(leader.forward(&[row], &mut Vec::new()).is_err(), "the group stays over");
+            assert_eq!(heard.iter().count(), 1, "the loss is told once");
+            for follower in followers {
+                let ended = follower.join().expect("no panic");
+                assert!(matches!(ended, ModelError::Group(_)), "call {call}: {ended}");
+            }
+        });
+        assert!(began.elapsed() < TIMEOUT / 2, "call {call}");
+    }
+    // The same parts in another group: what their caches hold is never read.
+    let [zero, one, two] = Local::group(group(3)).expect("three ranks").try_into().ok().expect("three");
+    thread::scope(|scope| {
+        for (shard, group) in [(&mut lost, one), (&mut other, two)] {
+            let adapters = &adapters;
+            scope.spawn(move || {
+                shard.join(Box::new(group)).expect("a group");
+                shard.follow(adapters)
+            });
+        }
+        let mut shard = Shard::load(&files, &options(1), (0, 3)).expect("a part");
+        shard.join(Box::new(zero)).expect("a group");
+        assert!(script(&mut shard.lead(|_| {}), &conditioned) == expected, "after a loss");
+    });
+}
+
+#[test]
+fn a_leader_without_work_notices_that_a_rank_hangs() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let short = Group { timeout: Duration::from_millis(500), ..group(2) };
+    let mut ranks = local(short);
+    let hanging = Faulty::new(ranks.remove(1), short.timeout * 8, Schedule::once(2, Fault::Silence));
+    ranks.push(Box::new(hanging));
+    let lead = |model: &mut dyn Forward| {
+        let began = Instant::now();
+        while model.idle().is_ok() {
+            assert!(began.elapsed() < TIMEOUT, "it goes on without its follower");
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    sharded((&files, 1), ranks, &[], lead);
+}
+
+#[test]
+fn a_leader_without_work_says_so_and_its_followers_stay() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let short = Group { timeout: Duration::from_millis(900), ..group(2) };
+    let lead = |model: &mut dyn Forward| {
+        let began = Instant::now();
+        while began.elapsed() < 2 * short.timeout {
+            model.idle().expect("a follower that waits is no lost one");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let row = Row { tokens: &[1], start: 0, blocks: &[0], logits_from: 0, adapter: None };
+        model.forward(&[row], &mut Vec::new()).expect("both are there");
+    };
+    let (_, ended) = sharded((&files, 1), local(short), &[], lead);
+    assert!(matches!(ended[..], [ModelError::Group(_)]));
+}
