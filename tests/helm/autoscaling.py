@@ -39,7 +39,7 @@ def scaler(values, pool):
         "thresholds": {
             name: target
             for name, target in targets.items()
-            if target is not None and name not in ("minReplicas", "maxReplicas")
+            if target is not None and name not in ("enabled", "minReplicas", "maxReplicas")
         },
         "up": (up["stabilizationSeconds"], [("Percent", up["percent"], period), ("Pods", up["pods"], period)]),
         "down": (down["stabilizationSeconds"], [("Pods", 1, values["drainTimeoutSeconds"] + 10)]),

@@ -66,6 +66,7 @@ pub struct ScaleDown {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BasePool {
+    pub enabled: bool,
     pub min_replicas: u32,
     pub max_replicas: u32,
     /// Sequences, running or in line, over those that may run.
@@ -77,6 +78,7 @@ pub struct BasePool {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RewardPool {
+    pub enabled: bool,
     pub min_replicas: u32,
     pub max_replicas: u32,
     /// Sessions over those that may run.
@@ -154,8 +156,15 @@ impl Values {
                 prometheus: Rates { rate_seconds: 120 },
                 scale_up: ScaleUp { stabilization_seconds: 30, percent: 50, pods: 2, period_seconds: 60 },
                 scale_down: ScaleDown { stabilization_seconds: 300 },
-                base: BasePool { min_replicas: 2, max_replicas: 10, sequences: Some(0.6), blocks: Some(0.7) },
+                base: BasePool {
+                    enabled: true,
+                    min_replicas: 2,
+                    max_replicas: 10,
+                    sequences: Some(0.6),
+                    blocks: Some(0.7),
+                },
                 reward: RewardPool {
+                    enabled: true,
                     min_replicas: 2,
                     max_replicas: 10,
                     sessions: Some(0.6),
@@ -179,6 +188,14 @@ impl Values {
     fn check(&self) -> Result<(), ValuesError> {
         let invalid = |field, value: String, limit| Err(ValuesError::Invalid { field, value, limit });
         let Autoscaling { base, reward, .. } = &self.autoscaling;
+        for (field, enabled) in
+            [("autoscaling.base.enabled", base.enabled), ("autoscaling.reward.enabled", reward.enabled)]
+        {
+            if !enabled {
+                let limit = "both pools scale here: for one that does not, set minReplicas and maxReplicas to its size";
+                return invalid(field, enabled.to_string(), limit);
+            }
+        }
         for (field, least, most) in [
             ("autoscaling.base.minReplicas", base.min_replicas, base.max_replicas),
             ("autoscaling.reward.minReplicas", reward.min_replicas, reward.max_replicas),
@@ -228,6 +245,10 @@ mod tests {
         let error = Values::read(&json.to_string()).unwrap_err().to_string();
         assert!(error.starts_with("autoscaling.base.minReplicas is 11, but"), "{error}");
         json["autoscaling"]["base"]["minReplicas"] = 1.into();
+        json["autoscaling"]["reward"]["enabled"] = false.into();
+        let error = Values::read(&json.to_string()).unwrap_err().to_string();
+        assert!(error.starts_with("autoscaling.reward.enabled is false, but both pools"), "{error}");
+        json["autoscaling"]["reward"]["enabled"] = true.into();
         json["autoscaling"]["reward"]["sessions"] = 0.into();
         let error = Values::read(&json.to_string()).unwrap_err().to_string();
         assert!(error.starts_with("autoscaling.reward.sessions is 0, but"), "{error}");
