@@ -60,7 +60,7 @@ fn prompt(seed: u32, count: u32, vocabulary: usize) -> Vec<u32> {
 /// Steps of prefill chunks and decode rows, with adapters and without: the logits of all of them.
 fn script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Vec<u32>> {
     let vocabulary = model.vocabulary();
-    let adapter_of = |index: usize| if index % 2 == 0 { None } else { adapters.get(index / 2) };
+    let adapter_of = |index: usize| if index.is_multiple_of(2) { None } else { adapters.get(index / 2) };
     let mut sequences: Vec<Sequence<'_>> = (0..2 * adapters.len().max(1))
         .map(|index| {
             let blocks = index as u32 * BLOCKS..(index as u32 + 1) * BLOCKS;
