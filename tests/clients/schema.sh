@@ -36,7 +36,9 @@ while [ -z "$url" ]; do
 done
 
 # positive_data_acceptance is left out: what a model may be called, and which objectives it has, no schema knows.
-if "$python" -m schemathesis.cli --config-file tests/clients/schemathesis.toml run "$url/openapi.json" --header "Authorization: Bearer $(value key)" \
+config=$PWD/tests/clients/schemathesis.toml
+cd "$scratch" || exit 1 # it leaves what it learnt where it stands
+if "$python" -m schemathesis.cli --config-file "$config" run "$url/openapi.json" --header "Authorization: Bearer $(value key)" \
     --exclude-checks positive_data_acceptance --max-examples "$examples" --request-timeout 60 \
     --workers 1 --no-color --seed "${SEED:-1}" >"$scratch/report" 2>&1; then
     echo "ok      schema: $(sed -n 's/^ *\([0-9]* generated\), .*/\1/p' "$scratch/report") requests, and each answer is as documented"
