@@ -264,7 +264,9 @@ impl Answers {
     async fn after_loss(&mut self, ended: Status) -> Result<(), Status> {
         let fault = Fault::of(&ended);
         let now = Instant::now();
-        if fault != Fault::Request && self.deadline.is_some_and(|deadline| deadline <= now) {
+        // The transport keeps deadlines too, and calls it a cancellation.
+        let may_be_late = fault != Fault::Request || ended.code() == tonic::Code::Cancelled;
+        if may_be_late && self.deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Refusal::deadline("the deadline passed before the last token").into());
         }
         if fault == Fault::Connection {

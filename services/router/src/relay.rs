@@ -398,7 +398,12 @@ async fn within<T>(
     answer: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
     let Some(deadline) = deadline else { return answer.await };
-    timeout_at(deadline + DEADLINE_GRACE, answer).await.map_err(|_| late())?
+    let answered = timeout_at(deadline + DEADLINE_GRACE, answer).await.map_err(|_| late())?;
+    // The transport keeps deadlines too, and calls it a cancellation; nobody has cancelled anything.
+    answered.map_err(|status| match status.code() {
+        Code::Cancelled if deadline <= Instant::now() => late(),
+        _ => status,
+    })
 }
 
 fn late() -> Status {
