@@ -303,7 +303,7 @@ fn keys_change_while_streams_run(
         write(file, &(tenant("free", &[old, &new], "") + &rest));
         until(&|| is_known(&new));
         assert!(is_known(old) && is_known(kept));
-        // What cannot be meant changes nothing.
+        // What cannot be meant changes nothing: within this time it has been looked at.
         write(file, "[[tenants]]\nname = 3");
         thread::sleep(Duration::from_secs(3));
         assert!(is_known(old) && is_known(&new));

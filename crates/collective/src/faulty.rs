@@ -150,10 +150,6 @@ impl Collective for Faulty {
         self.call(|inner| inner.all_reduce_sum(values))
     }
 
-    fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CollectiveError> {
-        self.call(|inner| inner.all_gather(own, all))
-    }
-
     fn all_gather_parts(
         &mut self,
         own: &[f32],

@@ -61,7 +61,10 @@ pub trait Collective: Send {
     ///
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
-    fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CollectiveError>;
+    fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CollectiveError> {
+        let counts = vec![own.len(); self.size()];
+        self.all_gather_parts(own, &counts, all)
+    }
 
     /// As [`Collective::all_gather`], where rank r brings `counts[r]` numbers; all ranks name the same counts.
     ///

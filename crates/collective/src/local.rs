@@ -183,15 +183,6 @@ impl Collective for Local {
         Ok(())
     }
 
-    fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CollectiveError> {
-        check_parts(self.group.size, all.len(), own.len())?;
-        let posts = self.meet(Operation::AllGather, own)?;
-        for (rank, post) in posts.iter().enumerate() {
-            all[rank * own.len()..][..own.len()].copy_from_slice(&post.values);
-        }
-        Ok(())
-    }
-
     fn all_gather_parts(
         &mut self,
         own: &[f32],

@@ -228,15 +228,6 @@ impl Collective for Tcp {
         self.spread(Operation::AllReduce, values, |rank| part(size, count, rank))
     }
 
-    fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CollectiveError> {
-        check_parts(self.group.size, all.len(), own.len())?;
-        let place = &mut all[self.rank * own.len()..][..own.len()];
-        place.copy_from_slice(own);
-        self.group.payload.round(place);
-        let count = own.len();
-        self.spread(Operation::AllGather, all, |rank| rank * count..(rank + 1) * count)
-    }
-
     fn all_gather_parts(
         &mut self,
         own: &[f32],

@@ -36,6 +36,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
         _ => {}
     }
     let tenants = args.front.open_tenants()?;
+    let dialer = args.process.tls.dialer(&[RoleName::Base])?;
     let Some(mut process) =
         Process::start(Role::Router, &args.process, args.front.door.grpc()?, &format!("{args:#?}")).await?
     else {
@@ -55,7 +56,6 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
         tokio::spawn(following);
     }
     tokio::spawn(tenants.clone().follow(process.shutdown.token()));
-    let dialer = args.process.tls.dialer(&[RoleName::Base])?;
     let options =
         RouterOptions { requests_max: args.requests_max, tenants, dialer, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
