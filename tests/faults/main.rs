@@ -7,6 +7,7 @@
 #[path = "../cluster/harness.rs"]
 mod harness;
 
+mod batch;
 mod fleet;
 mod load;
 mod reward;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 pub use address::StoreAddress;
 pub use error::StoreError;
-pub use etcd::{Credentials, EtcdOptions, EtcdStore, TlsFiles};
+pub use etcd::{Claim, Claimed, Credentials, EtcdOptions, EtcdStore, TlsFiles, Work, WorkState};
 pub use memory::MemoryStore;
 pub use snapshot::{Snapshot, SnapshotReceiver};
 pub use store::{MemberStore, Registration, RegistrationState};

@@ -7,20 +7,24 @@ use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
     path::PathBuf,
+    time::Duration,
 };
 
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
+use uniarm_cluster::{StoreError, Work};
 use uniarm_proto::{Refused, Transcript};
 
 use crate::{
     answer::output_line,
+    book::{Alone, Book, Rest},
     digest::hexadecimal,
     drive::{Away, Cluster, Done, Drive, DriveOptions},
     ledger::{Identity, Ledger, LedgerError},
     output::{Encoding, Order},
     request::{Label, Plan, Planned},
+    shared::Shared,
     source::{Line, Lines, Place, Source, SourceError},
 };
 
@@ -30,6 +34,9 @@ const BAD_LINES_SHOWN: usize = 10;
 /// Requests between the oldest unanswered one and the newest: what one long answer may hold back, in memory and in the
 /// journal.
 const AHEAD_MAX: u64 = 8192;
+
+/// How often a process of a shared job that has nothing left to do looks whether others are done.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone)]
 pub struct JobOptions {
@@ -83,6 +90,20 @@ pub enum JobError {
     ChangedMeanwhile,
     #[error("{away}\n{done} of {requests} are done and kept; repeat the command to go on from there")]
     Away { away: Away, done: u64, requests: u64 },
+    #[error("{0}; what is finished is kept, repeat the command to go on from there")]
+    Store(#[from] StoreError),
+    #[error(
+        "{what} differs from what the job that is shared by this name was begun with; restore it, or take another name and another --output"
+    )]
+    OtherJob { what: String },
+    #[error("what the store has of the job by this name was written by another version; take another name")]
+    Unreadable,
+    #[error("the job by this name is finished, and {} is not here; take another name to do it again", output.display())]
+    Gone { output: PathBuf },
+    #[error("{} was finished by another process and is not here; those that share a job must see the same folder of --output", path.display())]
+    Elsewhere { path: PathBuf },
+    #[error("{} is not what was written there; take another name and another --output to do the job again", path.display())]
+    Damaged { path: PathBuf },
 }
 
 /// The first of the bad lines, a line each.
@@ -94,17 +115,17 @@ type Reading = Result<Planned, Box<(Refused, Label)>>;
 /// What the first reading found.
 struct Survey {
     digest: String,
-    /// The lines of this part.
-    own: Range<u64>,
+    lines: u64,
 }
 
 /// A job that asks.
-struct Job<'a> {
+struct Job<'a, B> {
     plan: &'a Plan,
+    source: &'a Source,
+    /// Of the whole input, as the first reading found it.
+    digest: &'a str,
     lines: Lines,
-    /// The lines of this part.
-    own: Range<u64>,
-    ledger: Ledger,
+    book: B,
     drive: Drive<'a>,
     /// Of what is in flight.
     labels: HashMap<u64, Label>,
@@ -124,28 +145,42 @@ pub async fn run(
     mut seen: impl FnMut(&Progress),
 ) -> Result<Progress, JobError> {
     let survey = tokio::task::block_in_place(|| survey(options))?;
-    let requests = (survey.own.end - survey.own.start) * options.plan.width();
+    let own = options.part.of(survey.lines);
+    let requests = (own.end - own.start) * options.plan.width();
     let identity = identity(options, &survey.digest, requests);
     let encoding = Encoding::of(&options.output).map_err(JobError::Output)?;
     let ledger = Ledger::open(&options.output, identity, options.order, encoding)?;
-    let mut job = Job {
-        plan: &options.plan,
-        lines: options.source.lines(),
-        own: survey.own.clone(),
-        drive: Drive::new(cluster, options.drive.clone()),
-        labels: HashMap::new(),
-        open: Vec::new(),
-        progress: Progress { requests, kept: ledger.done(), ..Progress::default() },
-        ledger,
-    };
+    let book = Alone::new(ledger, own, options.plan.width());
+    let mut job = Job::new(options, cluster, &survey, book, requests);
     let ran = job.run(&mut seen).await;
-    job.ledger.close()?;
+    job.book.close()?;
     ran?;
-    if job.lines.digest() != survey.digest {
-        return Err(JobError::ChangedMeanwhile);
-    }
     options.source.forget_copy(&options.output);
     Ok(job.progress)
+}
+
+/// Takes part in a job that several processes share, until all of it is done by all of them: `options` without a part, in
+/// the order of the input, from files and into a folder that all of them see.
+///
+/// # Errors
+/// As [`run`]; besides, a store that stays away, and another job by the same name.
+pub async fn run_shared(
+    options: &JobOptions,
+    work: &Work,
+    cluster: &dyn Cluster,
+    mut seen: impl FnMut(&Progress),
+) -> Result<Progress, JobError> {
+    let survey = tokio::task::block_in_place(|| survey(options))?;
+    let requests = survey.lines * options.plan.width();
+    let identity = identity(options, &survey.digest, requests);
+    let encoding = Encoding::of(&options.output).map_err(JobError::Output)?;
+    let book = Shared::join(work, &options.output, encoding, identity, survey.lines).await?;
+    let is_finished = book.is_finished();
+    let mut job = Job::new(options, cluster, &survey, book, requests);
+    let ran = if is_finished { Ok(()) } else { job.run(&mut seen).await };
+    work.leave().await;
+    job.show(&mut seen);
+    ran.map(|()| job.progress)
 }
 
 fn survey(options: &JobOptions) -> Result<Survey, JobError> {
@@ -166,7 +201,7 @@ fn survey(options: &JobOptions) -> Result<Survey, JobError> {
     }
     match (total, count) {
         (0, _) => Err(JobError::Empty),
-        (_, 0) => Ok(Survey { digest: lines.digest(), own: options.part.of(total) }),
+        (_, 0) => Ok(Survey { digest: lines.digest(), lines: total }),
         _ => Err(JobError::BadLines { lines: bad, count }),
     }
 }
@@ -234,17 +269,43 @@ impl std::str::FromStr for Part {
 
 // === impl Job ===
 
-impl Job<'_> {
+impl<'a, B: Book> Job<'a, B> {
+    fn new(
+        options: &'a JobOptions,
+        cluster: &'a dyn Cluster,
+        survey: &'a Survey,
+        book: B,
+        requests: u64,
+    ) -> Self {
+        Self {
+            plan: &options.plan,
+            source: &options.source,
+            digest: &survey.digest,
+            lines: options.source.lines(),
+            drive: Drive::new(cluster, options.drive.clone()),
+            labels: HashMap::new(),
+            open: Vec::new(),
+            progress: Progress { requests, kept: book.done(), ..Progress::default() },
+            book,
+        }
+    }
+
     async fn run(&mut self, seen: &mut impl FnMut(&Progress)) -> Result<(), JobError> {
         loop {
-            while self.drive.has_room() && self.may_read_on() && self.ask_next()? {}
+            while self.drive.has_room() && self.may_read_on() && self.ask_next().await? {}
+            self.book.settle().await?;
             self.show(seen);
             match self.drive.next().await {
-                None if self.is_at_end()? => return Ok(()),
-                None => {}
+                None if !self.is_at_end().await? => {}
+                None if self.lines.digest() != self.digest => return Err(JobError::ChangedMeanwhile),
+                None => match self.book.rest().await? {
+                    Rest::Done => return Ok(()),
+                    Rest::Again => self.lines = self.source.lines(),
+                    Rest::Wait => tokio::time::sleep(LOOK_EVERY).await,
+                },
                 Some(Ok(Done { number, result })) => self.finish(number, &result)?,
                 Some(Err(away)) => {
-                    let (done, requests) = (self.ledger.done(), self.progress.requests);
+                    let (done, requests) = (self.book.done(), self.progress.requests);
                     return Err(JobError::Away { away, done, requests });
                 }
             }
@@ -252,14 +313,14 @@ impl Job<'_> {
     }
 
     fn may_read_on(&self) -> bool {
-        let unread = self.lines.index().saturating_sub(self.own.start) * self.plan.width();
+        let unread = self.book.first_number(self.lines.index());
         let next = self.open.last().map_or(unread, |(number, _)| *number);
-        next < self.ledger.done_below() + AHEAD_MAX
+        self.book.oldest().is_none_or(|oldest| next < oldest + AHEAD_MAX)
     }
 
     /// False: all lines are read.
-    fn ask_next(&mut self) -> Result<bool, JobError> {
-        let Some((number, planned)) = self.next_request()? else { return Ok(false) };
+    async fn ask_next(&mut self) -> Result<bool, JobError> {
+        let Some((number, planned)) = self.next_request().await? else { return Ok(false) };
         match planned {
             Ok(planned) => {
                 self.labels.insert(number, planned.label);
@@ -268,33 +329,28 @@ impl Job<'_> {
             Err(bad) => {
                 let (error, label) = *bad;
                 let line = output_line(&label, Err(&error));
-                self.ledger.record(number, true, line)?;
+                self.book.record(number, true, line)?;
             }
         }
         Ok(true)
     }
 
     /// The next request that is not done.
-    fn next_request(&mut self) -> Result<Option<(u64, Reading)>, JobError> {
+    async fn next_request(&mut self) -> Result<Option<(u64, Reading)>, JobError> {
         loop {
             while let Some((number, planned)) = self.open.pop() {
-                if !self.ledger.is_done(number) {
+                if !self.book.is_done(number) {
                     return Ok(Some((number, planned)));
                 }
             }
             let Some(line) = self.lines.next_line()? else { return Ok(None) };
-            self.open_line(&line);
+            if self.book.takes(line.index).await? {
+                self.open_line(&line);
+            }
         }
     }
 
     fn open_line(&mut self, line: &Line) {
-        if !self.own.contains(&line.index) {
-            return;
-        }
-        let first = (line.index - self.own.start) * self.plan.width();
-        if first + self.plan.width() <= self.ledger.done_below() {
-            return;
-        }
         let planned: Vec<_> = match self.plan.read(line) {
             Ok(planned) => planned.into_iter().map(Ok).collect(),
             Err(unread) => {
@@ -302,13 +358,13 @@ impl Job<'_> {
                 unread.labels.into_iter().map(|label| Err(Box::new((refused.clone(), label)))).collect()
             }
         };
-        self.open.extend((first..).zip(planned));
+        self.open.extend((self.book.first_number(line.index)..).zip(planned));
         self.open.reverse();
     }
 
     /// Nothing is in flight: is that because nothing is left?
-    fn is_at_end(&mut self) -> Result<bool, JobError> {
-        match self.next_request()? {
+    async fn is_at_end(&mut self) -> Result<bool, JobError> {
+        match self.next_request().await? {
             None => Ok(true),
             Some(next) => {
                 self.open.push(next);
@@ -326,12 +382,12 @@ impl Job<'_> {
             }
             Err(status) => output_line(&label, Err(&Refused::from(status))),
         };
-        Ok(self.ledger.record(number, result.is_err(), line)?)
+        self.book.record(number, result.is_err(), line)
     }
 
     fn show(&mut self, seen: &mut impl FnMut(&Progress)) {
-        self.progress.done = self.ledger.done();
-        self.progress.failed = self.ledger.failed();
+        self.progress.done = self.book.done();
+        self.progress.failed = self.book.failed();
         self.progress.in_flight = self.drive.in_flight();
         self.progress.refusals = self.drive.refusals();
         seen(&self.progress);

@@ -345,7 +345,7 @@ fn read_record(line: &[u8]) -> Option<Record> {
 
 impl Identity {
     /// What of the other is not the same, for a sentence.
-    fn difference(&self, now: &Self) -> Option<String> {
+    pub fn difference(&self, now: &Self) -> Option<String> {
         if (&self.input, self.requests) != (&now.input, now.requests) && self.settings == now.settings {
             return Some("the input".to_owned());
         }

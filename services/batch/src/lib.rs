@@ -5,6 +5,7 @@
 
 mod answer;
 mod append_log;
+mod book;
 mod digest;
 mod drive;
 mod failure;
@@ -16,15 +17,16 @@ mod output;
 mod pace;
 mod preferences;
 mod request;
+mod shared;
 mod source;
 
 pub use append_log::{AppendLog, LogError};
 pub use digest::{checksum, hexadecimal, seed};
 pub use drive::{ATTEMPTS_MAX, Away, Cluster, Done, Drive, DriveOptions, PATIENCE, field_hint};
-pub use job::{JobError, JobOptions, Part, Progress, run};
+pub use job::{JobError, JobOptions, Part, Progress, run, run_shared};
 pub use ledger::journal_path;
 pub use output::Order;
 pub use pace::Pace;
 pub use preferences::{Preference, Preferences, PreferencesError, lattice};
 pub use request::{Label, Plan, Planned, Unread};
-pub use source::{LINE_BYTES_MAX, Line, Lines, Place, Source, SourceError};
+pub use source::{LINE_BYTES_MAX, Line, Lines, Place, STANDARD_INPUT, Source, SourceError};

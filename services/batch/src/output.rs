@@ -1,16 +1,18 @@
-//! How lines of output become bytes: as they are, or as gzip members of a fixed number of lines.
+//! How lines of output become bytes: as they are, or as gzip members or zstd frames of a fixed number of lines.
 
 use std::{io::Write as _, path::Path};
 
 use flate2::{Compression, GzBuilder};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-/// Lines of a gzip member: enough to compress well, few enough to wait for.
+/// Lines of a gzip member or a zstd frame: enough to compress well, few enough to wait for.
 const MEMBER_LINES: u64 = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     Plain,
     Gzip,
+    Zstandard,
 }
 
 /// Where a line of output stands.
@@ -30,9 +32,11 @@ impl Encoding {
     pub fn of(path: &Path) -> Result<Self, String> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("gz") => Ok(Self::Gzip),
-            Some(other @ ("zst" | "bz2" | "xz")) => {
-                Err(format!("{}: .{other} is not written here; use .gz, or no compression", path.display()))
-            }
+            Some("zst") => Ok(Self::Zstandard),
+            Some(other @ ("bz2" | "xz")) => Err(format!(
+                "{}: .{other} is not written here; use .zst, .gz, or no compression",
+                path.display()
+            )),
             _ => Ok(Self::Plain),
         }
     }
@@ -41,11 +45,11 @@ impl Encoding {
     pub fn block_lines(self) -> u64 {
         match self {
             Self::Plain => 1,
-            Self::Gzip => MEMBER_LINES,
+            Self::Gzip | Self::Zstandard => MEMBER_LINES,
         }
     }
 
-    /// The same lines are the same bytes: a gzip member carries no time and no name.
+    /// The same lines are the same bytes: compressed ones carry no time and no name.
     pub fn encode<'a>(self, lines: impl Iterator<Item = &'a str>) -> Vec<u8> {
         let mut text = Vec::new();
         for line in lines {
@@ -59,6 +63,7 @@ impl Encoding {
                 let written = member.write_all(&text).and_then(|()| member.finish());
                 written.expect("a vector takes all bytes")
             }
+            Self::Zstandard => compress_to_vec(text.as_slice(), CompressionLevel::Fastest),
         }
     }
 }

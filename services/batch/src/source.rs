@@ -1,5 +1,7 @@
 //! Lines from files, patterns and standard input, compressed or not, one at a time.
 
+mod zstandard;
+
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read as _, Write as _},
@@ -11,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use uniarm_proto::limits::REQUEST_MESSAGE_BYTES_MAX;
 
 use crate::digest::hexadecimal;
+use zstandard::Frames;
 
 /// Bytes of a line: a longer one would not fit into a request either.
 pub const LINE_BYTES_MAX: usize = REQUEST_MESSAGE_BYTES_MAX;
@@ -19,7 +22,7 @@ pub const LINE_BYTES_MAX: usize = REQUEST_MESSAGE_BYTES_MAX;
 const FILES_MAX: usize = 100_000;
 
 /// Name of standard input on the command line.
-const STANDARD_INPUT: &str = "-";
+pub const STANDARD_INPUT: &str = "-";
 
 /// Suffix of the copy of standard input beside the output: a second life needs the lines again.
 const COPY_SUFFIX: &str = ".stdin";
@@ -147,9 +150,9 @@ fn open(file: &Path) -> io::Result<Box<dyn BufRead + Send>> {
     let reader = BufReader::new(File::open(file)?);
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("gz") => Ok(Box::new(BufReader::new(MultiGzDecoder::new(reader)))),
-        Some("zst" | "bz2" | "xz") => {
-            let reason =
-                "is compressed in a way that is not read here; use gzip, or `zstdcat FILE | uniarm batch -`";
+        Some("zst") => Ok(Box::new(BufReader::new(Frames::new(reader)))),
+        Some("bz2" | "xz") => {
+            let reason = "is compressed in a way that is not read here; use gzip or zstd, or `xzcat FILE | uniarm batch -`";
             Err(io::Error::new(io::ErrorKind::Unsupported, reason))
         }
         _ => Ok(Box::new(reader)),

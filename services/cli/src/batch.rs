@@ -11,12 +11,14 @@ use tonic::Status;
 use uniarm_batch::{
     ATTEMPTS_MAX, Cluster, DriveOptions, JobOptions, Order, PATIENCE, Part, Plan, Preferences, Source,
 };
+use uniarm_cluster::Work;
 use uniarm_proto::{ClusterClient, GenerateRequest, Priority, Transcript, pb::ListModelsResponse};
 
 use crate::{
     args::{GuidanceArgs, SamplingArgs},
     client::{self, EndpointArgs},
     generate,
+    store::StoreArgs,
 };
 use show::Display;
 
@@ -48,6 +50,11 @@ pub struct BatchArgs {
     /// Take one range of the lines: 0/8 is the first of eight
     #[arg(long, default_value_t = Part::default(), value_name = "INDEX/COUNT")]
     pub part: Part,
+    /// Share the job with every process that names it so: each takes ranges of lines through the store, until all are done
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["part", "as_finished"])]
+    pub share: Option<String>,
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Requests in flight at most; fewer while the cluster queues or refuses them
     #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N")]
     pub in_flight: usize,
@@ -90,9 +97,15 @@ pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
         part: args.part,
         drive: DriveOptions { in_flight_max: args.in_flight, patience: PATIENCE, attempts_max: ATTEMPTS_MAX },
     };
+    let routers = Routers { client, timeout };
+    let work = shared_work(&args)?;
     let mut display = Display::new(args.json, &args.endpoint);
-    let ran =
-        uniarm_batch::run(&options, &Routers { client, timeout }, |progress| display.show(progress)).await;
+    let ran = match &work {
+        None => uniarm_batch::run(&options, &routers, |progress| display.show(progress)).await,
+        Some(work) => {
+            uniarm_batch::run_shared(&options, work, &routers, |progress| display.show(progress)).await
+        }
+    };
     display.clear();
     let progress = ran?;
     display.end(&progress, &args.output);
@@ -105,6 +118,15 @@ pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// The job of `--share` in the store.
+fn shared_work(args: &BatchArgs) -> anyhow::Result<Option<Work>> {
+    let Some(name) = &args.share else { return Ok(None) };
+    if args.input.iter().any(|name| name == uniarm_batch::STANDARD_INPUT) {
+        bail!("--share wants files that every process can read, and standard input is one process's");
+    }
+    args.store.shared_work(name, PATIENCE).map(Some)
 }
 
 fn plan(args: &BatchArgs, served: &ListModelsResponse) -> anyhow::Result<Plan> {

@@ -5,9 +5,11 @@ mod arrivals;
 mod breakdown;
 mod choose;
 mod context;
+pub mod cores;
 mod draft;
 mod exchange;
 mod floor;
+mod front;
 mod load;
 mod prompts;
 mod rig;
@@ -25,5 +27,6 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
         BenchCommand::Exchange(args) => exchange::run(args).await,
         BenchCommand::Choose(args) => choose::run(&args),
         BenchCommand::Load(args) => load::run(args).await,
+        BenchCommand::Front(args) => front::run(args).await,
     }
 }

@@ -9,6 +9,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::bench::cores;
+
 /// Loading a model of a few hundred megabytes on a slow disk.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -28,6 +30,11 @@ pub struct Part {
 impl Part {
     /// Starts a role and waits until it is ready.
     pub async fn start(role: &'static str, flags: &[String]) -> anyhow::Result<Self> {
+        Self::start_on(role, flags, None).await
+    }
+
+    /// The same on one core, where one is named.
+    pub async fn start_on(role: &'static str, flags: &[String], core: Option<usize>) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program's own path")?;
         let mut command = Command::new(program);
         command
@@ -36,8 +43,13 @@ impl Part {
             .args(["--log-filter", "warn"])
             .stdout(Stdio::piped())
             .kill_on_drop(true);
-        // SAFETY: prctl(2) takes plain numbers and is allowed between fork and exec.
-        unsafe { command.pre_exec(die_with_parent) };
+        // SAFETY: prctl(2) and sched_setaffinity(2) take plain numbers, and are allowed between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                core.map_or(Ok(()), |core| cores::restrict(0, &[core]))?;
+                die_with_parent()
+            })
+        };
         let mut child = command.spawn().with_context(|| format!("cannot start the {role} process"))?;
         let stdout = child.stdout.take().context("no standard output")?;
         let mut lines = BufReader::new(stdout).lines();

@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
-use uniarm_cluster::{Credentials, EtcdOptions, MemberStore, StoreAddress, TlsFiles};
+use uniarm_cluster::{Credentials, EtcdOptions, MemberStore, StoreAddress, TlsFiles, Work};
 
 #[derive(Debug, Clone, Args)]
 pub struct StoreArgs {
@@ -54,6 +54,24 @@ impl StoreArgs {
     /// # Errors
     /// For an address that is none, and files that cannot be read.
     pub fn open(&self) -> anyhow::Result<Arc<dyn MemberStore>> {
+        Ok(uniarm_cluster::open(&self.parse()?, self.options()?)?)
+    }
+
+    /// The job that processes share by the name of `--share`.
+    ///
+    /// # Errors
+    /// As of `open`; and where the store is no etcd.
+    pub fn shared_work(&self, name: &str, patience: Duration) -> anyhow::Result<Work> {
+        match self.parse()? {
+            StoreAddress::Memory => bail!("--share wants --store etcd://host:port, where processes meet"),
+            StoreAddress::Etcd { endpoints, prefix } => {
+                let options = EtcdOptions { prefix, ..self.options()? };
+                Ok(Work::new(&endpoints, &options, name, patience)?)
+            }
+        }
+    }
+
+    fn options(&self) -> anyhow::Result<EtcdOptions> {
         let credentials = match (&self.store_user, &self.store_password_file) {
             (Some(user), Some(file)) => {
                 let text = std::fs::read_to_string(file)
@@ -71,7 +89,6 @@ impl StoreArgs {
             domain: self.store_domain.clone(),
         });
         let lease_ttl = Duration::from_secs(self.lease_ttl);
-        let options = EtcdOptions { lease_ttl, credentials, tls, ..EtcdOptions::default() };
-        Ok(uniarm_cluster::open(&self.parse()?, options)?)
+        Ok(EtcdOptions { lease_ttl, credentials, tls, ..EtcdOptions::default() })
     }
 }

@@ -175,6 +175,7 @@ mod tests {
         };
         let method = MethodResult {
             name: "method".into(),
+            answers: 1,
             points: grid.iter().map(point).collect(),
             hypervolume: interval,
             hypervolume_normalised: interval,

@@ -16,7 +16,7 @@ use crate::store::RegistrationState;
 use crate::{StoreError, record};
 
 /// Renewals in the time of one lease: two may be lost before the lease is.
-const RENEWALS_PER_TTL: u32 = 3;
+pub(super) const RENEWALS_PER_TTL: u32 = 3;
 
 pub(super) struct Keeper {
     pub(super) session: Arc<Session>,

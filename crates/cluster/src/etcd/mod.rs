@@ -7,6 +7,7 @@ mod keeper;
 mod keys;
 mod session;
 mod watcher;
+mod work;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use keeper::Keeper;
 use keys::Keys;
 use session::Session;
 use watcher::Watcher;
+pub use work::{Claim, Claimed, Work, WorkState};
 
 const THREAD_NAME: &str = "uniarm-etcd";
 
@@ -113,6 +115,17 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
+fn check_options(endpoints: &[String], options: &EtcdOptions) -> Result<(), StoreError> {
+    let refuse = |reason: String| StoreError::Address { address: endpoints.join(","), reason };
+    if endpoints.is_empty() {
+        return Err(refuse("no endpoint".to_owned()));
+    }
+    if options.lease_ttl < LEASE_TTL_MIN || options.lease_ttl.subsec_nanos() != 0 {
+        return Err(refuse(format!("lease_ttl {:?}: want whole seconds, at least 2", options.lease_ttl)));
+    }
+    Ok(())
+}
+
 // === impl EtcdStore ===
 
 impl EtcdStore {
@@ -120,13 +133,8 @@ impl EtcdStore {
     /// after this process: until it answers, the snapshot is empty with revision 0. Only what no
     /// waiting can mend is an error: no endpoint, an impossible option, an unreadable TLS file.
     pub fn connect(endpoints: &[String], options: &EtcdOptions) -> Result<Self, StoreError> {
+        check_options(endpoints, options)?;
         let refuse = |reason: String| StoreError::Address { address: endpoints.join(","), reason };
-        if endpoints.is_empty() {
-            return Err(refuse("no endpoint".to_owned()));
-        }
-        if options.lease_ttl < LEASE_TTL_MIN || options.lease_ttl.subsec_nanos() != 0 {
-            return Err(refuse(format!("lease_ttl {:?}: want whole seconds, at least 2", options.lease_ttl)));
-        }
         let keys = Keys::new(&options.prefix);
         let session = Arc::new(Session::new(endpoints.to_vec(), options)?);
         let thread_failed = |error: std::io::Error| refuse(format!("cannot start its thread: {error}"));

@@ -7,3 +7,4 @@ mod faults;
 mod fixtures;
 mod link;
 mod tls;
+mod work;

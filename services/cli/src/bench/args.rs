@@ -11,6 +11,9 @@ use crate::client::KeyArgs;
 /// Rows of a step, repeats, requests at once: beyond, a measurement is a mistake.
 const COUNT_MAX: usize = 256;
 
+/// Streams of one router: beyond, ports and file handles of one machine end.
+const STREAMS_MAX: usize = 20_000;
+
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -31,6 +34,8 @@ pub enum BenchCommand {
     Choose(BenchChooseArgs),
     /// A cluster under open-loop load: latencies, goodput, refusals
     Load(BenchLoadArgs),
+    /// The router alone, before a worker that is a clock: what it adds to a token, over gRPC and HTTP
+    Front(BenchFrontArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -225,6 +230,46 @@ pub struct BenchLoadArgs {
     pub exchange: ExchangeArgs,
 }
 
+#[derive(Debug, Clone, Args)]
+pub struct BenchFrontArgs {
+    /// Streams at once, comma-separated
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 100, 1000, 5000], value_parser = streams)]
+    pub streams: Vec<usize>,
+    /// Ways to listen, comma-separated; `direct`, which passes no router, is what the others are compared with
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Way::Direct, Way::Grpc, Way::Http])]
+    pub ways: Vec<Way>,
+    /// Tokens of each stream
+    #[arg(long, default_value_t = 40, value_parser = count)]
+    pub tokens: usize,
+    /// Milliseconds between two tokens of a stream
+    #[arg(long, default_value_t = 250.0, value_parser = positive)]
+    pub interval_ms: f64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a client comes to its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// From the worker itself
+    Direct,
+    Grpc,
+    Http,
+}
+
+// === impl Way ===
+
+impl Way {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Grpc => "gRPC",
+            Self::Http => "HTTP",
+        }
+    }
+}
+
 // === impl Rows ===
 
 impl Rows {
@@ -257,6 +302,13 @@ fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number @ 1..=COUNT_MAX) => Ok(number),
         _ => Err(format!("wants a number between 1 and {COUNT_MAX}")),
+    }
+}
+
+fn streams(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=STREAMS_MAX) => Ok(number),
+        _ => Err(format!("wants a number between 1 and {STREAMS_MAX}")),
     }
 }
 

@@ -21,6 +21,10 @@ pub struct MethodConfig {
     pub rewards: BTreeMap<String, String>,
     /// w; the evaluation's own without it.
     pub strength: Option<f32>,
+    /// Answers to each prompt: only the evaluation's first so many seeds; all of them without it. A method without a front is
+    /// cheap and may have many, a variant few.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answers: Option<usize>,
     /// A variant of another method: it has its place in the tables, and in a picture of variants.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub variant: bool,
@@ -55,7 +59,19 @@ impl MethodConfig {
         matches!(self.guidance, Guidance::Conditioned | Guidance::Separate)
     }
 
+    /// Answers to each prompt at each point.
+    pub fn seeds(&self, config: &EvalConfig) -> usize {
+        self.answers.unwrap_or(config.seeds.len())
+    }
+
     pub(super) fn check(&self, config: &EvalConfig) -> anyhow::Result<()> {
+        if let Some(answers) = self.answers {
+            let seeds = config.seeds.len();
+            ensure!(
+                (1..=seeds).contains(&answers),
+                "answers: is {answers}, wants 1 to {seeds}, as many as seeds"
+            );
+        }
         let adapters = &config.models;
         let known =
             |name: &String| adapters.adapters.contains_key(name) || adapters.prompted.contains_key(name);

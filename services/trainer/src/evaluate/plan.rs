@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use uniarm_model::Message;
 use uniarm_proto::{ChatMessage, Sampling};
 
-use super::config::EvalConfig;
+use super::{config::EvalConfig, method::MethodConfig};
 use crate::{
     cluster_job::{self, Answer, Identities, Question},
     oracle,
@@ -38,7 +38,8 @@ impl<'a> Plan<'a> {
         let mut cells = Vec::new();
         for prompt in 0..prompts.len() {
             for seed in 0..config.seeds.len() {
-                for (method, own) in config.methods.iter().enumerate() {
+                let asked = |(_, method): &(usize, &MethodConfig)| seed < method.seeds(config);
+                for (method, own) in config.methods.iter().enumerate().filter(asked) {
                     let points: Vec<Option<usize>> =
                         if own.has_front() { (0..grid.len()).map(Some).collect() } else { vec![None] };
                     let cell = |point| Cell { prompt, seed, method, point, answers: Vec::new() };

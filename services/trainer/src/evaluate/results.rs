@@ -37,6 +37,8 @@ pub struct Results {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MethodResult {
     pub name: String,
+    /// Answers to each prompt at each point.
+    pub answers: usize,
     /// One for each point of the grid; a single one for a method that does not depend on it.
     pub points: Vec<PointResult>,
     pub hypervolume: Interval,
@@ -115,6 +117,7 @@ impl MethodResult {
             points.chunks(plan.config.objectives.len()).map(<[Interval]>::to_vec).collect();
         Self {
             name: plan.config.methods[method].name.clone(),
+            answers: plan.config.methods[method].seeds(plan.config),
             hypervolume: whole[0],
             hypervolume_normalised: whole[1],
             mean_inner_product: whole[2],

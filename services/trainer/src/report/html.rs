@@ -112,8 +112,9 @@ fn summary_table(results: &Results) -> String {
             if method.has_front() { format!("{short:.0} – {long:.0}") } else { format!("{long:.0}") };
         let _ = writeln!(
             rows,
-            "<tr><td>{}</td>{}{}{}{}<td>{steps}</td><td>{length}</td></tr>",
+            "<tr><td>{}</td><td>{}</td>{}{}{}{}<td>{steps}</td><td>{length}</td></tr>",
             escape(&method.name),
+            method.answers,
             figure(&method.hypervolume),
             figure(&method.hypervolume_normalised),
             figure(&method.mean_inner_product),
@@ -122,10 +123,10 @@ fn summary_table(results: &Results) -> String {
     }
     let names: Vec<&str> = results.config.objectives.iter().map(|own| own.name.as_str()).collect();
     format!(
-        "<h2>Methods</h2>\n<div class=\"scroll\"><table>\n<tr><th>method</th><th>hypervolume</th><th>normalised</th>\
+        "<h2>Methods</h2>\n<div class=\"scroll\"><table>\n<tr><th>method</th><th>answers</th><th>hypervolume</th><th>normalised</th>\
          <th>mean inner product</th><th>normalised</th><th>right steps<small>{}</small></th><th>tokens</th></tr>\n\
          {rows}</table></div>\n\
-         <p class=\"quiet\">Right steps: of the steps along the grid, those that move the objective's mean the way its \
+         <p class=\"quiet\">Answers: to each prompt, at each preference. Right steps: of the steps along the grid, those that move the objective's mean the way its \
          weight goes.</p>\n",
         escape(&names.join(", "))
     )
