@@ -82,6 +82,11 @@ section 'Choosing a token' \
     'What the base worker pays for a token, and the reward worker for a list.' \
     uniarm bench choose
 
+section 'The front door' \
+    'The router alone, on a core of its own, before a worker whose tokens are the time: how long a token is under way straight
+from the worker, and through the router over gRPC and HTTP.' \
+    uniarm bench front
+
 section 'Load' \
     'A cluster in one process of its own, asked over gRPC in an open loop: requests come when they come.' \
     uniarm bench load --rate 1,2,4 --seconds 15

@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use uniarm_tls::ServerTls;
 
-use crate::wire::Wire;
+use crate::wire::{self, Wire};
 use crate::{RuntimeError, Shutdown, trace};
 
 /// A connection has sent the whole head of its next request within this, counted from when it was opened or its last
@@ -47,7 +47,7 @@ impl HttpServer {
     /// When the address cannot be listened on.
     pub async fn bind(address: &str, drain: Duration) -> Result<Self, RuntimeError> {
         let bind_error = |source| RuntimeError::Bind { address: address.to_owned(), source };
-        let listener = TcpListener::bind(address).await.map_err(bind_error)?;
+        let listener = wire::listen(address).await.map_err(bind_error)?;
         let local_addr = listener.local_addr().map_err(bind_error)?;
         Ok(Self { listener, local_addr, drain, head_timeout: HEAD_TIMEOUT, tls: None, routes: Router::new() })
     }

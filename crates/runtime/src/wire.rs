@@ -8,10 +8,29 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpListener, TcpSocket, TcpStream, lookup_host},
 };
 use tokio_rustls::server::TlsStream;
 use uniarm_tls::ServerTls;
+
+/// Connections that wait to be taken: thousands of clients may come in one moment, and one that finds no place asks again
+/// only after a second. The system may allow fewer (net.core.somaxconn).
+const BACKLOG: u32 = 4096;
+
+/// Listens on the first address of `host:port` that can be had.
+pub(crate) async fn listen(address: &str) -> io::Result<TcpListener> {
+    let mut refused = io::Error::new(io::ErrorKind::InvalidInput, "it names no address");
+    for address in lookup_host(address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A server that is started again need not wait until the connections of its former life are forgotten.
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
 
 pub(crate) enum Wire {
     Plain(TcpStream),

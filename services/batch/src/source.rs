@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use uniarm_proto::limits::REQUEST_MESSAGE_BYTES_MAX;
 
 use crate::digest::hexadecimal;
-use zstandard::Frames;
+pub(crate) use zstandard::Frames;
 
 /// Bytes of a line: a longer one would not fit into a request either.
 pub const LINE_BYTES_MAX: usize = REQUEST_MESSAGE_BYTES_MAX;

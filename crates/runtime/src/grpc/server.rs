@@ -22,7 +22,7 @@ use uniarm_tls::ServerTls;
 
 use super::connection::Connection;
 use crate::readiness::{Readiness, ReadyState};
-use crate::wire::Wire;
+use crate::wire::{self, Wire};
 use crate::{RuntimeError, Shutdown, trace};
 
 /// Bytes under way on one stream before the service must have read some. HTTP/2's default of 64 KiB
@@ -79,7 +79,7 @@ impl GrpcServer {
         readiness: Readiness,
     ) -> Result<Self, RuntimeError> {
         let bind_error = |source| RuntimeError::Bind { address: address.to_owned(), source };
-        let listener = TcpListener::bind(address).await.map_err(bind_error)?;
+        let listener = wire::listen(address).await.map_err(bind_error)?;
         let local_addr = listener.local_addr().map_err(bind_error)?;
         Ok(Self {
             listener,

@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::source::Frames;
 
 const REQUESTS: u64 = 12;
 
@@ -38,6 +39,11 @@ fn text(path: &Path, encoding: Encoding) -> String {
             flate2::read::MultiGzDecoder::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
             text
         }
+        Encoding::Zstandard => {
+            let mut text = String::new();
+            Frames::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
+            text
+        }
     }
 }
 
@@ -55,7 +61,7 @@ proptest! {
     fn a_job_cut_off_anywhere_writes_each_line_once(
         lives in prop::collection::vec((0usize..6, any::<u64>(), 0usize..300, 0usize..300, any::<bool>()), 0..6),
         order in prop::sample::select(vec![Order::Input, Order::Finished]),
-        encoding in prop::sample::select(vec![Encoding::Plain, Encoding::Gzip]),
+        encoding in prop::sample::select(vec![Encoding::Plain, Encoding::Gzip, Encoding::Zstandard]),
     ) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answers");

@@ -62,7 +62,7 @@ async fn a_job_that_three_processes_share_and_one_leaves_by_death_has_the_bytes_
     let Some(server) = EtcdServer::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     write_input(folder.path());
-    for ending in ["jsonl", "jsonl.gz"] {
+    for ending in ["jsonl", "jsonl.gz", "jsonl.zst"] {
         let alone = options(folder.path(), &format!("alone.{ending}"));
         let whole = run(&alone, &Function::living(usize::MAX), |_| {}).await.unwrap();
         let shared = options(folder.path(), &format!("shared.{ending}"));
