@@ -1,5 +1,5 @@
 #!/bin/sh
-# Tries a running cluster with clients that are not ours: Python's grpcio, grpcurl by reflection, OpenAI's for Python.
+# Tries a running cluster with clients that are not ours: Python's grpcio, grpcurl by reflection, OpenAI's for Python, Vercel's AI SDK.
 # Usage: tests/clients/run.sh ENDPOINT [HTTP]        ENDPOINT, HTTP: http://HOST:PORT of a router's two front doors
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,5 +18,6 @@ if [ $# = 2 ]; then
     else
         echo "skipped: openai, because its client cannot be installed (see above)"
     fi
+    "$here/vercel.sh" "$2" || status=1
 fi
 exit $status

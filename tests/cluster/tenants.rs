@@ -303,17 +303,22 @@ fn keys_change_while_streams_run(
         write(file, &(tenant("free", &[old, &new], "") + &rest));
         until(&|| is_known(&new));
         assert!(is_known(old) && is_known(kept));
-        // What cannot be meant changes nothing: within this time it has been looked at.
+        // What cannot be meant changes nothing, and is told.
+        let is_unusable = || cluster.router.metric("uniarm_router_tenants_file_unusable") > 0.0;
+        assert!(!is_unusable());
         write(file, "[[tenants]]\nname = 3");
-        thread::sleep(Duration::from_secs(3));
+        until(&is_unusable);
         assert!(is_known(old) && is_known(&new));
         write(file, &(tenant("free", &[&new], "") + &rest));
         until(&|| !is_known(old));
+        until(&|| !is_unusable());
         assert!(is_known(&new) && is_known(kept));
         let (status, answer) = running.join().unwrap();
         assert_eq!(status, 200, "{answer}");
         assert_eq!(answer["usage"]["completion_tokens"], 150);
     });
+    let counted = |name: &str| cluster.router.metric(&format!("uniarm_router_tenant_{name}"));
+    assert!(counted("requests_total") > 0.0 && counted("tokens_total") >= 150.0);
 }
 
 #[test]

@@ -5,6 +5,8 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
@@ -20,6 +22,8 @@ const SERVICE: &str = "uniarm.v1.Inference";
 
 /// Far above what any step takes, so that only a promise that is broken runs into it.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+const PREFACE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Sends an event now and then, until nobody listens.
 struct Endless;
@@ -45,6 +49,32 @@ async fn health_follows_the_readiness_of_the_role() {
     assert_eq!(watched.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
     server.readiness.set_not_ready("loading another model");
     assert_eq!(watched.next().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_does_not_begin_to_speak_is_dropped_and_others_are_not() {
+    let server = Running::start(Duration::ZERO).await;
+    let mut stream = generate(&server).await;
+    let mut silent = TcpStream::connect(&server.address).await.unwrap();
+    let mut dawdler = TcpStream::connect(&server.address).await.unwrap();
+    let dawdling = async {
+        // A byte now and then does not buy time.
+        for byte in b"PRI * HTTP/2.0" {
+            if dawdler.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(PREFACE_TIMEOUT / 10).await;
+        }
+        // A reset is an end too.
+        let _ = dawdler.read_to_end(&mut Vec::new()).await;
+    };
+    let _ = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await.expect("it is dropped");
+    tokio::time::timeout(PATIENCE, dawdling).await.expect("it is dropped");
+    for _ in 0..10 {
+        stream.next().await.unwrap().unwrap();
+    }
+    drop(stream);
     server.end().await;
 }
 
@@ -160,7 +190,7 @@ struct Running {
 impl Running {
     async fn start(drain: Duration) -> Self {
         let (readiness, shutdown) = (Readiness::starting(), Shutdown::new());
-        let options = GrpcOptions { drain, ..GrpcOptions::default() };
+        let options = GrpcOptions { drain, preface_timeout: PREFACE_TIMEOUT, ..GrpcOptions::default() };
         let server = GrpcServer::bind("127.0.0.1:0", options, readiness.clone())
             .await
             .unwrap()

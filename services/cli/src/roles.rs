@@ -55,7 +55,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
             peers::follow(peer.clone(), dialer, Arc::clone(&process.store), process.shutdown.clone());
         tokio::spawn(following);
     }
-    tokio::spawn(tenants.clone().follow(process.shutdown.token()));
+    tokio::spawn(tenants.clone().follow(process.metrics.clone(), process.shutdown.token()));
     let options =
         RouterOptions { requests_max: args.requests_max, tenants, dialer, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
@@ -170,8 +170,8 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let _telemetry = init_telemetry("uniarm", &args.log)?;
     let tenants = args.front.open_tenants()?;
     let shutdown = Shutdown::on_signals()?;
-    tokio::spawn(tenants.clone().follow(shutdown.token()));
     let metrics = Metrics::new();
+    tokio::spawn(tenants.clone().follow(metrics.clone(), shutdown.token()));
     let store = MemoryStore::new();
     let readiness = Readiness::starting();
     let door = GrpcOptions { tls: args.front.door.grpc()?, ..GrpcOptions::default() };

@@ -226,7 +226,7 @@ impl Door {
     ) -> Result<Response, Failure> {
         let body = body_of(request).await?;
         let Ask { request, timeout, form } = read(call, &body, request_id).map_err(|refusal| {
-            self.service.relay.metrics.ended("refused", refusal.code.to_tonic());
+            self.service.relay.metrics.ended(caller.name(), "refused", refusal.code.to_tonic());
             Failure::of_body(refusal)
         })?;
         let answers = request.sampling.as_ref().and_then(|sampling| sampling.n).unwrap_or(1);

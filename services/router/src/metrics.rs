@@ -17,6 +17,18 @@ pub(crate) struct EndLabels {
     pub(crate) code: &'static str,
 }
 
+/// Names come from the operator's file, which bounds them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TenantLabels {
+    pub(crate) tenant: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TenantEndLabels {
+    pub(crate) tenant: String,
+    pub(crate) code: &'static str,
+}
+
 #[derive(Clone)]
 pub(crate) struct RouterMetrics {
     pub(crate) requests: Family<EndLabels, Counter>,
@@ -26,6 +38,8 @@ pub(crate) struct RouterMetrics {
     pub(crate) first_event: Histogram,
     pub(crate) migrations: Counter,
     pub(crate) recovery: Histogram,
+    tenant_requests: Family<TenantEndLabels, Counter>,
+    tenant_tokens: Family<TenantLabels, Counter>,
 }
 
 impl RouterMetrics {
@@ -51,10 +65,28 @@ impl RouterMetrics {
                 "From the loss of a stream's base worker to its next token",
                 &buckets::SECONDS,
             ),
+            tenant_requests: metrics.register(
+                "tenant_requests",
+                "Requests of a tenant that ended, by gRPC status",
+                Family::default(),
+            ),
+            tenant_tokens: metrics.register("tenant_tokens", "Tokens relayed to a tenant", Family::default()),
         }
     }
 
-    pub(crate) fn ended(&self, outcome: &'static str, code: tonic::Code) {
-        self.requests.get_or_create(&EndLabels { outcome, code: code_name(code) }).inc();
+    /// `tenant`: empty for anybody.
+    pub(crate) fn ended(&self, tenant: &str, outcome: &'static str, code: tonic::Code) {
+        let code = code_name(code);
+        self.requests.get_or_create(&EndLabels { outcome, code }).inc();
+        if !tenant.is_empty() {
+            self.tenant_requests.get_or_create(&TenantEndLabels { tenant: tenant.to_owned(), code }).inc();
+        }
+    }
+
+    pub(crate) fn relayed(&self, tenant: &str, tokens: u64) {
+        self.tokens.inc_by(tokens);
+        if !tenant.is_empty() {
+            self.tenant_tokens.get_or_create(&TenantLabels { tenant: tenant.to_owned() }).inc_by(tokens);
+        }
     }
 }

@@ -236,7 +236,7 @@ impl Relayed {
                 !std::mem::replace(&mut self.has_started, true)
             }
             Event::Tokens(tokens) => {
-                self.relay.metrics.tokens.inc_by(tokens.ids.len() as u64);
+                self.relay.metrics.relayed(self.caller.name(), tokens.ids.len() as u64);
                 self.ticket.spend(tokens.ids.len() as u64);
                 is_new && tokens.position >= self.request.skip
             }
@@ -381,7 +381,7 @@ impl Drop for Relayed {
         self.relay.metrics.under_way.dec();
         self.relay.drain.lock().on_end();
         if let Some((outcome, code)) = self.outcome {
-            self.relay.metrics.ended(outcome, code);
+            self.relay.metrics.ended(self.caller.name(), outcome, code);
         }
     }
 }

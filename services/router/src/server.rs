@@ -119,7 +119,7 @@ impl RouterService {
     pub(crate) fn identify(&self, authorization: Option<&str>) -> Result<Caller, Refusal> {
         self.options.tenants.identify(authorization).inspect_err(|refusal| {
             tracing::warn!(reason = refusal.message, "somebody was refused at the door");
-            self.relay.metrics.ended("refused", refusal.code.to_tonic());
+            self.relay.metrics.ended("", "refused", refusal.code.to_tonic());
         })
     }
 
@@ -136,7 +136,7 @@ impl RouterService {
     ) -> Result<GenerateStream, Status> {
         let admitted = self.admit(caller, wire, timeout).await;
         if let Err(status) = &admitted {
-            self.relay.metrics.ended("refused", status.code());
+            self.relay.metrics.ended(caller.name(), "refused", status.code());
         }
         admitted
     }

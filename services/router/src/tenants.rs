@@ -18,6 +18,7 @@ use std::{
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use uniarm_proto::{GenerateRequest, Refusal};
+use uniarm_runtime::Metrics;
 
 use crate::place::Scope;
 use config::Rights;
@@ -91,13 +92,19 @@ impl Tenants {
         Ok(Self(Some(Arc::new(Known { path: path.to_owned(), registry: RwLock::new(registry) }))))
     }
 
-    /// Looks at the file again and again, until `ended`. What cannot be used changes nothing, and is logged once.
-    pub async fn follow(self, ended: CancellationToken) {
+    /// Looks at the file again and again, until `ended`. What cannot be used changes nothing, is logged once, and shows in the
+    /// metrics for as long as it is so.
+    pub async fn follow(self, metrics: Metrics, ended: CancellationToken) {
+        let unusable = metrics.scope("router").gauge(
+            "tenants_file_unusable",
+            "1 while the file of tenants cannot be used, and they stay as they were",
+        );
         let Some(known) = self.0 else { return };
         let mut said = String::new();
         while ended.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             let looked = tokio::task::block_in_place(|| known.look());
             let file = known.path.display();
+            unusable.set(i64::from(looked.is_err()));
             match looked {
                 Ok(None) => said.clear(),
                 Ok(Some(tenants)) => tracing::info!(%file, tenants, "the tenants have changed"),

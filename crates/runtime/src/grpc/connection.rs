@@ -4,22 +4,36 @@ use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::wire::Wire;
 
-/// A connection whose reads fail once its token is cancelled, which makes the server drop it.
+/// Length of what a client of HTTP/2 begins with (RFC 9113, 3.4).
+const PREFACE_BYTES: usize = 24;
+
+/// A connection whose reads fail once its token is cancelled, or when its client does not begin to speak HTTP/2 in time:
+/// both make the server drop it. What comes after the beginning, keepalive looks after.
 pub(super) struct Connection {
     stream: Wire,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    preface: Option<Preface>,
+}
+
+/// A beginning that is not complete.
+struct Preface {
+    missing: usize,
+    late: Pin<Box<Sleep>>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: Wire, cut: &CancellationToken) -> Self {
-        Self { stream, cut: Box::pin(cut.clone().cancelled_owned()) }
+    pub(super) fn new(stream: Wire, cut: &CancellationToken, preface_timeout: Duration) -> Self {
+        let preface = Preface { missing: PREFACE_BYTES, late: Box::pin(sleep(preface_timeout)) };
+        Self { stream, cut: Box::pin(cut.clone().cancelled_owned()), preface: Some(preface) }
     }
 }
 
@@ -41,7 +55,17 @@ impl AsyncRead for Connection {
         if self.cut.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Some(preface) = &mut self.preface {
+            preface.missing = preface.missing.saturating_sub(buffer.filled().len() - before);
+            if preface.missing == 0 {
+                self.preface = None;
+            } else if preface.late.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        read
     }
 }
 

@@ -47,6 +47,8 @@ const UNTRACED_PREFIX: &str = "/grpc.";
 pub struct GrpcOptions {
     /// Calls under way on one connection; a client's further calls wait in the client.
     pub streams_max: u32,
+    /// A client that has not begun to speak HTTP/2 by then is none, and is dropped.
+    pub preface_timeout: Duration,
     /// How long running calls may go on after the shutdown has begun; then they are cut.
     pub drain: Duration,
     /// How it shows who it is and who may come in; without it, anybody may.
@@ -67,7 +69,12 @@ pub struct GrpcServer {
 
 impl Default for GrpcOptions {
     fn default() -> Self {
-        Self { streams_max: 1024, drain: Duration::from_secs(30), tls: None }
+        Self {
+            streams_max: 1024,
+            preface_timeout: Duration::from_secs(10),
+            drain: Duration::from_secs(30),
+            tls: None,
+        }
     }
 }
 
@@ -143,7 +150,7 @@ impl GrpcServer {
             .add_service(reflection_v1alpha)
             .prepare();
         let cut = CancellationToken::new();
-        let connections = connections(listener, options.tls.clone(), cut.clone());
+        let connections = connections(listener, &options, cut.clone());
         let draining = shutdown.token();
         let server = Server::builder()
             .trace_fn(call_span)
@@ -173,9 +180,10 @@ impl GrpcServer {
 /// says nothing holds up nobody.
 fn connections(
     listener: TcpListener,
-    tls: Option<ServerTls>,
+    options: &GrpcOptions,
     cut: CancellationToken,
-) -> impl Stream<Item = io::Result<Connection>> {
+) -> impl Stream<Item = io::Result<Connection>> + use<> {
+    let (tls, preface_timeout) = (options.tls.clone(), options.preface_timeout);
     let shaken = TcpIncoming::from(listener).map(move |accepted| {
         let tls = tls.clone();
         async move {
@@ -188,7 +196,7 @@ fn connections(
         }
     });
     shaken.buffer_unordered(HANDSHAKES_MAX).filter_map(move |wire| {
-        let connection = wire.ok().map(|wire| Ok(Connection::new(wire, &cut)));
+        let connection = wire.ok().map(|wire| Ok(Connection::new(wire, &cut, preface_timeout)));
         std::future::ready(connection)
     })
 }

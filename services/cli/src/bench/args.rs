@@ -221,6 +221,9 @@ pub struct BenchLoadArgs {
     /// Write the arrivals of the last rate to this file, as a trace for `uniarm simulate`
     #[arg(long, value_name = "FILE")]
     pub write_trace: Option<PathBuf>,
+    /// Write the requests of the last rate to this file, as lines for `uniarm batch`
+    #[arg(long, value_name = "FILE")]
+    pub write_lines: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use futures_util::future::join_all;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use tonic::{Code, Status};
 use uniarm_proto::{
     ClusterClient, Event, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Priority, Sampling,
@@ -131,6 +132,10 @@ async fn measure(args: &BenchLoadArgs, router: &EndpointArgs) -> anyhow::Result<
             temperature: args.temperature,
             progress,
         };
+        if let Some(file) = &args.write_lines {
+            let lines: String = arrivals.iter().map(|arrival| client.line(arrival)).collect();
+            std::fs::write(file, lines).with_context(|| format!("cannot write {}", file.display()))?;
+        }
         let begin = Instant::now();
         let outcomes = join_all(arrivals.iter().map(|arrival| client.ask(arrival, begin))).await;
         client.progress.finish_and_clear();
@@ -180,6 +185,24 @@ impl Client {
             exchange: None,
             skip: 0,
         }
+    }
+
+    /// The request as a line of a batch.
+    fn line(&self, arrival: &Arrival) -> String {
+        let term = |term: GuidanceTerm| {
+            let preference: serde_json::Map<_, _> =
+                term.preference.into_iter().map(|(name, weight)| (name, json!(weight))).collect();
+            json!({ "reward": term.reward, "preference": preference, "strength": term.strength })
+        };
+        let line = json!({
+            "token_ids": arrival.prompt,
+            "temperature": self.temperature,
+            "seed": arrival.seed,
+            "max_tokens": arrival.answer_tokens,
+            "ignore_eos": true,
+            "guidance": arrival.guidance.map(|draw| term(self.term(draw))).into_iter().collect::<Vec<_>>(),
+        });
+        format!("{line}\n")
     }
 
     /// One of the reward models; where it has several objectives, a mixture of the first two.
