@@ -23,7 +23,7 @@ use std::{
 
 use axum::{
     Extension, Router,
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody as _},
     extract::{Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     middleware::from_fn_with_state,
@@ -285,6 +285,9 @@ async fn body_of(request: Request) -> Result<Bytes, Failure> {
 /// `None`: it is too large. Some of what is too much is read nevertheless: a client that still sends when it is answered
 /// sees a broken connection, and not the answer.
 async fn collect(body: Body) -> Result<Option<Bytes>, axum::Error> {
+    if body.size_hint().lower() > DROPPED_BYTES_MAX as u64 {
+        return Ok(None); // it says so itself
+    }
     let mut chunks = body.into_data_stream();
     let (mut read, mut length) = (Vec::new(), 0);
     while let Some(chunk) = chunks.next().await {
