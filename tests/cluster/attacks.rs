@@ -164,7 +164,8 @@ async fn a_compressed_message_is_refused(address: &str) {
     let mut head = call(address);
     head.headers_mut().insert("grpc-encoding", http::HeaderValue::from_static("gzip"));
     let (answer, mut body) = requests.send_request(head, false).unwrap();
-    body.send_data(message(1, &gzip_bomb()), true).unwrap();
+    // The answer may come before the message is sent.
+    let _ = body.send_data(message(1, &gzip_bomb()), true);
     let answer = answer.await.unwrap();
     let status =
         answer.headers().get("grpc-status").and_then(|status| status.to_str().ok()).map(str::to_owned);
