@@ -62,6 +62,11 @@ for values in $chart/values*.yaml tests/helm/values/*.yaml; do
         echo "skipped: $name: the pods' command lines, because $uniarm is not built"
     fi
 done
+long() {
+    "$helm" template a-release-whose-name-is-as-long-as-helm-lets-it-be-53 "$chart" --namespace steering \
+        --set base.shards=2,reward.shards=2 >"$scratch/long.yaml" && "$python" tests/helm/relations.py "$scratch/long.yaml"
+}
+check "the longest of release names has groups too" long
 check "texts arrive as they were written" "$python" tests/helm/texts.py tests/helm/values/everything.yaml "$scratch/everything.yaml"
 if [ -x "$uniarm" ]; then
     check "the simulator follows the chart's numbers" "$python" tests/helm/autoscaling.py "$uniarm" "$scratch/autoscaled-keda.yaml"
@@ -88,6 +93,12 @@ check "refuses to drain for longer than a pool may take to shrink" refuses "drai
 check "refuses to scale pools to nothing" refuses "minReplicas': minimum: got 0, want 1" --set autoscaling.reward.minReplicas=0
 check "refuses another autoscaler" refuses "at '/autoscaling/by': value must be one of '', 'hpa', 'keda'" \
     --set autoscaling.by=vpa
+for pool in base reward; do
+    check "refuses to scale groups of pods that are $pool workers" refuses "set autoscaling.$pool.enabled to false and scale by $pool.replicas" \
+        --set autoscaling.by=hpa --set $pool.shards=2
+done
+check "refuses more ranks than a group may have" refuses "at '/base/shards': maximum: got 65, want 64" --set base.shards=65
+check "refuses a rank of one's own choice" refuses "at '/base/env/0/name'" --set 'base.env[0].name=RANK,base.env[0].value=0'
 check "refuses a user without a password" refuses "store.user is steering, and store.passwordSecret.name is empty" \
     --set etcd.enabled=false --set 'store.endpoints={etcd:2379}' --set store.user=steering
 check "refuses a secret for an etcd that has none" refuses "store.tlsSecret and store.user are for an etcd of your own" \

@@ -60,6 +60,12 @@
 {{- end -}}
 
 {{- define "uniarm.refuseScaling" -}}
+{{- range $role := list "base" "reward" -}}
+{{- $shards := int (index $.Values $role).shards -}}
+{{- if and (include "uniarm.isScaled" (dict "root" $ "role" $role)) (gt $shards 1) -}}
+{{- fail (printf "%s.shards is %d, so that a worker is a StatefulSet of %d pods, and an autoscaler would add pods to one of them: set autoscaling.%s.enabled to false and scale by %s.replicas, or set %s.shards to 1." $role $shards $shards $role $role $role) -}}
+{{- end -}}
+{{- end -}}
 {{- if .Values.autoscaling.by -}}
 {{- $grace := add .Values.drainTimeoutSeconds 10 -}}
 {{- if gt (int $grace) 1800 -}}
