@@ -41,6 +41,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
 
+{{/* The image of a job, which may have one of its own. Takes root, values. */}}
+{{- define "uniarm.jobImage" -}}
+{{- $own := .values.image | default dict -}}
+{{- with .root -}}
+{{- printf "%s:%s" (default .Values.image.repository $own.repository) (coalesce $own.tag .Values.image.tag .Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The store's URL, as --store takes it. */}}
 {{- define "uniarm.store" -}}
 {{- $endpoints := .Values.store.endpoints -}}
@@ -118,6 +126,9 @@ securityContext:
 {{- with .values | default dict }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
 {{- end }}
 {{- end }}
 {{- with .root.Values.image.pullSecrets }}
@@ -212,7 +223,7 @@ spec:
   restartPolicy: Never
   containers:
     - name: {{ .role }}
-      image: {{ include "uniarm.image" .root }}
+      image: {{ include "uniarm.jobImage" . }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       args:
         {{- .args | nindent 8 }}
