@@ -11,10 +11,13 @@ import yaml
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 FILE_FLAGS = ("--tls-", "--front-", "--tenants", "--store-")
 SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
+# Kinds of routes, and what the port that they lead to may speak.
+ROUTES = {"GRPCRoute": {"kubernetes.io/h2c", "https"}, "HTTPRoute": {"http", "https"}}
 POD_INDEX = "apps.kubernetes.io/pod-index"  # a label that Kubernetes gives the pods of a StatefulSet
 GROUP = "uniarm.internal/group"
 # Characters of a label, and those that a StatefulSet's name gets behind it in one.
 LABEL_MAX, REVISION = 63, len("-") + 10
+NAMESPACE = "steering"  # that check.sh renders for
 FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"), ("--http-listen", "http"))
 
 
@@ -229,6 +232,32 @@ def groups_problems(manifests):
         yield f"groups share a name: {sorted(names)}"
 
 
+def route_problems(route, manifests):
+    """A route leads from Gateways that may reach the routers to a port of a Service that speaks its protocol."""
+    spec = route["spec"]
+    if route["apiVersion"] != "gateway.networking.k8s.io/v1" or not spec["parentRefs"]:
+        yield f"it is of {route['apiVersion']}, with parents {spec['parentRefs']}"
+    [backend] = [backend for rule in spec["rules"] for backend in rule["backendRefs"]]
+    spoken = [
+        port["appProtocol"]
+        for service in of_kind(manifests, "Service")
+        for port in service["spec"]["ports"]
+        if (name_of(service), port["port"]) == (backend["name"], backend["port"])
+    ]
+    if len(spoken) != 1 or spoken[0] not in ROUTES[route["kind"]]:
+        yield f"it leads to {backend}, where {spoken} is spoken"
+    port_name = route["kind"].removesuffix("Route").lower()
+    for policy in of_kind(manifests, "NetworkPolicy"):
+        if policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] != "router":
+            continue
+        [rule] = [rule for rule in policy["spec"]["ingress"] if rule["ports"][0]["port"] == port_name]
+        let_in = [peer.get("namespaceSelector", {}).get("matchLabels", {}) for peer in rule.get("from", [])]
+        for parent in spec["parentRefs"]:
+            namespace = parent.get("namespace", NAMESPACE)
+            if let_in and {"kubernetes.io/metadata.name": namespace} not in let_in:
+                yield f"its Gateway {parent['name']} is of {namespace}, and {name_of(policy)} lets in {let_in}"
+
+
 def container_problems(container, volumes):
     """A container mounts volumes that exist, is probed at ports that it has, and is confined."""
     ports = {port["name"] for port in container.get("ports", [])}
@@ -295,6 +324,11 @@ def main():
     ]
     found += scaled_problems(manifests)
     found += groups_problems(manifests)
+    found += [
+        f"{route['kind']} {name_of(route)}: {problem}"
+        for route in of_kind(manifests, *ROUTES)
+        for problem in route_problems(route, manifests)
+    ]
     for problem in found:
         print(problem)
     return 1 if found else 0

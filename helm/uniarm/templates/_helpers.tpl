@@ -170,6 +170,17 @@ capabilities:
 {{- printf "%s://%s:%d" (empty .Values.router.front.tlsSecret | ternary "http" "https") (include "uniarm.name" .) (int64 .Values.router.service.port) -}}
 {{- end -}}
 
+{{/* Where the Gateways of the routes are, as a list. */}}
+{{- define "uniarm.gatewayNamespaces" -}}
+{{- $found := list -}}
+{{- with .Values.router.gateway -}}
+{{- range concat .grpc.parentRefs .http.parentRefs -}}
+{{- $found = append $found (default $.Release.Namespace .namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- $found | uniq | toYaml -}}
+{{- end -}}
+
 {{/* The secret with the certificate of a role. Takes root, role. */}}
 {{- define "uniarm.tlsSecret" -}}
 {{- default (printf "%s-%s-tls" (include "uniarm.name" .root) .role) .root.Values.tls.secret -}}
