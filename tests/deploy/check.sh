@@ -28,12 +28,18 @@ else
     skip "the Dockerfile's lint" "hadolint cannot be had"
 fi
 
+compose() { "$docker_compose" --file deploy/compose.yaml "$@"; }
 if docker compose version >/dev/null 2>&1; then
-    check "compose takes the compose file" docker compose --file deploy/compose.yaml --profile observe config --quiet
-    check "and with the example of an environment" \
-        docker compose --file deploy/compose.yaml --env-file deploy/config/compose.env config --quiet
+    compose() { docker compose --file deploy/compose.yaml "$@"; }
+    docker_compose=docker
 else
-    skip "compose's own opinion" "docker compose is not installed"
+    docker_compose=$(scripts/k8s-tools.sh docker-compose)
+fi
+if [ -n "$docker_compose" ]; then
+    check "compose takes the compose file" compose --profile observe config --quiet
+    check "and with the example of an environment" compose --env-file deploy/config/compose.env config --quiet
+else
+    skip "compose's own opinion" "docker compose is not installed, and cannot be had"
 fi
 
 if promtool=$(scripts/k8s-tools.sh promtool); then

@@ -20,6 +20,7 @@ SOURCES = {
     "metadata.name": "uniarm-base-0",
     "status.podIP": "10.1.2.3",
     "requests.cpu": "2",
+    "metadata.labels['apps.kubernetes.io/pod-index']": "1",
     "metadata.annotations['batch.kubernetes.io/job-completion-index']": "0",
 }
 CHECK_SECONDS = 20

@@ -29,7 +29,7 @@ check() {
 
 without_resources='import sys, yaml
 manifests = filter(None, yaml.safe_load_all(open(sys.argv[1])))
-yaml.safe_dump_all((m for m in manifests if m["kind"] not in ("Certificate", "ScaledObject")), sys.stdout)'
+yaml.safe_dump_all((m for m in manifests if m["kind"] not in ("Certificate", "ScaledObject", "GRPCRoute", "HTTPRoute")), sys.stdout)'
 
 render() { "$helm" template trial "$chart" --namespace steering "$@"; }
 valid() { "$python" -m kubernetes_validate --strict -k "$1" "$2"; }
@@ -50,7 +50,7 @@ for values in $chart/values*.yaml tests/helm/values/*.yaml; do
     check "$name: lint" "$helm" lint --strict --quiet "$chart" --values "$values"
     render --values "$values" >"$manifests" 2>"$scratch/error"
     check "$name: renders" test ! -s "$scratch/error"
-    # Kubernetes by itself knows no Certificate and no ScaledObject: relations.py looks at those.
+    # Kubernetes by itself knows no Certificate, no ScaledObject and no routes: relations.py looks at those.
     "$python" -c "$without_resources" "$manifests" >"$scratch/own.yaml"
     for version in $KUBERNETES; do
         check "$name: valid for Kubernetes $version" valid "$version" "$scratch/own.yaml"
@@ -62,6 +62,11 @@ for values in $chart/values*.yaml tests/helm/values/*.yaml; do
         echo "skipped: $name: the pods' command lines, because $uniarm is not built"
     fi
 done
+long() {
+    "$helm" template a-release-whose-name-is-as-long-as-helm-lets-it-be-53 "$chart" --namespace steering \
+        --set base.shards=2,reward.shards=2 >"$scratch/long.yaml" && "$python" tests/helm/relations.py "$scratch/long.yaml"
+}
+check "the longest of release names has groups too" long
 check "texts arrive as they were written" "$python" tests/helm/texts.py tests/helm/values/everything.yaml "$scratch/everything.yaml"
 if [ -x "$uniarm" ]; then
     check "the simulator follows the chart's numbers" "$python" tests/helm/autoscaling.py "$uniarm" "$scratch/autoscaled-keda.yaml"
@@ -88,6 +93,29 @@ check "refuses to drain for longer than a pool may take to shrink" refuses "drai
 check "refuses to scale pools to nothing" refuses "minReplicas': minimum: got 0, want 1" --set autoscaling.reward.minReplicas=0
 check "refuses another autoscaler" refuses "at '/autoscaling/by': value must be one of '', 'hpa', 'keda'" \
     --set autoscaling.by=vpa
+for pool in base reward; do
+    check "refuses to scale groups of pods that are $pool workers" refuses "set autoscaling.$pool.enabled to false and scale by $pool.replicas" \
+        --set autoscaling.by=hpa --set $pool.shards=2
+done
+check "refuses more ranks than a group may have" refuses "at '/base/shards': maximum: got 65, want 64" --set base.shards=65
+check "refuses a rank of one's own choice" refuses "at '/base/env/0/name'" --set 'base.env[0].name=RANK,base.env[0].value=0'
+check "refuses hosts of no Gateway" refuses "router.gateway.grpc.hostnames lists a.example.com, and router.gateway.grpc.parentRefs is empty" \
+    --set 'router.gateway.grpc.hostnames={a.example.com}'
+check "refuses a route to HTTP that is not there" refuses "router.http.enabled is false: there is no HTTP to lead to" \
+    --set 'router.gateway.http.parentRefs[0].name=public' --set router.http.enabled=false
+check "refuses a Gateway before routers that ask for certificates" refuses "let the Gateway ask" \
+    --set 'router.gateway.grpc.parentRefs[0].name=public' --set router.front.tlsSecret=front --set router.front.clientCaSecret.name=partners
+routes() {
+    printf 'router: {gateway: {grpc: {parentRefs: [%s], hostnames: [%s]}, http: {parentRefs: [%s], hostnames: [%s]}}}' "$@" >"$scratch/routes.yaml"
+}
+one_host() { routes "$@" && refuses "which takes one kind of route for a host" --values "$scratch/routes.yaml"; }
+two_hosts() { routes "$@" && render --values "$scratch/routes.yaml"; }
+check "refuses two routes for any host" one_host '{name: public}' '' '{name: public, namespace: steering}' a.example.com
+check "refuses two routes for one host" one_host '{name: public}' 'b.example.com, a.example.com' '{name: public, port: 443}' a.example.com
+check "refuses a route within the other's hosts" one_host '{name: public}' a.b.example.com '{name: public}' "'*.example.com'"
+check "takes a host and those below it" two_hosts '{name: public}' example.com '{name: public}' "'*.example.com'"
+check "takes one host at two listeners" two_hosts '{name: public, port: 443}' a.example.com '{name: public, port: 8443}' a.example.com
+check "takes one host of two Gateways" two_hosts '{name: public}' '' '{name: public, namespace: gateways}' ''
 check "refuses a user without a password" refuses "store.user is steering, and store.passwordSecret.name is empty" \
     --set etcd.enabled=false --set 'store.endpoints={etcd:2379}' --set store.user=steering
 check "refuses a secret for an etcd that has none" refuses "store.tlsSecret and store.user are for an etcd of your own" \

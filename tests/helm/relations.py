@@ -11,6 +11,13 @@ import yaml
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 FILE_FLAGS = ("--tls-", "--front-", "--tenants", "--store-")
 SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
+# Kinds of routes, and what the port that they lead to may speak.
+ROUTES = {"GRPCRoute": {"kubernetes.io/h2c", "https"}, "HTTPRoute": {"http", "https"}}
+POD_INDEX = "apps.kubernetes.io/pod-index"  # a label that Kubernetes gives the pods of a StatefulSet
+GROUP = "uniarm.internal/group"
+# Characters of a label, and those that a StatefulSet's name gets behind it in one.
+LABEL_MAX, REVISION = 63, len("-") + 10
+NAMESPACE = "steering"  # that check.sh renders for
 FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"), ("--http-listen", "http"))
 
 
@@ -35,8 +42,35 @@ def port(address):
     return int(address.rsplit(":", 1)[1])
 
 
+def labels_of(workload):
+    return pod_of(workload)["metadata"]["labels"]
+
+
+def role_of(workload):
+    return labels_of(workload)["app.kubernetes.io/component"]
+
+
 def selects(selector, workload):
-    return selector.items() <= pod_of(workload)["metadata"]["labels"].items()
+    """Whether some pod of a workload is selected."""
+    index = {POD_INDEX: "0"} if workload["kind"] == "StatefulSet" else {}
+    return selector.items() <= {**labels_of(workload), **index}.items()
+
+
+def pool_problem(behind):
+    """What is wrong with `behind` as one workload, or as all the groups of one role."""
+    if len({role_of(workload) for workload in behind}) == 1 and (len(behind) == 1 or all(map(is_group, behind))):
+        return None
+    return f"{[name_of(workload) for workload in behind]}, and one is meant"
+
+
+def is_group(workload):
+    return GROUP in labels_of(workload)
+
+
+def arguments(workload):
+    """The flags with a value of a workload's only container."""
+    [container] = containers(workload)
+    return dict(argument.split("=", 1) for argument in container.get("args", []) if "=" in argument)
 
 
 def port_names(workload):
@@ -44,12 +78,17 @@ def port_names(workload):
 
 
 def policy_problems(policy, workloads):
-    """Each policy guards one workload, at all of its ports, and lets in pods that exist."""
-    behind = [workload for workload in workloads if selects(policy["spec"]["podSelector"]["matchLabels"], workload)]
-    if len(behind) != 1:
-        yield f"it guards {[name_of(workload) for workload in behind]}, and one is meant"
+    """Each policy guards one pool, at all of its ports, and lets in pods that exist; or a group, from itself alone."""
+    guarded = policy["spec"]["podSelector"]["matchLabels"]
+    behind = [workload for workload in workloads if selects(guarded, workload)]
+    if problem := pool_problem(behind):
+        yield f"it guards {problem}"
         return
     rules = policy["spec"]["ingress"]
+    if GROUP in guarded:
+        if rules != [{"from": [{"podSelector": {"matchLabels": guarded}}]}]:
+            yield f"it lets {rules} into the group {guarded[GROUP]}, and its own ranks are meant"
+        return
     opened = {port["port"] for rule in rules for port in rule["ports"]}
     if opened != port_names(behind[0]):
         yield f"it opens {sorted(opened)}, and {name_of(behind[0])} has {sorted(port_names(behind[0]))}"
@@ -61,19 +100,24 @@ def policy_problems(policy, workloads):
 
 
 def budget_problems(budget, workloads):
-    """Each budget is that of one workload."""
+    """Each budget is that of one pool: of a pool of groups, all of them share it, and ranks that are not ready may leave."""
     labels = budget["spec"]["selector"]["matchLabels"]
-    behind = [workload for workload in workloads if selects(labels, workload)]
-    if len(behind) != 1:
-        yield f"it is of {[name_of(workload) for workload in behind]}, and one is meant"
+    if problem := pool_problem([workload for workload in workloads if selects(labels, workload)]):
+        yield f"it is of {problem}"
+    if budget["spec"]["unhealthyPodEvictionPolicy"] != "AlwaysAllow":
+        yield "it keeps pods that serve nobody"
 
 
 def service_problems(service, workloads):
-    """Each Service leads to one workload, at ports that it has."""
-    behind = [workload for workload in workloads if selects(service["spec"]["selector"], workload)]
-    if len(behind) != 1:
-        yield f"it selects {[name_of(workload) for workload in behind]}, and one is meant"
+    """Each Service leads to one pool, at ports that it has; of a group, rank 0 alone answers calls."""
+    selector = service["spec"]["selector"]
+    behind = [workload for workload in workloads if selects(selector, workload)]
+    if problem := pool_problem(behind):
+        yield f"it selects {problem}"
         return
+    calls = any(port["targetPort"] == "grpc" for port in service["spec"]["ports"])
+    if is_group(behind[0]) and calls != (selector.get(POD_INDEX) == "0"):
+        yield f"it selects {selector}, and leads to {service['spec']['ports']}"
     named = port_names(behind[0])
     for target in (port["targetPort"] for port in service["spec"]["ports"]):
         if target not in named:
@@ -91,6 +135,9 @@ def workload_problems(workload, manifests):
         yield f"it runs as {pod['serviceAccountName']}, and the accounts are {accounts}"
     if workload["kind"] == "StatefulSet" and spec["serviceName"] not in services:
         yield f"it belongs to Service {spec['serviceName']}, which does not exist"
+    longest = re.sub(r"-g\d+$", "-g999", name_of(workload))
+    if workload["kind"] == "StatefulSet" and len(longest) + REVISION > LABEL_MAX:
+        yield f"Kubernetes makes a label of its name and {REVISION} characters more, and takes {LABEL_MAX}"
     if not pod["securityContext"]["runAsNonRoot"]:
         yield "it may run as root"
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
@@ -101,17 +148,17 @@ def workload_problems(workload, manifests):
 
 
 def certificate_problems(certificate, workloads):
-    """A certificate says the role of the one workload that mounts its secret."""
+    """A certificate says the role of the one pool that mounts its secret."""
     secret = certificate["spec"]["secretName"]
     mounted = [
         workload
         for workload in workloads
         if any(secret == volume.get("secret", {}).get("secretName") for volume in pod_of(workload)["spec"].get("volumes", []))
     ]
-    if len(mounted) != 1:
-        yield f"its secret is mounted by {[name_of(workload) for workload in mounted]}, and one is meant"
+    if problem := pool_problem(mounted):
+        yield f"its secret is mounted by {problem}"
         return
-    role = pod_of(mounted[0])["metadata"]["labels"]["app.kubernetes.io/component"]
+    role = role_of(mounted[0])
     if certificate["spec"]["dnsNames"] != [f"{role}.uniarm.internal"]:
         yield f"it is for {certificate['spec']['dnsNames']}, and {name_of(mounted[0])} is a {role}"
 
@@ -152,6 +199,63 @@ def scaled_problems(manifests):
     ]
     if sorted(wanted) != sorted(rules):
         yield f"the scalers read {sorted(wanted)}, and the rules make {sorted(rules)}"
+
+
+def group_problems(workload, manifests):
+    """A group is as many ranks as it says, under a name of its own; they start at once, and let each other in."""
+    name, spec, flags = name_of(workload), workload["spec"], arguments(workload)
+    if (flags["--group"], int(flags["--size"])) != (name, spec["replicas"]) or labels_of(workload)[GROUP] != name:
+        yield f"its ranks are {flags['--size']} of {flags['--group']}, and it has {spec['replicas']} pods"
+    [rank] = [variable for variable in containers(workload)[0]["env"] if f"$({variable['name']})" == flags["--rank"]]
+    if rank["valueFrom"]["fieldRef"]["fieldPath"] != f"metadata.labels['{POD_INDEX}']":
+        yield f"the rank of a pod comes from {rank['valueFrom']}"
+    if spec["podManagementPolicy"] != "Parallel" or spec["updateStrategy"] != {"type": "OnDelete"}:
+        yield "its ranks would wait for each other to be ready, which none is alone"
+    [service] = [service for service in of_kind(manifests, "Service") if name_of(service) == spec["serviceName"]]
+    if service["spec"]["clusterIP"] != "None" or not service["spec"]["publishNotReadyAddresses"]:
+        yield f"its Service {name_of(service)} does not name ranks that are not ready"
+    policies = of_kind(manifests, "NetworkPolicy")
+    if policies and name not in map(name_of, policies):
+        yield "no policy lets its ranks reach each other"
+
+
+def groups_problems(manifests):
+    """Each group is of a StatefulSet, and the store knows it by one name."""
+    workloads = of_kind(manifests, "Deployment", "StatefulSet")
+    for workload in workloads:
+        if "--group" in arguments(workload) and workload["kind"] != "StatefulSet":
+            yield f"{name_of(workload)} is a group, and its pods have no ranks"
+        elif "--group" in arguments(workload):
+            yield from (f"{name_of(workload)}: {problem}" for problem in group_problems(workload, manifests))
+    names = [arguments(workload).get("--group") for workload in workloads if is_group(workload)]
+    if len(set(names)) != len(names):
+        yield f"groups share a name: {sorted(names)}"
+
+
+def route_problems(route, manifests):
+    """A route leads from Gateways that may reach the routers to a port of a Service that speaks its protocol."""
+    spec = route["spec"]
+    if route["apiVersion"] != "gateway.networking.k8s.io/v1" or not spec["parentRefs"]:
+        yield f"it is of {route['apiVersion']}, with parents {spec['parentRefs']}"
+    [backend] = [backend for rule in spec["rules"] for backend in rule["backendRefs"]]
+    spoken = [
+        port["appProtocol"]
+        for service in of_kind(manifests, "Service")
+        for port in service["spec"]["ports"]
+        if (name_of(service), port["port"]) == (backend["name"], backend["port"])
+    ]
+    if len(spoken) != 1 or spoken[0] not in ROUTES[route["kind"]]:
+        yield f"it leads to {backend}, where {spoken} is spoken"
+    port_name = route["kind"].removesuffix("Route").lower()
+    for policy in of_kind(manifests, "NetworkPolicy"):
+        if policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] != "router":
+            continue
+        [rule] = [rule for rule in policy["spec"]["ingress"] if rule["ports"][0]["port"] == port_name]
+        let_in = [peer.get("namespaceSelector", {}).get("matchLabels", {}) for peer in rule.get("from", [])]
+        for parent in spec["parentRefs"]:
+            namespace = parent.get("namespace", NAMESPACE)
+            if let_in and {"kubernetes.io/metadata.name": namespace} not in let_in:
+                yield f"its Gateway {parent['name']} is of {namespace}, and {name_of(policy)} lets in {let_in}"
 
 
 def container_problems(container, volumes):
@@ -219,6 +323,12 @@ def main():
         for problem in workload_problems(workload, manifests)
     ]
     found += scaled_problems(manifests)
+    found += groups_problems(manifests)
+    found += [
+        f"{route['kind']} {name_of(route)}: {problem}"
+        for route in of_kind(manifests, *ROUTES)
+        for problem in route_problems(route, manifests)
+    ]
     for problem in found:
         print(problem)
     return 1 if found else 0

@@ -1,11 +1,12 @@
 {{/* Names, labels, and the parts that the pods of all roles share. */}}
 
-{{/* Long enough for every suffix of ours within the 63 characters of a label. */}}
+{{/* Short enough for every suffix of ours within the 63 characters of a label: of a StatefulSet's name, Kubernetes makes one
+     with eleven more, and the longest is NAME-reward-g999. */}}
 {{- define "uniarm.name" -}}
 {{- if contains "uniarm" .Release.Name -}}
-{{- .Release.Name | trunc 46 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-uniarm" .Release.Name | trunc 46 | trimSuffix "-" -}}
+{{- printf "%s-uniarm" .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
@@ -17,11 +18,15 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects the pods of a role. Never changes: selectors are immutable. Takes (dict "root" $ "role" "router"). */}}
+{{/* What selects the pods of a role, or of one group of it. Never changes: selectors are immutable.
+     Takes (dict "root" $ "role" "router"), and group (its name) for one of several pods. */}}
 {{- define "uniarm.selector" -}}
 app.kubernetes.io/name: uniarm
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .role }}
+{{- with .group }}
+uniarm.internal/group: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{- define "uniarm.labels" -}}
@@ -34,6 +39,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "uniarm.image" -}}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+
+{{/* The image of a job, which may have one of its own. Takes root, values. */}}
+{{- define "uniarm.jobImage" -}}
+{{- $own := .values.image | default dict -}}
+{{- with .root -}}
+{{- printf "%s:%s" (default .Values.image.repository $own.repository) (coalesce $own.tag .Values.image.tag .Chart.AppVersion) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The store's URL, as --store takes it. */}}
@@ -80,14 +93,19 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
-{{/* What a worker, base or reward, is told besides. Takes the values of its role. */}}
+{{/* What a worker, base or reward, is told besides. Takes values, and group where it is one of several pods. */}}
 {{- define "uniarm.workerArgs" -}}
-- {{ printf "--model=%s" .model | include "uniarm.literal" }}
-{{- with .threads }}
+- {{ printf "--model=%s" .values.model | include "uniarm.literal" }}
+{{- with .values.threads }}
 - --threads={{ . | int64 }}
 {{- end }}
-{{- with .kvTokens }}
+{{- with .values.kvTokens }}
 - --kv-tokens={{ . | int64 }}
+{{- end }}
+{{- with .group }}
+- --group={{ . }}
+- --rank=$(RANK)
+- --size={{ $.values.shards | int64 }}
 {{- end }}
 {{- end -}}
 
@@ -105,14 +123,38 @@ securityContext:
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
     type: RuntimeDefault
-{{- with (.values | default dict).priorityClassName }}
+{{- with .values | default dict }}
+{{- with .priorityClassName }}
 priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
 {{- end }}
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
   {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* On which nodes a pod may run, and beside what. Takes values, and root, role and group where it is one of a group. */}}
+{{- define "uniarm.placement" -}}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .values.affinity }}
+affinity:
+  {{- toYaml .values.affinity | nindent 2 }}
+{{- else if and .group .root.Values.spread }}
+affinity:
+  {{- include "uniarm.groupAffinity" . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -126,6 +168,17 @@ capabilities:
 {{/* Where clients inside the cluster find the routers. */}}
 {{- define "uniarm.endpoint" -}}
 {{- printf "%s://%s:%d" (empty .Values.router.front.tlsSecret | ternary "http" "https") (include "uniarm.name" .) (int64 .Values.router.service.port) -}}
+{{- end -}}
+
+{{/* Where the Gateways of the routes are, as a list. */}}
+{{- define "uniarm.gatewayNamespaces" -}}
+{{- $found := list -}}
+{{- with .Values.router.gateway -}}
+{{- range concat .grpc.parentRefs .http.parentRefs -}}
+{{- $found = append $found (default $.Release.Namespace .namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- $found | uniq | toYaml -}}
 {{- end -}}
 
 {{/* The secret with the certificate of a role. Takes root, role. */}}
@@ -181,7 +234,7 @@ spec:
   restartPolicy: Never
   containers:
     - name: {{ .role }}
-      image: {{ include "uniarm.image" .root }}
+      image: {{ include "uniarm.jobImage" . }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       args:
         {{- .args | nindent 8 }}
@@ -218,18 +271,13 @@ spec:
     {{- if eq .role "batch" }}
     {{- include "uniarm.clientVolume" . | nindent 4 }}
     {{- end }}
-  {{- with .values.nodeSelector }}
-  nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with .values.tolerations }}
-  tolerations:
-    {{- toYaml . | nindent 4 }}
+  {{- with include "uniarm.placement" . | trim }}
+  {{- . | nindent 2 }}
   {{- end }}
 {{- end -}}
 
 {{/* The pod of a role. Takes root, role, values, port, adminPort, args (YAML), worker (whether it
-     holds a model), httpPort (of the HTTP front door, if it has one). */}}
+     holds a model), group (that it is a rank of), httpPort (of the HTTP front door, if it has one). */}}
 {{- define "uniarm.pod" -}}
 metadata:
   labels:
@@ -244,7 +292,7 @@ metadata:
 spec:
   {{- include "uniarm.podBasics" . | nindent 2 }}
   terminationGracePeriodSeconds: {{ add .root.Values.drainTimeoutSeconds 10 }}
-  {{- if .root.Values.spread }}
+  {{- if and .root.Values.spread (not .group) }}
   # A node, or a zone, that is lost takes as few of a pool as can be; better together than not at all.
   topologySpreadConstraints:
     {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
@@ -272,6 +320,12 @@ spec:
           valueFrom:
             fieldRef:
               fieldPath: status.podIP
+        {{- if .group }}
+        - name: RANK
+          valueFrom:
+            fieldRef:
+              fieldPath: metadata.labels['apps.kubernetes.io/pod-index']
+        {{- end }}
         {{- if and .worker (not .values.threads) (dig "requests" "cpu" "" .values.resources) }}
         # Whole CPUs, rounded up. A worker by itself would take half of the node's.
         - name: UNIARM_THREADS
@@ -415,16 +469,7 @@ spec:
       {{- toYaml . | nindent 6 }}
     {{- end }}
     {{- end }}
-  {{- with .values.nodeSelector }}
-  nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with .values.tolerations }}
-  tolerations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with .values.affinity }}
-  affinity:
-    {{- toYaml . | nindent 4 }}
+  {{- with include "uniarm.placement" . | trim }}
+  {{- . | nindent 2 }}
   {{- end }}
 {{- end -}}

@@ -51,6 +51,7 @@
 {{- fail "batch.enabled starts a Job that has no API key, and router.front.tenants asks for one: name its secret in client.apiKeySecret." -}}
 {{- end -}}
 {{- include "uniarm.refuseScaling" . -}}
+{{- include "uniarm.refuseGateway" . -}}
 {{- range list "batch" "train" -}}
 {{- $job := index $.Values . -}}
 {{- if and $job.enabled (not $job.volume) -}}
@@ -60,6 +61,12 @@
 {{- end -}}
 
 {{- define "uniarm.refuseScaling" -}}
+{{- range $role := list "base" "reward" -}}
+{{- $shards := int (index $.Values $role).shards -}}
+{{- if and (include "uniarm.isScaled" (dict "root" $ "role" $role)) (gt $shards 1) -}}
+{{- fail (printf "%s.shards is %d, so that a worker is a StatefulSet of %d pods, and an autoscaler would add pods to one of them: set autoscaling.%s.enabled to false and scale by %s.replicas, or set %s.shards to 1." $role $shards $shards $role $role $role) -}}
+{{- end -}}
+{{- end -}}
 {{- if .Values.autoscaling.by -}}
 {{- $grace := add .Values.drainTimeoutSeconds 10 -}}
 {{- if gt (int $grace) 1800 -}}
@@ -83,4 +90,50 @@
 {{- fail "autoscaling.router keeps routers at a share of the CPU that they request, and router.resources.requests.cpu is not set: set it, or autoscaling.router.enabled to false." -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "uniarm.refuseGateway" -}}
+{{- $router := .Values.router -}}
+{{- range $name := list "grpc" "http" -}}
+{{- $route := index $router.gateway $name -}}
+{{- if and $route.hostnames (not $route.parentRefs) -}}
+{{- fail (printf "router.gateway.%s.hostnames lists %s, and router.gateway.%s.parentRefs is empty: name the Gateway that takes the route, for instance [{name: public, namespace: gateways}]." $name (first $route.hostnames) $name) -}}
+{{- end -}}
+{{- if and $route.parentRefs $router.front.clientCaSecret.name -}}
+{{- fail (printf "router.front.clientCaSecret asks clients for certificates, and the Gateway of router.gateway.%s ends their connections before a router sees any: let the Gateway ask, or leave router.gateway.%s.parentRefs empty." $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $router.gateway.http.parentRefs (not $router.http.enabled) -}}
+{{- fail "router.gateway.http.parentRefs names a Gateway, and router.http.enabled is false: there is no HTTP to lead to. Set router.http.enabled to true, or leave router.gateway.http.parentRefs empty." -}}
+{{- end -}}
+{{- range $one := $router.gateway.grpc.parentRefs -}}
+{{- range $other := $router.gateway.http.parentRefs -}}
+{{- if include "uniarm.oneListener" (dict "root" $ "one" $one "other" $other) -}}
+{{- range $host := default (list "*") $router.gateway.grpc.hostnames -}}
+{{- range $same := default (list "*") $router.gateway.http.hostnames -}}
+{{- if or (eq $host $same) (include "uniarm.matchesHost" (list $host $same)) (include "uniarm.matchesHost" (list $same $host)) -}}
+{{- fail (printf "router.gateway.grpc has the host %s and router.gateway.http %s, at the Gateway %s, which takes one kind of route for a host: give the two routes hostnames that differ, or listeners that do (sectionName, port)." $host $same $one.name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether two parentRefs may be one listener: where one leaves open which it is, it may be that of the other. Takes root,
+     one, other. */}}
+{{- define "uniarm.oneListener" -}}
+{{- $here := .root.Release.Namespace -}}
+{{- $differs := or (ne .one.name .other.name) (ne (default $here .one.namespace) (default $here .other.namespace)) -}}
+{{- range $part := list "sectionName" "port" -}}
+{{- $both := and (hasKey $.one $part) (hasKey $.other $part) -}}
+{{- $differs = or $differs (and $both (ne (index $.one $part | toString) (index $.other $part | toString))) -}}
+{{- end -}}
+{{- if not $differs -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whether a host that may begin with *. takes in another. Takes a list of both. */}}
+{{- define "uniarm.matchesHost" -}}
+{{- if and (hasPrefix "*" (first .)) (hasSuffix (first . | trimPrefix "*") (last .)) -}}true{{- end -}}
 {{- end -}}
