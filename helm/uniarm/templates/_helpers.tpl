@@ -63,12 +63,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- . | replace "$" "$$" | quote -}}
 {{- end -}}
 
-{{/* The flags of every process. Takes root, role, port, adminPort. */}}
-{{- define "uniarm.commonArgs" -}}
-- --id=$(POD_NAME)
-- --listen=0.0.0.0:{{ .port }}
-- --admin=0.0.0.0:{{ .adminPort }}
-- --advertise=$(POD_IP):{{ .port }}
+{{/* The flags of whoever speaks to the store. Takes root. */}}
+{{- define "uniarm.storeArgs" -}}
 - --store={{ include "uniarm.store" .root }}
 {{- with .root.Values.store }}
 {{- if .tlsSecret }}
@@ -81,6 +77,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - {{ printf "--store-password-file=/store/password/%s" .passwordSecret.key | include "uniarm.literal" }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* The flags of every process. Takes root, role, port, adminPort. */}}
+{{- define "uniarm.commonArgs" -}}
+- --id=$(POD_NAME)
+- --listen=0.0.0.0:{{ .port }}
+- --admin=0.0.0.0:{{ .adminPort }}
+- --advertise=$(POD_IP):{{ .port }}
+{{ include "uniarm.storeArgs" . }}
 {{- if .root.Values.tls.enabled }}
 - --tls-ca=/tls/ca.crt
 - --tls-cert=/tls/tls.crt
@@ -224,6 +229,37 @@ capabilities:
 {{- end }}
 {{- end -}}
 
+{{/* Where whoever speaks to the store finds its secrets. Takes root. */}}
+{{- define "uniarm.storeMounts" -}}
+{{- with .root.Values.store }}
+{{- if .tlsSecret }}
+- name: store-tls
+  mountPath: /store/tls
+  readOnly: true
+{{- end }}
+{{- if .user }}
+- name: store-password
+  mountPath: /store/password
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "uniarm.storeVolumes" -}}
+{{- with .root.Values.store }}
+{{- if .tlsSecret }}
+- name: store-tls
+  secret:
+    secretName: {{ .tlsSecret }}
+{{- end }}
+{{- if .user }}
+- name: store-password
+  secret:
+    secretName: {{ .passwordSecret.name }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* The pod of a job: one command that ends, and a volume at /data. Takes root, role, values, args (YAML). */}}
 {{- define "uniarm.jobPod" -}}
 metadata:
@@ -240,10 +276,12 @@ spec:
         {{- .args | nindent 8 }}
       env:
         {{- if eq .role "batch" }}
+        {{- if not .values.share }}
         - name: PART
           valueFrom:
             fieldRef:
               fieldPath: metadata.annotations['batch.kubernetes.io/job-completion-index']
+        {{- end }}
         {{- include "uniarm.clientEnv" . | nindent 8 }}
         {{- end }}
         - name: UNIARM_CACHE
@@ -262,6 +300,9 @@ spec:
           mountPath: /data
         {{- if eq .role "batch" }}
         {{- include "uniarm.clientMount" . | nindent 8 }}
+        {{- if .values.share }}
+        {{- include "uniarm.storeMounts" . | nindent 8 }}
+        {{- end }}
         {{- end }}
   volumes:
     - name: tmp
@@ -270,6 +311,9 @@ spec:
       {{- toYaml .values.volume | nindent 6 }}
     {{- if eq .role "batch" }}
     {{- include "uniarm.clientVolume" . | nindent 4 }}
+    {{- if .values.share }}
+    {{- include "uniarm.storeVolumes" . | nindent 4 }}
+    {{- end }}
     {{- end }}
   {{- with include "uniarm.placement" . | trim }}
   {{- . | nindent 2 }}
@@ -404,16 +448,7 @@ spec:
           readOnly: true
         {{- end }}
         {{- end }}
-        {{- if .root.Values.store.tlsSecret }}
-        - name: store-tls
-          mountPath: /store/tls
-          readOnly: true
-        {{- end }}
-        {{- if .root.Values.store.user }}
-        - name: store-password
-          mountPath: /store/password
-          readOnly: true
-        {{- end }}
+        {{- include "uniarm.storeMounts" . | nindent 8 }}
         {{- if .worker }}
         - name: cache
           mountPath: /cache
@@ -448,18 +483,7 @@ spec:
         secretName: {{ .tenants.name }}
     {{- end }}
     {{- end }}
-    {{- with .root.Values.store }}
-    {{- if .tlsSecret }}
-    - name: store-tls
-      secret:
-        secretName: {{ .tlsSecret }}
-    {{- end }}
-    {{- if .user }}
-    - name: store-password
-      secret:
-        secretName: {{ .passwordSecret.name }}
-    {{- end }}
-    {{- end }}
+    {{- include "uniarm.storeVolumes" . | nindent 4 }}
     {{- if .worker }}
     - name: cache
       emptyDir:
