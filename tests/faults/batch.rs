@@ -70,17 +70,16 @@ fn resident_kib(process: u32) -> Option<u64> {
     line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// Every third line as it is, the others under a preference of their own.
+/// Every third line is guided, each with a strength of its own.
 fn lines(count: usize) -> String {
     let line = |index: usize| match index % 3 {
-        0 => format!("{{\"id\": {index}, \"prompt\": \"Line {index} says\"}}\n"),
-        _ => {
-            let weight = (index % 11) as f64 / 10.0;
+        1 => {
+            let strength = (index % 11) as f64 / 5.0;
             format!(
-                "{{\"id\": {index}, \"prompt\": \"Line {index} says\", \"preference\": {{\"positive\": {weight:.1}, \"concise\": {:.1}}}}}\n",
-                1.0 - weight
+                "{{\"id\": {index}, \"prompt\": \"Line {index} says\", \"preference\": {{\"positive\": 1}}, \"strength\": {strength:.1}}}\n"
             )
         }
+        _ => format!("{{\"id\": {index}, \"prompt\": \"Line {index} says\"}}\n"),
     };
     (0..count).map(line).collect()
 }
