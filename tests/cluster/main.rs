@@ -17,6 +17,7 @@ mod hosted;
 mod http;
 mod identical;
 mod jobs;
+mod oidc;
 mod resume;
 mod sessions;
 mod shards;

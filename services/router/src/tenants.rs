@@ -1,11 +1,14 @@
-//! Who may ask, and for what: tenants with API keys, in a file that is read again when it changes.
+//! Who may ask, and for what: tenants with API keys, or with tokens of an OpenID provider, in a file that is read again when it
+//! changes.
 //!
-//! `config` (the file), `key` (what it keeps of keys), `usage` (limits in time), `floors` (what preferences may not go
-//! below). Without a file everybody may ask for everything.
+//! `config` (the file), `key` (what it keeps of keys), `issuer` and `token` (the provider's keys, and what they have signed),
+//! `usage` (limits in time), `floors` (what preferences may not go below). Without a file everybody may ask for everything.
 
 mod config;
 mod floors;
+mod issuer;
 pub mod key;
+mod token;
 mod usage;
 
 use std::{
@@ -21,7 +24,8 @@ use uniarm_proto::{GenerateRequest, Refusal};
 use uniarm_runtime::Metrics;
 
 use crate::place::Scope;
-use config::Rights;
+use config::{ParsedTenant, Rights};
+use issuer::Issuer;
 use key::KeyHash;
 pub(crate) use usage::Ticket;
 use usage::Usage;
@@ -49,6 +53,8 @@ struct Registry {
     /// As it was read.
     text: String,
     by_key: HashMap<KeyHash, Arc<Tenant>>,
+    by_subject: HashMap<String, Arc<Tenant>>,
+    issuer: Option<Arc<Issuer>>,
     by_name: HashMap<String, Arc<Tenant>>,
 }
 
@@ -101,8 +107,10 @@ impl Tenants {
         );
         let Some(known) = self.0 else { return };
         let mut said = String::new();
+        known.refresh_keys().await;
         while ended.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             let looked = tokio::task::block_in_place(|| known.look());
+            known.refresh_keys().await;
             let file = known.path.display();
             unusable.set(i64::from(looked.is_err()));
             match looked {
@@ -126,17 +134,28 @@ impl Tenants {
         let Some(authorization) = authorization else {
             return Err(Refusal::unauthenticated("no API key: send the header authorization: Bearer KEY"));
         };
-        let key = authorization
+        let said = authorization
             .get(..SCHEME.len())
             .filter(|scheme| scheme.eq_ignore_ascii_case(SCHEME))
-            .and_then(|_| KeyHash::of(authorization[SCHEME.len()..].trim()));
-        let Some(key) = key else {
+            .map(|_| authorization[SCHEME.len()..].trim());
+        let Some(said) = said else {
             return Err(Refusal::unauthenticated("authorization: wants Bearer and an API key"));
         };
-        let found = known.registry.read().by_key.get(&key).cloned();
-        found
-            .map(|tenant| Caller(Some(tenant)))
-            .ok_or_else(|| Refusal::unauthenticated("the API key is not known"))
+        let by_key = KeyHash::of(said).and_then(|key| known.registry.read().by_key.get(&key).map(Arc::clone));
+        if let Some(tenant) = by_key {
+            return Ok(Caller(Some(tenant)));
+        }
+        let issuer = known.registry.read().issuer.clone();
+        match issuer {
+            // A key has no dots, a signed token has two.
+            Some(issuer) if said.contains('.') => {
+                let subject = issuer.subject(said)?;
+                let found = known.registry.read().by_subject.get(&subject).map(Arc::clone);
+                let nobody = || Refusal::unauthenticated("the token names nobody who is known here");
+                found.map(|tenant| Caller(Some(tenant))).ok_or_else(nobody)
+            }
+            _ => Err(Refusal::unauthenticated("the API key is not known")),
+        }
     }
 
     /// Whoever has that name now: of work that outlives its request. Empty: anybody, where there are no tenants.
@@ -167,6 +186,23 @@ impl Known {
     }
 }
 
+impl Known {
+    /// Fetches the keys of the issuer where it is time, and says what came of it.
+    async fn refresh_keys(&self) {
+        let Some(issuer) = self.registry.read().issuer.clone() else { return };
+        let name = format!("{issuer:?}");
+        // A provider that does not answer holds up this loop, and no request.
+        match tokio::task::spawn_blocking(move || issuer.refresh()).await {
+            Ok(Some(Ok(keys))) => tracing::debug!(issuer = name, keys, "the issuer's keys are fresh"),
+            Ok(Some(Err(error))) => {
+                tracing::error!(issuer = name, error, "the issuer's keys stay as they were")
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(issuer = name, %error, "fetching the issuer's keys panicked"),
+        }
+    }
+}
+
 fn read(path: &Path) -> Result<String, TenantsError> {
     let failed = |source| TenantsError::File { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(failed)?.len();
@@ -182,12 +218,20 @@ impl Registry {
     /// What `text` says; who was here before keeps what it has used.
     fn next(&self, text: String) -> Result<Self, TenantsError> {
         let mut next = Self::default();
-        for (rights, keys) in config::parse(&text)? {
+        let parsed = config::parse(&text)?;
+        // One that is as it was keeps its keys.
+        let kept = |issuer: &&Arc<Issuer>| parsed.issuer.as_ref() == Some(issuer.config());
+        next.issuer = match self.issuer.as_ref().filter(kept) {
+            Some(issuer) => Some(Arc::clone(issuer)),
+            None => parsed.issuer.clone().map(|config| Arc::new(Issuer::new(config))),
+        };
+        for ParsedTenant { rights, keys, subjects } in parsed.tenants {
             let before = self.by_name.get(&rights.name);
             let usage = before.map_or_else(|| Arc::new(Usage::new()), |tenant| Arc::clone(&tenant.usage));
             let scope = Scope::only(rights.base_models.clone(), rights.reward_models.clone());
             let tenant = Arc::new(Tenant { rights, scope, usage });
             next.by_name.insert(tenant.rights.name.clone(), Arc::clone(&tenant));
+            next.by_subject.extend(subjects.into_iter().map(|subject| (subject, Arc::clone(&tenant))));
             next.by_key.extend(keys.into_iter().map(|key| (key, Arc::clone(&tenant))));
         }
         next.text = text;

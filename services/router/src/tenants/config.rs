@@ -5,15 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use uniarm_proto::{Priority, limits::NAME_BYTES_MAX};
 
-use super::{TenantsError, key::KeyHash};
+use super::{TenantsError, issuer::IssuerConfig, key::KeyHash};
 
 const TENANTS_MAX: usize = 10_000;
 const KEYS_MAX: usize = 16;
 const LISTED_MAX: usize = 256;
 
+/// Bytes of a subject: OpenID allows 255 characters.
+const SUBJECT_BYTES_MAX: usize = 1024;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    oidc: Option<IssuerConfig>,
     #[serde(default)]
     tenants: Vec<Entry>,
 }
@@ -22,7 +26,10 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Entry {
     name: String,
+    #[serde(default)]
     keys: Vec<String>,
+    #[serde(default)]
+    subjects: Vec<String>,
     base_models: Option<Vec<String>>,
     reward_models: Option<Vec<String>>,
     requests_max: Option<usize>,
@@ -63,19 +70,37 @@ pub struct Rights {
     pub guidance_min: f32,
 }
 
+/// What the file says.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub(super) issuer: Option<IssuerConfig>,
+    pub(super) tenants: Vec<ParsedTenant>,
+}
+
+#[derive(Debug)]
+pub(super) struct ParsedTenant {
+    pub(super) rights: Rights,
+    pub(super) keys: Vec<KeyHash>,
+    /// Whom a token of the issuer names.
+    pub(super) subjects: Vec<String>,
+}
+
 /// Reads the whole file.
-pub(super) fn parse(text: &str) -> Result<Vec<(Rights, Vec<KeyHash>)>, TenantsError> {
+pub(super) fn parse(text: &str) -> Result<Parsed, TenantsError> {
     let file: File =
         toml::from_str(text).map_err(|error| TenantsError::wrong("", error.to_string().trim()))?;
     if file.tenants.is_empty() {
         return Err(TenantsError::wrong("tenants", "is empty: nobody could ask for anything"));
     }
     check_count("tenants", file.tenants.len(), TENANTS_MAX)?;
-    let (mut names, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    file.oidc.as_ref().map_or(Ok(()), IssuerConfig::check)?;
+    let (mut names, mut keys, mut subjects) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut tenants = Vec::with_capacity(file.tenants.len());
-    for (index, entry) in file.tenants.into_iter().enumerate() {
+    for (index, mut entry) in file.tenants.into_iter().enumerate() {
         let at = format!("tenants[{index}]");
+        let twice = |field: String| Err(TenantsError::wrong(field, "is there twice"));
         let own = entry.keys(&at)?;
+        let named = entry.subjects(&at)?;
         let rights = entry.rights(&at)?;
         if !names.insert(rights.name.clone()) {
             return Err(TenantsError::wrong(
@@ -83,14 +108,19 @@ pub(super) fn parse(text: &str) -> Result<Vec<(Rights, Vec<KeyHash>)>, TenantsEr
                 format!("{:?} is there twice", rights.name),
             ));
         }
-        for (number, key) in own.iter().enumerate() {
-            if !keys.insert(*key) {
-                return Err(TenantsError::wrong(format!("{at}.keys[{number}]"), "is there twice"));
-            }
+        if let Some(number) = own.iter().position(|key| !keys.insert(*key)) {
+            return twice(format!("{at}.keys[{number}]"));
         }
-        tenants.push((rights, own));
+        if let Some(number) = named.iter().position(|subject| !subjects.insert(subject.clone())) {
+            return twice(format!("{at}.subjects[{number}]"));
+        }
+        if !named.is_empty() && file.oidc.is_none() {
+            let reason = "are named by tokens, and no table [oidc] says whose tokens";
+            return Err(TenantsError::wrong(format!("{at}.subjects"), reason));
+        }
+        tenants.push(ParsedTenant { rights, keys: own, subjects: named });
     }
-    Ok(tenants)
+    Ok(Parsed { issuer: file.oidc, tenants })
 }
 
 fn highest() -> Class {
@@ -139,6 +169,19 @@ impl Entry {
             text.parse().map_err(|reason: &str| TenantsError::wrong(format!("{at}.keys[{index}]"), reason))
         };
         self.keys.iter().enumerate().map(read).collect()
+    }
+
+    fn subjects(&mut self, at: &str) -> Result<Vec<String>, TenantsError> {
+        let field = format!("{at}.subjects");
+        check_count(&field, self.subjects.len(), LISTED_MAX)?;
+        let is_one = |subject: &String| !subject.is_empty() && subject.len() <= SUBJECT_BYTES_MAX;
+        match self.subjects.iter().position(|subject| !is_one(subject)) {
+            Some(number) => {
+                let reason = format!("wants a subject of 1..={SUBJECT_BYTES_MAX} bytes");
+                Err(TenantsError::wrong(format!("{field}[{number}]"), reason))
+            }
+            None => Ok(std::mem::take(&mut self.subjects)),
+        }
     }
 
     fn rights(self, at: &str) -> Result<Rights, TenantsError> {
@@ -195,14 +238,16 @@ mod tests {
 
     const KEY: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000001";
 
+    const OIDC: &str = "[oidc]\nissuer = \"https://login.example.org\"\naudience = \"uniarm\"\n";
+
     fn tenant(more: &str) -> String {
         format!("[[tenants]]\nname = \"a\"\nkeys = [\"{KEY}\"]\n{more}\n")
     }
 
     #[test]
     fn a_tenant_that_says_nothing_more_may_have_everything() {
-        let tenants = parse(&tenant("")).unwrap();
-        let (rights, keys) = &tenants[0];
+        let parsed = parse(&tenant("")).unwrap();
+        let ParsedTenant { rights, keys, .. } = &parsed.tenants[0];
         assert_eq!((rights.name.as_str(), keys.len()), ("a", 1));
         assert_eq!((&rights.base_models, rights.requests_max), (&None, None));
         assert_eq!((rights.priority, rights.floors.len()), (Priority::High, 0));
@@ -224,6 +269,18 @@ mod tests {
             (twice, "tenants[1].keys[0]: is there twice"),
             (tenant("") + &tenant("").replace("01\"", "02\""), "tenants[1].name: \"a\" is there twice"),
             (tenant("").replace("\"a\"", "\"\""), "tenants[0].name: wants a name"),
+            (tenant("subjects = [\"x\"]"), "tenants[0].subjects: are named by tokens"),
+            (
+                OIDC.to_owned() + &tenant("subjects = [\"x\", \"x\"]"),
+                "tenants[0].subjects[1]: is there twice",
+            ),
+            (OIDC.to_owned() + &tenant("subjects = [\"\"]"), "tenants[0].subjects[0]: wants a subject"),
+            (OIDC.replace("https", "http") + &tenant(""), "oidc.issuer: wants an https:// URL"),
+            (OIDC.replace("uniarm", "") + &tenant(""), "oidc.audience: is empty"),
+            (
+                OIDC.to_owned() + "jwks = \"http://keys.example.org\"\n" + &tenant(""),
+                "oidc.jwks: wants a file",
+            ),
         ] {
             let error = parse(&text).unwrap_err().to_string();
             assert!(error.contains(said), "{error:?} should have {said:?}");

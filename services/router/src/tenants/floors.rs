@@ -71,7 +71,7 @@ mod tests {
 
     fn rights(floor: f32) -> Rights {
         let file = format!("[[tenants]]\nname = 't'\nkeys = []\n[tenants.floors]\nharmless = {floor}\n");
-        super::super::config::parse(&file).unwrap().remove(0).0
+        super::super::config::parse(&file).unwrap().tenants.remove(0).rights
     }
 
     #[test]
