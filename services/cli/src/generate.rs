@@ -76,7 +76,8 @@ async fn compare(
     timeout: Option<Duration>,
 ) -> anyhow::Result<()> {
     let mut columns = vec![(UNGUIDED.to_owned(), Vec::new())];
-    if !request.guidance.is_empty() {
+    // A strength or a reward model alone is for the preferences that follow.
+    if request.guidance.iter().any(|term| !term.preference.is_empty()) {
         columns.push((title(&request.guidance), request.guidance.clone()));
     }
     for text in preferences.iter().filter(|text| *text != UNGUIDED) {

@@ -13,26 +13,37 @@ pub fn print<'a>(columns: impl Iterator<Item = (&'a str, &'a Transcript)>) {
     let columns: Vec<_> = columns.collect();
     let terminal = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(LINE);
     let width = (terminal / columns.len().max(1)).saturating_sub(3).max(COLUMN_MIN);
-    let cells: Vec<Vec<String>> = columns
-        .into_iter()
-        .map(|(title, answer)| {
-            let text = answer.choices.first().map_or("", |choice| choice.text.as_str());
-            let mut lines = wrap(title, width);
-            lines.push("-".repeat(width));
-            lines.extend(wrap(text.trim(), width));
-            lines
-        })
-        .collect();
-    for row in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
+    let text = |answer: &'a Transcript| answer.choices.first().map_or("", |choice| choice.text.as_str());
+    let columns = columns.into_iter().map(|(title, answer)| (title, text(answer)));
+    for line in lay_out(&columns.collect::<Vec<_>>(), width) {
+        println!("{line}");
+    }
+}
+
+/// Titles above a rule, texts below it.
+fn lay_out(columns: &[(&str, &str)], width: usize) -> Vec<String> {
+    let [titles, texts] = [0, 1].map(|part| {
+        let part = columns.iter().map(|(title, text)| if part == 0 { title } else { text.trim() });
+        part.map(|text| wrap(text, width)).collect::<Vec<_>>()
+    });
+    let rule = vec![vec!["-".repeat(width)]; columns.len()];
+    [titles, rule, texts].iter().flat_map(|cells| rows(cells, width)).collect()
+}
+
+/// Cells beside each other, filled up to the longest.
+fn rows(cells: &[Vec<String>], width: usize) -> Vec<String> {
+    let height = cells.iter().map(Vec::len).max().unwrap_or(0);
+    let row = |index: usize| {
         let line: Vec<String> = cells
             .iter()
             .map(|cell| {
-                let text = cell.get(row).map_or("", String::as_str);
+                let text = cell.get(index).map_or("", String::as_str);
                 format!("{text}{}", " ".repeat(width.saturating_sub(text.chars().count())))
             })
             .collect();
-        println!("{}", line.join(" | ").trim_end());
-    }
+        line.join(" | ").trim_end().to_owned()
+    };
+    (0..height).map(row).collect()
 }
 
 /// Lines of at most `width` characters, broken at spaces.
@@ -52,4 +63,18 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
         lines.push(line);
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rule_is_below_the_longest_title() {
+        let columns = [("one", "a b c d e f"), ("two words here", "x")];
+        assert_eq!(
+            lay_out(&columns, 9),
+            ["one       | two words", "          | here", "--------- | ---------", "a b c d e | x", "f         |"]
+        );
+    }
 }
