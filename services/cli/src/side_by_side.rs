@@ -74,7 +74,13 @@ mod tests {
         let columns = [("one", "a b c d e f"), ("two words here", "x")];
         assert_eq!(
             lay_out(&columns, 9),
-            ["one       | two words", "          | here", "--------- | ---------", "a b c d e | x", "f         |"]
+            [
+                "one       | two words",
+                "          | here",
+                "--------- | ---------",
+                "a b c d e | x",
+                "f         |"
+            ]
         );
     }
 }
