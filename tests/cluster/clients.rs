@@ -18,6 +18,24 @@ fn python_grpcurl_and_openai_stream_an_answer() {
     let output = Command::new("sh").arg(script).arg(endpoint).arg(http).output().unwrap();
     println!("{}", String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    a_shell_fills_in_what_is_served(&cluster);
+}
+
+/// Asks as the script for bash does.
+fn a_shell_fills_in_what_is_served(cluster: &Cluster) {
+    let filled_in = |flag: &str, begun: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_uniarm"))
+            .args(["--", "uniarm", "generate", flag, begun])
+            .env("UNIARM_ENDPOINT", format!("http://{}", cluster.router.address))
+            .envs([("UNIARM_COMPLETE", "bash"), ("_CLAP_COMPLETE_INDEX", "3"), ("_CLAP_IFS", "\n")])
+            .envs([("_CLAP_COMPLETE_COMP_TYPE", "9"), ("_CLAP_COMPLETE_SPACE", "false")])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(filled_in("--preference", "conc"), "concise=");
+    assert_eq!(filled_in("--preference", "concise=0.3,"), "concise=0.3,positive=");
+    assert_eq!(filled_in("--reward", "posi"), "positive");
 }
 
 /// Ids and text of an answer, as the Python client prints them.

@@ -12,6 +12,7 @@ use crate::{
     bench::args::BenchArgs,
     chat::ChatArgs,
     client::EndpointArgs,
+    complete,
     eval::EvalArgs,
     front::FrontArgs,
     group::GroupArgs,
@@ -361,7 +362,7 @@ pub struct GenerateArgs {
     #[arg(required_unless_present = "token_ids")]
     pub prompt: Option<String>,
     /// Base model [default: the only one served]
-    #[arg(long)]
+    #[arg(long, add = complete::model())]
     pub model: Option<String>,
     /// System message of the chat
     #[arg(long, conflicts_with_all = ["raw", "token_ids"])]
@@ -383,7 +384,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub request_id: Option<String>,
     /// Show the answer beside the unguided one, and beside that of this preference; repeatable; `unguided` adds none
-    #[arg(long, value_name = "PREFERENCE", conflicts_with_all = ["json", "color"])]
+    #[arg(long, value_name = "PREFERENCE", conflicts_with_all = ["json", "color"], add = complete::preference())]
     pub compare: Vec<String>,
     /// Colour each token by what guidance did to it
     #[arg(long)]
@@ -397,7 +398,7 @@ pub struct GenerateArgs {
 #[derive(Debug, Clone, Args)]
 pub struct GuidanceArgs {
     /// Weights of objectives, such as harmless=0.7,helpful=0.3
-    #[arg(long)]
+    #[arg(long, add = complete::preference())]
     pub preference: Option<String>,
     /// Weight of the base model's own logits; 0: the reward models alone choose
     #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
@@ -406,7 +407,7 @@ pub struct GuidanceArgs {
     #[arg(long, allow_hyphen_values = true)]
     pub strength: Option<f32>,
     /// Reward model [default: the one that serves the objectives]
-    #[arg(long)]
+    #[arg(long, add = complete::reward())]
     pub reward: Option<String>,
     /// A further guidance term: reward=NAME,strength=W,objective=weight,…; repeatable
     #[arg(long, value_name = "TERM")]

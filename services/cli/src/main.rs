@@ -6,6 +6,7 @@ mod batch;
 mod bench;
 mod chat;
 mod client;
+mod complete;
 mod demo;
 mod demo_adapter;
 mod eval;
@@ -38,6 +39,7 @@ use clap::Parser as _;
 use args::{Cli, Command};
 
 fn main() -> std::process::ExitCode {
+    complete::answer_shell();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

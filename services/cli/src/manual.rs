@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
-use crate::args::Cli;
+use crate::{args::Cli, complete};
 
 #[derive(Debug, Clone, Args)]
 pub struct CompletionsArgs {
@@ -23,7 +23,7 @@ pub struct ManArgs {
 
 pub fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "uniarm", &mut script);
+    complete::write_script(args.shell, &mut script)?;
     write_out(&script)
 }
 
@@ -57,10 +57,10 @@ mod tests {
             let page = folder.path().join(format!("uniarm-{}.1", command.get_name()));
             assert!(page.exists(), "{} is missing", page.display());
         }
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::Elvish, Shell::PowerShell] {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "uniarm", &mut script);
-            assert!(String::from_utf8(script).unwrap().contains("as-finished"), "{shell}");
+            complete::write_script(shell, &mut script).unwrap();
+            assert!(String::from_utf8(script).unwrap().contains("UNIARM_COMPLETE"), "{shell}");
         }
     }
 }
