@@ -97,8 +97,8 @@ fn dependencies_stay_behind_their_walls() {
     for knowing in ["uniarm-decode", "uniarm-model", "uniarm-engine"] {
         assert!(!router.contains(knowing), "a router cannot choose a token, but depends on {knowing}");
     }
-    // A router may run batches too.
-    let below = ["uniarm-openai", "uniarm-proto", "uniarm-tls"].map(str::to_owned);
+    // A router may run batches too; processes share one through the store.
+    let below = ["uniarm-cluster", "uniarm-openai", "uniarm-proto", "uniarm-tls"].map(str::to_owned);
     assert_eq!(own_closure(&all, "uniarm-batch"), BTreeSet::from(below));
     assert!(!own_closure(&all, "uniarm-base").contains("uniarm-reward"));
     assert!(!own_closure(&all, "uniarm-reward").contains("uniarm-base"));
