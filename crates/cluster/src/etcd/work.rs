@@ -124,18 +124,18 @@ impl Work {
     /// Takes a piece that nobody works on and nobody has finished.
     pub async fn claim(&self, piece: &str) -> Result<Claimed, StoreError> {
         let (claimed, finished) = (self.claimed(piece), self.finished(piece));
-        let lease = self.lease().await?;
-        let create = Txn::new()
-            .when(
-                [&claimed, &finished].map(|key| Compare::create_revision(key.as_str(), CompareOp::Equal, 0)),
-            )
-            .and_then([TxnOp::put(claimed.as_str(), "", Some(PutOptions::new().with_lease(lease)))])
-            .or_else([TxnOp::get(finished.as_str(), None), TxnOp::get(claimed.as_str(), None)]);
-        let answer = self.insist(|mut client| {
-            let create = create.clone();
-            async move { client.txn(create).await }
-        });
-        let answer = answer.await?;
+        // The lease is asked for in each attempt: a process that hung learns only after a while that it has lost its own.
+        let attempt = || async {
+            let lease = self.lease().await?;
+            let both = [&claimed, &finished];
+            let create = Txn::new()
+                .when(both.map(|key| Compare::create_revision(key.as_str(), CompareOp::Equal, 0)))
+                .and_then([TxnOp::put(claimed.as_str(), "", Some(PutOptions::new().with_lease(lease)))])
+                .or_else([TxnOp::get(finished.as_str(), None), TxnOp::get(claimed.as_str(), None)]);
+            let answer = self.session.request(|mut client| async move { client.txn(create).await }).await?;
+            Ok((lease, answer))
+        };
+        let (lease, answer) = self.repeat(attempt).await?;
         let mine = |revision| Claimed::Mine(Claim { piece: piece.to_owned(), revision });
         if answer.succeeded() {
             let header = answer.header().ok_or_else(|| unheard("a transaction without a revision"))?;
@@ -226,10 +226,17 @@ impl Work {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        self.repeat(|| self.session.request(&request)).await
+    }
+
+    async fn repeat<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
         let began = Instant::now();
         let mut backoff = Backoff::new();
         loop {
-            match self.session.request(&request).await {
+            match attempt().await {
                 Err(error) if error.is_retryable() && began.elapsed() < self.patience => {
                     tracing::debug!(%error, "waiting for the store");
                     tokio::time::sleep(backoff.next()).await;

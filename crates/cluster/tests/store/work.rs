@@ -74,6 +74,23 @@ async fn a_claim_is_kept_while_its_process_lives_and_ends_soon_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_hung_past_its_lease_takes_pieces_again() {
+    let Some(server) = EtcdServer::start() else { return };
+    let hung = work(&server, "job");
+    let lost = taken(&hung, "p").await;
+    // As after SIGSTOP for too long: the lease is gone, and nobody has told its process.
+    let mut client = etcd_client::Client::connect([server.endpoint()], None).await.unwrap();
+    for lease in client.leases().await.unwrap().leases() {
+        client.lease_revoke(lease.id()).await.unwrap();
+    }
+    let began = Instant::now();
+    let again = taken(&hung, "p").await;
+    assert!(began.elapsed() < 2 * LEASE_TTL, "{:?}", began.elapsed());
+    assert!(!hung.finish(&lost, b"old").await.unwrap());
+    assert!(hung.finish(&again, b"new").await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_waits_for_an_etcd_that_is_away() {
     let Some(mut server) = EtcdServer::start() else { return };
     let work = work(&server, "job");

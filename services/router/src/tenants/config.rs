@@ -276,6 +276,10 @@ mod tests {
             ),
             (OIDC.to_owned() + &tenant("subjects = [\"\"]"), "tenants[0].subjects[0]: wants a subject"),
             (OIDC.replace("https", "http") + &tenant(""), "oidc.issuer: wants an https:// URL"),
+            (
+                OIDC.replace("https://", "http://localhost:80@") + &tenant(""),
+                "oidc.issuer: wants an https:// URL",
+            ),
             (OIDC.replace("uniarm", "") + &tenant(""), "oidc.audience: is empty"),
             (
                 OIDC.to_owned() + "jwks = \"http://keys.example.org\"\n" + &tenant(""),

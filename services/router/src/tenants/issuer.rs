@@ -102,6 +102,8 @@ impl IssuerConfig {
 fn is_safe(url: &str) -> bool {
     let is_near = |rest: &str| {
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        // Before an @ stands a user, whatever it looks like.
+        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
         let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
         matches!(host, "127.0.0.1" | "localhost" | "[::1]")
     };
