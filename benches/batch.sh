@@ -1,5 +1,6 @@
 #!/bin/sh
-# `uniarm batch` beside `uniarm bench load` at its peak, which is all requests at once: the same requests, in turns, on one cluster.
+# `uniarm batch` beside `uniarm bench load` at its peak: far more requests than the cluster can take, within two seconds. The same
+# requests, in turns, on one cluster.
 # Usage: benches/batch.sh [UNIARM]      ROUNDS in the environment: 5 by default
 set -eu
 cd "$(dirname "$0")/.."
