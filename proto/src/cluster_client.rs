@@ -128,10 +128,15 @@ impl ClusterClient {
 
     /// Begins when the first event is asked for. `timeout` counts from now, over all repeats.
     pub fn generate(&self, request: GenerateRequest, timeout: Option<Duration>) -> Answers {
+        self.go_on(request, Progress::default(), timeout)
+    }
+
+    /// The same for a request whose answers have come so far: only what follows is sent.
+    pub fn go_on(&self, request: GenerateRequest, progress: Progress, timeout: Option<Duration>) -> Answers {
         Answers {
             client: self.clone(),
             request: request.into(),
-            progress: Progress::default(),
+            progress,
             events: None,
             router: self.choose(None),
             deadline: timeout.map(|timeout| Instant::now() + timeout.min(TIMEOUT_MAX)),

@@ -16,6 +16,9 @@ pub const REWARD_LOST: &str = "reward_lost";
 /// Cause of a request that was refused before its deadline, because it could not have met it.
 pub const DEADLINE_UNMEETABLE: &str = "deadline_unmeetable";
 
+/// Cause of a refusal: the tenant has so many requests under way that the places left are for others.
+pub const TENANT_SHARE: &str = "tenant_share";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
     /// A field is wrong; it is named.

@@ -34,6 +34,8 @@ pub struct GenerateRequest {
     pub exchange: Option<Exchange>,
     /// Tokens of each answer that the client has already.
     pub skip: u32,
+    /// A record of it is kept.
+    pub audit: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +127,8 @@ pub struct Placed {
     pub placements: Vec<Vec<RewardWorker>>,
     /// The base worker's generation that was chosen.
     pub generation: Generation,
+    /// Whose it is; 0: nobody's in particular.
+    pub tenant: u64,
 }
 
 // === impl GenerateRequest ===
@@ -153,6 +157,7 @@ impl TryFrom<pb::GenerateRequest> for GenerateRequest {
             base_strength: wire.base_strength.unwrap_or(1.0),
             guidance,
             skip: wire.skip,
+            audit: wire.audit,
         };
         request.check_base_strength()?;
         Ok(request)
@@ -174,6 +179,7 @@ impl GenerateRequest {
             priority: Priority::default(),
             exchange: None,
             skip: 0,
+            audit: false,
         }
     }
 
@@ -209,6 +215,7 @@ impl From<GenerateRequest> for pb::GenerateRequest {
             priority: request.priority.to_wire() as i32,
             exchange: request.exchange.map_or(pb::Exchange::Unspecified, Exchange::to_wire) as i32,
             skip: request.skip,
+            audit: request.audit,
             base_strength: Some(request.base_strength),
             // How far it has come is not of the request: see `Progress`.
             resume: Vec::new(),
@@ -541,7 +548,8 @@ impl TryFrom<pb::RunRequest> for Placed {
                 Ok(placement.workers.into_iter().map(Into::into).collect())
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { request, progress, placements, generation: Generation(wire.generation) })
+        let (generation, tenant) = (Generation(wire.generation), wire.tenant);
+        Ok(Self { request, progress, placements, generation, tenant })
     }
 }
 
@@ -556,6 +564,7 @@ impl From<Placed> for pb::RunRequest {
                 .map(|workers| pb::RewardPlacement { workers: workers.into_iter().map(Into::into).collect() })
                 .collect(),
             generation: placed.generation.0,
+            tenant: placed.tenant,
         }
     }
 }

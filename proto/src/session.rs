@@ -93,6 +93,8 @@ pub struct Open {
     pub strength: f32,
     /// Weight of the base model's logits.
     pub base_strength: f32,
+    /// Whose it is; 0: nobody's in particular.
+    pub tenant: u64,
     pub pace: SessionPace,
     /// Rows come with their log normalizer.
     pub wants_normalizer: bool,
@@ -259,6 +261,7 @@ impl TryFrom<pb::Open> for Open {
             sampling: wire.sampling.unwrap_or_default().try_into()?,
             strength: wire.strength,
             base_strength: wire.base_strength.unwrap_or(1.0),
+            tenant: wire.tenant,
             pace: wire.pace.unwrap_or_default().try_into()?,
             wants_normalizer: wire.wants_normalizer,
         })
@@ -283,6 +286,7 @@ impl From<Open> for pb::Open {
             sampling: Some(open.sampling.into()),
             strength: open.strength,
             base_strength: Some(open.base_strength),
+            tenant: open.tenant,
             pace: Some(open.pace.into()),
             wants_normalizer: open.wants_normalizer,
         }

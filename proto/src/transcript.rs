@@ -53,7 +53,7 @@ impl Transcript {
                 choice.unguided.extend(tokens.unguided.iter().map(|index| tokens.position + index));
             }
             Event::Finished(finished) => self.choice(finished.choice).finished = Some(finished.clone()),
-            Event::Summary(summary) => self.summary = Some(*summary),
+            Event::Summary(summary) => self.summary = Some(summary.clone()),
         }
         Ok(())
     }

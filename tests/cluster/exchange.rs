@@ -9,7 +9,7 @@ const DENSE_BYTES: u64 = 4 * 49_152;
 
 fn total(transcripts: &[Transcript]) -> (ExchangeUse, u32) {
     let mut total = ExchangeUse::default();
-    for used in transcripts.iter().filter_map(|transcript| transcript.summary?.exchange) {
+    for used in transcripts.iter().filter_map(|transcript| transcript.summary.as_ref()?.exchange) {
         total.bytes += used.bytes;
         total.certified += used.certified;
         total.queried += used.queried;

@@ -318,6 +318,7 @@ pub fn request(prompt: &str, preference: &[(&str, f32)]) -> GenerateRequest {
         priority: Priority::Normal,
         exchange: None,
         skip: 0,
+        audit: false,
     }
 }
 

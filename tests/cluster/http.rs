@@ -84,7 +84,7 @@ fn compare(address: &str, path: &str, body: &Value, wanted: &Transcript) {
             (choice.text.clone(), choice.tokens.iter().map(|id| u64::from(*id)).collect::<Vec<_>>())
         })
         .collect();
-    let usage = wanted.summary.unwrap().usage.unwrap();
+    let usage = wanted.summary.as_ref().unwrap().usage.unwrap();
 
     let answered = post(address, path, body);
     assert_eq!(answered.status, 200, "{}", answered.body);

@@ -4,12 +4,14 @@
 #![allow(clippy::await_holding_lock)] // tests take turns on the machine, each on a runtime of its own
 
 mod attacks;
+mod audit;
 mod bad_input;
 mod batches;
 mod bench;
 mod clients;
 mod demo;
 mod exchange;
+mod fairness;
 mod hangup;
 #[allow(dead_code)] // the fault tests use more of it
 mod harness;

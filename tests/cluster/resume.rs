@@ -59,7 +59,8 @@ async fn an_answer_goes_on_from_any_of_its_tokens() {
         }
     }
     let whole = befores.pop().unwrap();
-    let counted = |transcript: &Transcript| transcript.summary.unwrap().usage.unwrap().completion_tokens;
+    let counted =
+        |transcript: &Transcript| transcript.summary.as_ref().unwrap().usage.unwrap().completion_tokens;
     for before in befores.iter().skip(1).step_by(5) {
         let resume = before.choices.iter().enumerate().map(|(choice, answer)| pb::AnswerSoFar {
             finished: answer.finished.is_some(),

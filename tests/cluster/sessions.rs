@@ -88,6 +88,7 @@ fn open(member: &Member, answer: Vec<u32>) -> Open {
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         strength: 1.0,
         base_strength: 1.0,
+        tenant: 0,
         pace: SessionPace::default(),
         wants_normalizer: true,
     }

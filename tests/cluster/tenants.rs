@@ -27,19 +27,19 @@ const CHAT: &str = "/v1/chat/completions";
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A key and its line of the file, as `uniarm keys new` makes them.
-struct Key {
-    key: String,
+pub struct Key {
+    pub key: String,
     hash: String,
 }
 
-fn new_key() -> Key {
+pub fn new_key() -> Key {
     let made = Command::new(env!("CARGO_BIN_EXE_uniarm")).args(["keys", "new", "--json"]).output().unwrap();
     assert!(made.status.success());
     let made: Value = serde_json::from_slice(&made.stdout).unwrap();
     Key { key: made["key"].as_str().unwrap().into(), hash: made["hash"].as_str().unwrap().into() }
 }
 
-fn tenant(name: &str, keys: &[&Key], more: &str) -> String {
+pub fn tenant(name: &str, keys: &[&Key], more: &str) -> String {
     let keys: Vec<_> = keys.iter().map(|key| format!("{:?}", key.hash)).collect();
     format!("[[tenants]]\nname = \"{name}\"\nkeys = [{}]\n{more}\n", keys.join(", "))
 }
@@ -70,13 +70,13 @@ fn error(answered: &(u16, Value)) -> (u16, &str, &str) {
     (*status, word("code"), word("param"))
 }
 
-fn signed<T>(message: T, key: &str) -> Request<T> {
+pub fn signed<T>(message: T, key: &str) -> Request<T> {
     let mut request = Request::new(message);
     key.parse::<ApiKey>().unwrap().sign(request.metadata_mut());
     request
 }
 
-async fn ask(
+pub async fn ask(
     inference: &mut InferenceClient<tonic::transport::Channel>,
     key: &str,
     request: GenerateRequest,
@@ -102,12 +102,13 @@ fn a_tenant_gets_what_it_may_have_and_nobody_else_gets_anything() {
     let _machine = machine();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tenants.toml");
-    let [free, narrow, floored, limited] = [new_key(), new_key(), new_key(), new_key()];
+    let [free, narrow, floored, limited, audited] = std::array::from_fn(|_| new_key());
     let tenants = [
         tenant("free", &[&free], ""),
         tenant("narrow", &[&narrow], "reward_models = [\"concise\"]\npriority = \"normal\""),
         tenant("floored", &[&floored], "[tenants.floors]\npositive = 0.5"),
         tenant("limited", &[&limited], "requests_per_minute = 2\ntokens_per_minute = 100"),
+        tenant("audited", &[&audited], "audit = true"),
     ];
     write(&file, &tenants.concat());
     let kept = folder.path().join("kept").display().to_string();
@@ -118,6 +119,8 @@ fn a_tenant_gets_what_it_may_have_and_nobody_else_gets_anything() {
     what_a_tenant_may_not_use_is_not_there_for_it(&cluster, &narrow.key);
     files_and_batches_belong_to_their_tenant(&cluster, &free.key, &narrow.key);
     a_tenant_that_has_had_its_share_is_told_when_there_is_more(&cluster, &limited.key);
+    // Its records have to be kept, and this router keeps none.
+    assert_eq!(error(&post(&cluster, &audited.key, &json!({}))), (400, "invalid_argument", "audit"));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(floors_hold_whatever_is_tried(&cluster, &floored.key, &free.key));
     keys_change_while_streams_run(&cluster, &file, &tenants, (&free, &narrow));

@@ -152,7 +152,7 @@ pub fn assert_undisturbed(got: &[Answered], undisturbed: &[Answered], requests: 
         let (expected, request) = (&undisturbed[*index].transcript, &requests[*index]);
         assert_eq!(transcript.choices, expected.choices, "{request:?}");
         let counted = |transcript: &Transcript| {
-            let usage = transcript.summary.unwrap().usage.unwrap();
+            let usage = transcript.summary.as_ref().unwrap().usage.unwrap();
             (usage.prompt_tokens, usage.completion_tokens, usage.unguided_tokens)
         };
         assert_eq!(counted(transcript), counted(expected), "{request:?}");

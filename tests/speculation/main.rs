@@ -111,7 +111,8 @@ async fn answer(base: BaseHandle, request: GenerateRequest) -> Transcript {
     let worker =
         RewardWorker { member: MemberId("reward".into()), generation: Generation(1), address: String::new() };
     let placements = request.guidance.iter().map(|_| vec![worker.clone()]).collect();
-    let placed = Placed { request, progress: Progress::default(), placements, generation: Generation(1) };
+    let placed =
+        Placed { request, progress: Progress::default(), placements, generation: Generation(1), tenant: 0 };
     let mut events = base.run(placed, None).await.unwrap();
     let mut transcript = Transcript::default();
     while let Some(event) = events.recv().await {
@@ -164,6 +165,7 @@ fn requests(random: &mut StdRng) -> Vec<GenerateRequest> {
                 priority: Priority::Normal,
                 exchange: if index % 11 == 10 { Some(Exchange::Dense) } else { None },
                 skip: 0,
+                audit: false,
             }
         })
         .collect()
@@ -175,7 +177,7 @@ fn seen(transcripts: &[Transcript]) -> Vec<impl PartialEq + std::fmt::Debug> {
 }
 
 fn speculation(transcripts: &[Transcript]) -> pb::Speculation {
-    transcripts.iter().filter_map(|transcript| transcript.summary?.speculation).fold(
+    transcripts.iter().filter_map(|transcript| transcript.summary.as_ref()?.speculation).fold(
         pb::Speculation::default(),
         |sum, own| pb::Speculation {
             base_passes: sum.base_passes + own.base_passes,
@@ -237,7 +239,7 @@ async fn a_reward_that_agrees_spares_the_base_model_most_of_its_passes() {
         .filter(|request| request.guidance.len() == 1 && request.exchange.is_none())
         .collect();
     let tokens = |transcripts: &[Transcript]| -> u32 {
-        transcripts.iter().filter_map(|t| Some(t.summary?.usage?.completion_tokens)).sum()
+        transcripts.iter().filter_map(|t| Some(t.summary.as_ref()?.usage?.completion_tokens)).sum()
     };
     let lock_step = SCENE.reference().answers(&requests).await;
     assert_eq!(speculation(&lock_step).base_passes, tokens(&lock_step), "a pass for each token");

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use uniarm_decode::blocks::CacheRoot;
-use uniarm_decode::scheduler::{NewSequence, Priority, Scheduler, SchedulerOptions, SequenceId};
+use uniarm_decode::scheduler::{NewSequence, Priority, Scheduler, SchedulerOptions, SequenceId, Tenant};
 
 const STEPS: usize = 1000;
 
@@ -35,6 +35,7 @@ fn sequence(id: u64, tokens: u32) -> NewSequence {
         tokens_max: tokens as usize + 2 * STEPS,
         root: CacheRoot(0),
         priority: Priority::Normal,
+        tenant: Tenant(0),
         deadline: Some(Duration::from_secs(3600)),
     }
 }

@@ -53,6 +53,6 @@ pub use reference::choose_dense;
 pub use sampling::{History, Sampling, SamplingError};
 pub use scheduler::{
     AddError, ExtendError, NewSequence, PlannedRow, Priority, Scheduler, SchedulerOptions, SchedulerStats,
-    SequenceId, StepPlan,
+    SequenceId, StepPlan, Tenant,
 };
 pub use text::{TextDelta, TextStream};

@@ -18,12 +18,12 @@
 //! ```
 //! # use std::time::Duration;
 //! # use uniarm_decode::blocks::CacheRoot;
-//! # use uniarm_decode::scheduler::{NewSequence, Priority, Scheduler, SchedulerOptions, SequenceId};
+//! # use uniarm_decode::scheduler::{NewSequence, Priority, Scheduler, SchedulerOptions, SequenceId, Tenant};
 //! # let mut scheduler = Scheduler::new(SchedulerOptions::default());
 //! # let (id, now) = (SequenceId(1), Duration::ZERO);
-//! # let (root, priority, deadline) = (CacheRoot(0), Priority::Normal, None);
+//! # let (root, priority, tenant, deadline) = (CacheRoot(0), Priority::Normal, Tenant(0), None);
 //! let tokens = vec![1, 2, 3];
-//! let new = NewSequence { id, tokens, logits_from: 2, tokens_max: 6, root, priority, deadline };
+//! let new = NewSequence { id, tokens, logits_from: 2, tokens_max: 6, root, priority, tenant, deadline };
 //! scheduler.add(now, new).expect("there is room");
 //! while scheduler.tokens(id).expect("it was added").len() < 6 {
 //!     let plan = scheduler.plan(now);
@@ -42,6 +42,7 @@
 
 mod plan;
 mod sequence;
+mod shares;
 mod waiting;
 
 use std::collections::{BTreeSet, HashMap};
@@ -49,6 +50,8 @@ use std::time::Duration;
 
 use crate::blocks::{BlockId, BlockPool, CacheRoot, Registration};
 use sequence::Sequence;
+use shares::Shares;
+pub use shares::Tenant;
 use waiting::Waiting;
 
 /// A sequence that has waited outside for this long loses the protection of its rank: anyone who needs its
@@ -107,6 +110,8 @@ pub struct NewSequence {
     pub tokens_max: usize,
     pub root: CacheRoot,
     pub priority: Priority,
+    /// In a class, tenants are served tokens in equal parts.
+    pub tenant: Tenant,
     /// On the clock of [`Scheduler::plan`].
     pub deadline: Option<Duration>,
 }
@@ -199,6 +204,7 @@ pub struct Scheduler {
     /// Those that hold blocks, in no particular order.
     running: Vec<SequenceId>,
     waiting: Waiting,
+    shares: Shares,
     deadlines: BTreeSet<(Duration, SequenceId)>,
     pool: BlockPool,
     step: u64,
@@ -243,6 +249,7 @@ impl Scheduler {
             sequences: HashMap::new(),
             running: Vec::new(),
             waiting: Waiting::default(),
+            shares: Shares::default(),
             deadlines: BTreeSet::new(),
             step: 0,
             turns: 0,
@@ -263,7 +270,8 @@ impl Scheduler {
             self.deadlines.insert((deadline, id));
         }
         self.arrivals += 1;
-        self.sequences.insert(id, Sequence::new(new, self.arrivals));
+        let tag = self.shares.enter(new.tenant, new.tokens_max);
+        self.sequences.insert(id, Sequence::new(new, tag, self.arrivals));
         self.requeue(id);
         Ok(())
     }
@@ -300,6 +308,7 @@ impl Scheduler {
             self.deadlines.remove(&(deadline, id));
         }
         self.waiting.remove(sequence.rank());
+        self.shares.leave(sequence.tenant, sequence.tokens_max - sequence.tokens.len());
         self.running.retain(|&running| running != id);
         true
     }
@@ -334,7 +343,12 @@ impl Scheduler {
     /// How many of those in line a new sequence of this priority would find before it. None while the latest plan had
     /// room for all: whoever has come since begins in the next one.
     pub fn ahead(&self, priority: Priority) -> usize {
-        if self.is_full { self.waiting.until(priority) } else { 0 }
+        if self.is_full { self.waiting.until(priority, u64::MAX) } else { 0 }
+    }
+
+    /// The same for a sequence of this tenant.
+    pub fn ahead_of(&self, priority: Priority, tenant: Tenant) -> usize {
+        if self.is_full { self.waiting.until(priority, self.shares.tag(tenant)) } else { 0 }
     }
 
     /// When the next sequence expires: the latest time for the next plan.

@@ -13,7 +13,8 @@ use std::{
 use uniarm_decode::{
     drafting::{CostMeter, StepCost},
     scheduler::{
-        AddError, ExtendError, NewSequence, Priority, Scheduler, SchedulerOptions, SchedulerStats, SequenceId,
+        AddError, ExtendError, NewSequence, Priority, Scheduler, SchedulerOptions, SchedulerStats,
+        SequenceId, Tenant,
     },
 };
 use uniarm_model::{Conditioned, Forward, ModelError, Row};
@@ -222,6 +223,11 @@ impl Executor {
     /// How many of those in line a new sequence of this priority would find before it.
     pub fn ahead(&self, priority: Priority) -> usize {
         self.scheduler.ahead(priority)
+    }
+
+    /// The same for a sequence of this tenant.
+    pub fn ahead_of(&self, priority: Priority, tenant: Tenant) -> usize {
+        self.scheduler.ahead_of(priority, tenant)
     }
 
     pub fn stats(&self) -> SchedulerStats {

@@ -70,13 +70,13 @@ impl Writer {
     /// The answer as a whole.
     pub fn whole(&self, transcript: &Transcript) -> Value {
         let started = transcript.started.clone().unwrap_or_default();
-        let summary = transcript.summary.unwrap_or_default();
+        let summary = transcript.summary.clone().unwrap_or_default();
         let choices = transcript.choices.iter().enumerate();
         let choices: Vec<_> = choices.map(|(index, choice)| self.choice(index, choice)).collect();
         let (mut usage, mut extension) = (usage(&summary), beginning(&started));
         extension.extend(ending(&summary));
         if !self.has_costs {
-            for of_this_run in ["timing", "exchange", "speculation"] {
+            for of_this_run in ["timing", "exchange", "speculation", "audit"] {
                 extension.remove(of_this_run);
             }
             // What a cache held is another matter in the next run.
@@ -193,6 +193,10 @@ fn ending(summary: &pb::Summary) -> Map<String, Value> {
     let mut fields = costs(summary);
     let usage = summary.usage.unwrap_or_default();
     fields.insert("unguided_tokens".to_owned(), json!(usage.unguided_tokens));
+    if !summary.audit.is_empty() {
+        let digits = summary.audit.iter().map(|byte| format!("{byte:02x}"));
+        fields.insert("audit".to_owned(), json!(digits.collect::<String>()));
+    }
     fields
 }
 

@@ -108,6 +108,7 @@ impl Ask {
             request.exchange = exchange as i32;
         }
         request.base_strength = fields.number("base_strength")?.or(request.base_strength);
+        request.audit = fields.flag("audit")?.unwrap_or(request.audit);
         let timeout = fields.count("timeout_ms")?.map(|timeout| Duration::from_millis(timeout.into()));
         fields.finish_body()?;
         Ok(Self { request, timeout, form: Form { call, is_streamed, has_usage, alternatives, names } })

@@ -4,6 +4,7 @@
 //! parts that every server process needs in the same way, so that they behave the same everywhere.
 
 pub mod admin;
+pub mod crowd;
 pub mod drain;
 pub mod drive;
 pub mod grpc;

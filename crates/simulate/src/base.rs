@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use uniarm_decode::alignment::{Alignment, Group, patience};
 use uniarm_decode::drafting::DraftMode;
-use uniarm_decode::{CacheRoot, NewSequence, Priority as Rank, SequenceId};
+use uniarm_decode::{CacheRoot, NewSequence, Priority as Rank, SequenceId, Tenant};
 
 use self::leave::Stopping;
 use crate::pace::Paces;
@@ -188,6 +188,7 @@ impl Base {
             tokens,
             root: CacheRoot(0),
             priority: rank(arrival.priority),
+            tenant: Tenant(0),
             deadline: world.deadline(request),
         };
         if self.stepper.scheduler.add(now, new).is_err() {

@@ -168,5 +168,6 @@ fn request(guidance: Vec<GuidanceTerm>) -> GenerateRequest {
         priority: uniarm_proto::Priority::Normal,
         exchange: None,
         skip: 0,
+        audit: false,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use uniarm_decode::drafting::{DraftMode, Pace};
-use uniarm_decode::{CacheRoot, NewSequence, PlannedRow, Priority as Rank, SequenceId, StepPlan};
+use uniarm_decode::{CacheRoot, NewSequence, PlannedRow, Priority as Rank, SequenceId, StepPlan, Tenant};
 
 use crate::base::rank;
 use crate::setup::Pool;
@@ -291,6 +291,7 @@ fn sequence(request: usize, prompt: Vec<u32>, answer: usize, world: &World<'_>) 
         tokens,
         root: CacheRoot(0),
         priority: rank(arrival.priority),
+        tenant: Tenant(0),
         deadline: None,
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
     time::Instant,
@@ -12,8 +13,9 @@ use uniarm_engine::prompt::{Prompt, Reader};
 use uniarm_model::{ChatTemplate, Message, Tokenizer};
 use uniarm_proto::{
     BaseModel, Event, Exchange, Generation, Input, Member, MemberId, Placed, Refusal, Role,
-    TokenizerFingerprint,
+    TokenizerFingerprint, pb,
 };
+use uniarm_runtime::crowd::TenantPlace;
 
 /// What a base worker serves and how.
 pub struct BaseSettings {
@@ -44,6 +46,8 @@ pub(crate) struct Accepted {
     pub(crate) events: mpsc::Sender<Result<Event, Refusal>>,
     /// A place among the requests that this worker holds; given back when the request ends.
     pub(crate) permit: OwnedSemaphorePermit,
+    /// The same among those of its tenant.
+    pub(crate) place: TenantPlace,
     pub(crate) span: tracing::Span,
 }
 
@@ -76,6 +80,12 @@ impl BaseSettings {
             rank: 0,
             size: 1,
         }
+    }
+
+    /// Who chooses a token that `rewards` have scored; the name of this worker is its server's to fill in.
+    pub(crate) fn served(&self, rewards: Vec<pb::Scorer>) -> pb::Served {
+        let weights = Bytes::copy_from_slice(&self.fingerprint);
+        pb::Served { base: Some(pb::Scorer { weights, ..pb::Scorer::default() }), rewards }
     }
 
     /// Token ids of the request's input.

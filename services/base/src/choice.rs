@@ -47,6 +47,8 @@ pub(crate) struct Choice {
     is_last_pending: bool,
     /// What the next token has needed so far.
     need: Mode,
+    /// The streams whose rows chose the last token, if its details were wanted.
+    scored_by: Option<Vec<Option<LinkId>>>,
 }
 
 struct BaseRow {
@@ -110,6 +112,8 @@ pub(crate) struct Chosen {
     pub(crate) mode: Option<Mode>,
     pub(crate) unguided: bool,
     pub(crate) detail: Option<pb::TokenDetail>,
+    /// Who scored it, for each term; only with details, and where it is not who scored the token before.
+    pub(crate) scorers: Option<Vec<pb::Scorer>>,
     /// How long the base row waited for the last reward row.
     pub(crate) stalled: Duration,
 }
@@ -156,6 +160,7 @@ impl Choice {
             ahead: VecDeque::new(),
             is_last_pending: false,
             need: Mode::Certified,
+            scored_by: None,
         }
     }
 
@@ -342,16 +347,13 @@ impl Choice {
             self.need = Mode::Dense;
         }
         let unguided = rows.len() < self.terms.len();
-        Some(Chosen {
-            token,
-            mode: (!rows.is_empty()).then_some(self.need),
-            unguided,
-            detail: rules.logprobs.map(|count| pb::TokenDetail {
-                reward_logprobs: if unguided { Vec::new() } else { reward_logprobs(token, &rows) },
-                ..detail(token, count as usize, &base, &rows, rules.tokenizer)
-            }),
-            stalled,
-        })
+        let mode = (!rows.is_empty()).then_some(self.need);
+        let detail = rules.logprobs.map(|count| pb::TokenDetail {
+            reward_logprobs: if unguided { Vec::new() } else { reward_logprobs(token, &rows) },
+            ..detail(token, count as usize, &base, &rows, rules.tokenizer)
+        });
+        let scorers = rules.logprobs.and_then(|_| self.new_scorers());
+        Some(Chosen { token, mode, unguided, detail, scorers, stalled })
     }
 
     /// Takes the chosen token in: reward workers go on with it, and the rows of its position are spent.
@@ -394,6 +396,17 @@ impl Choice {
     pub(crate) fn room(&self, context_tokens: usize) -> usize {
         let rewards = self.terms.iter().filter_map(Term::opened).map(|opened| opened.answer_tokens_max);
         rewards.fold(context_tokens - self.prompt_tokens, usize::min)
+    }
+
+    /// Who scores the next token, unless they are those who scored the one before.
+    fn new_scorers(&mut self) -> Option<Vec<pb::Scorer>> {
+        let links: Vec<_> = self.terms.iter().map(|term| term.row().map(|_| term.link)).collect();
+        if self.scored_by.as_ref() == Some(&links) {
+            return None;
+        }
+        self.scored_by = Some(links);
+        let scorer = |term: &Term| term.row().map_or_else(pb::Scorer::default, |_| term.scorer());
+        Some(self.terms.iter().map(scorer).collect())
     }
 
     fn push(&mut self, token: u32) {

@@ -276,6 +276,7 @@ impl Engine {
             text: said.text,
             details: chosen.detail.into_iter().collect(),
             unguided: if chosen.unguided { vec![0] } else { Vec::new() },
+            served: chosen.scorers.map(|rewards| self.settings.served(rewards)),
         })));
         if let Some(reason) = said.reason {
             request.outlet.send(Ok(Event::Finished(choice.finished(reason, said.stop))));

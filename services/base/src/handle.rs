@@ -14,9 +14,10 @@ use tokio::{
 };
 use uniarm_engine::{Executor, ExecutorOptions};
 use uniarm_model::{Forward, ModelError};
-use uniarm_proto::{Dice, Event, Placed, Refusal};
+use uniarm_proto::{Dice, Event, Placed, Refusal, refusal::TENANT_SHARE};
 use uniarm_runtime::{
     Metrics,
+    crowd::{Crowd, TenantPlace},
     drain::DrainRate,
     drive::{Driver, Inbox, drive, inbox},
 };
@@ -60,6 +61,7 @@ pub struct BaseHandle {
     settings: SharedSettings,
     inbox: Inbox<Command>,
     permits: Arc<Semaphore>,
+    crowd: Crowd,
     requests_max: usize,
     is_draining: Arc<AtomicBool>,
     retry_after: RetryAfter,
@@ -120,6 +122,7 @@ impl BaseEngine {
             settings,
             inbox,
             permits: Arc::new(Semaphore::new(options.requests_max)),
+            crowd: Crowd::default(),
             requests_max: options.requests_max,
             is_draining: Arc::default(),
             retry_after,
@@ -141,7 +144,7 @@ impl BaseHandle {
         deadline: Option<Instant>,
     ) -> Result<mpsc::Receiver<Result<Event, Refusal>>, Refusal> {
         let accepted_at = Instant::now();
-        let permit = self.admit(&placed)?;
+        let (permit, place) = self.admit(&placed)?;
         self.settings.check(&placed)?;
         let seed = placed.request.sampling.seed;
         let seed = seed.ok_or_else(|| Refusal::invalid("sampling.seed", "must be drawn by the router"))?;
@@ -163,6 +166,7 @@ impl BaseHandle {
             deadline,
             events,
             permit,
+            place,
             span: tracing::Span::current(),
             placed,
         };
@@ -188,7 +192,7 @@ impl BaseHandle {
 
     /// A place for a request, or the reason why there is none. What has begun elsewhere may have any: its client has
     /// waited already.
-    fn admit(&self, placed: &Placed) -> Result<OwnedSemaphorePermit, Refusal> {
+    fn admit(&self, placed: &Placed) -> Result<(OwnedSemaphorePermit, TenantPlace), Refusal> {
         if self.is_draining.load(Ordering::Relaxed) {
             return Err(Refusal::draining());
         }
@@ -196,11 +200,17 @@ impl BaseHandle {
         let most =
             if has_begun { self.requests_max } else { placed.request.priority.places(self.requests_max) };
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
-        permit.filter(|_| self.places_taken() <= most).ok_or_else(|| {
+        let permit = permit.filter(|_| self.places_taken() <= most).ok_or_else(|| {
             let message =
                 format!("this base worker holds as many requests of this priority as it may: {most}");
             Refusal::exhausted("base_queue_full", message, self.retry_after.get())
-        })
+        })?;
+        let place = self.crowd.enter(placed.tenant, most - self.places_taken(), has_begun);
+        let place = place.ok_or_else(|| {
+            let message = "its tenant holds its share of this base worker's places, and the others are few";
+            Refusal::exhausted(TENANT_SHARE, message, self.retry_after.get())
+        })?;
+        Ok((permit, place))
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uniarm_decode::{Sampling, scheduler::SequenceId};
 use uniarm_proto::{Open, Placed, Sampling as AskedSampling, SessionPace, pb};
+use uniarm_runtime::crowd::TenantPlace;
 
 use crate::{
     accept::{Accepted, BaseSettings},
@@ -35,7 +37,7 @@ pub(crate) struct Request {
     pub(crate) usage: pb::Usage,
     pub(crate) exchange: pb::ExchangeUse,
     pub(crate) speculation: pb::Speculation,
-    _permit: OwnedSemaphorePermit,
+    _permit: (OwnedSemaphorePermit, TenantPlace),
     span: tracing::Span,
 }
 
@@ -54,6 +56,7 @@ impl Request {
             deadline,
             events,
             permit,
+            place,
             span,
         } = accepted;
         let usage = pb::Usage {
@@ -79,7 +82,7 @@ impl Request {
             usage,
             exchange: pb::ExchangeUse::default(),
             speculation: pb::Speculation::default(),
-            _permit: permit,
+            _permit: (permit, place),
             span,
         };
         (request, prompt)
@@ -139,6 +142,8 @@ impl Request {
             }),
             exchange: Some(self.exchange),
             speculation: Some(self.speculation),
+            // The router's to fill in.
+            audit: Bytes::new(),
         }
     }
 
@@ -199,6 +204,7 @@ impl Request {
             sampling,
             strength: self.strength,
             base_strength: self.placed.request.base_strength,
+            tenant: self.placed.tenant,
             pace,
             wants_normalizer: self.placed.request.sampling.logprobs.is_some(),
         }

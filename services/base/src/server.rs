@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use uniarm_proto::{
-    Member, Placed, Refusal, deadline,
+    Event, Member, Placed, Refusal, deadline,
     limits::WORKER_MESSAGE_BYTES_MAX,
     pb::{
         self,
@@ -59,12 +59,22 @@ impl Base for BaseService {
             return Err(Refusal::unavailable("stale_generation", message).into());
         }
         let events = self.handle.run(placed, deadline).await?;
-        let events = ReceiverStream::new(events).map(|event| match event {
-            Ok(event) => Ok(pb::GenerateResponse { event: Some(event) }),
+        let member = Arc::clone(&self.member);
+        let events = ReceiverStream::new(events).map(move |event| match event {
+            Ok(event) => Ok(pb::GenerateResponse { event: Some(signed(event, &member)) }),
             Err(refusal) => Err(refusal.into()),
         });
         Ok(Response::new(Box::pin(events)))
     }
+}
+
+/// The engine does not know the name that it goes by.
+fn signed(mut event: Event, member: &Member) -> Event {
+    if let Event::Tokens(pb::Tokens { served: Some(pb::Served { base: Some(base), .. }), .. }) = &mut event {
+        base.member = member.id.to_string();
+        base.generation = member.generation.0;
+    }
+    event
 }
 
 #[tonic::async_trait]

@@ -9,11 +9,12 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use uniarm_decode::guidance::{NoisyRanking, Term as DecodeTerm, TermLogits, TopList};
 use uniarm_proto::{
     Advance, Answer, Draft, DraftMode, GuidanceTerm, Open, RewardWorker, SessionGeneration, SessionId,
-    SessionOp, SessionPace, SessionRow, limits::DRAFT_WINDOW_MAX,
+    SessionOp, SessionPace, SessionRow, limits::DRAFT_WINDOW_MAX, pb,
 };
 
 use crate::{
@@ -62,6 +63,8 @@ pub(crate) struct Opened {
     pub(crate) vocabulary: usize,
     /// Tokens of the answer for which its session has room.
     pub(crate) answer_tokens_max: usize,
+    /// SHA-256 of its backbone's weights; empty: it does not say.
+    pub(crate) weights: Bytes,
 }
 
 /// A row that is here.
@@ -130,6 +133,16 @@ impl Term {
 
     pub(crate) fn worker(&self) -> &RewardWorker {
         &self.workers[self.current]
+    }
+
+    /// Its worker, as clients hear of it.
+    pub(crate) fn scorer(&self) -> pb::Scorer {
+        let worker = self.worker();
+        pb::Scorer {
+            member: worker.member.to_string(),
+            generation: worker.generation.0,
+            weights: self.opened.as_ref().map(|opened| opened.weights.clone()).unwrap_or_default(),
+        }
     }
 
     /// Whether every worker that could serve this term has been lost since its last row.

@@ -135,7 +135,7 @@ impl<'a> Drive<'a> {
             let status = match result {
                 Ok(transcript) => {
                     self.last_answer = Instant::now();
-                    let timing = transcript.summary.and_then(|summary| summary.timing);
+                    let timing = transcript.summary.as_ref().and_then(|summary| summary.timing);
                     self.pace.answered(&timing.unwrap_or_default());
                     return Some(Ok(Done { number: attempt.number, result: Ok(transcript) }));
                 }

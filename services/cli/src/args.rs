@@ -1,7 +1,5 @@
 //! The command line. Every flag of a role can also come from the environment (`UNIARM_STORE`, …).
 
-use std::path::PathBuf;
-
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_proto::limits::DRAFT_WINDOW_MAX;
@@ -13,6 +11,7 @@ use crate::{
     chat::ChatArgs,
     client::EndpointArgs,
     complete,
+    demo::DemoArgs,
     eval::EvalArgs,
     front::FrontArgs,
     group::GroupArgs,
@@ -20,6 +19,7 @@ use crate::{
     label::LabelArgs,
     manual::{CompletionsArgs, ManArgs},
     oracle::OracleCommand,
+    replay::ReplayArgs,
     simulate::args::SimulateArgs,
     store::StoreArgs,
     tls::TlsArgs,
@@ -55,6 +55,8 @@ pub enum Command {
     Models(ModelsArgs),
     /// Show who is in a cluster, and what they do
     Status(StatusArgs),
+    /// Compute recorded requests again, and say where a record is not what was answered
+    Replay(ReplayArgs),
     /// Make API keys of tenants
     Keys {
         #[command(subcommand)]
@@ -386,6 +388,9 @@ pub struct GenerateArgs {
     /// Show the answer beside the unguided one, and beside that of this preference; repeatable; `unguided` adds none
     #[arg(long, value_name = "PREFERENCE", conflicts_with_all = ["json", "color"], add = complete::preference())]
     pub compare: Vec<String>,
+    /// Have the router keep a record of it, and print the record's hash (docs/audit.md)
+    #[arg(long)]
+    pub audit: bool,
     /// Colour each token by what guidance did to it
     #[arg(long)]
     pub color: bool,
@@ -471,22 +476,6 @@ pub struct SamplingArgs {
     /// Do not end at the model's end-of-text token
     #[arg(long)]
     pub ignore_eos: bool,
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct DemoArgs {
-    /// What to answer
-    #[arg(default_value = "What should I do on a rainy Sunday?")]
-    pub prompt: String,
-    /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Adapter folder to steer with [default: the one that ships, or system texts where --model names another model]
-    #[arg(long)]
-    pub adapter: Option<PathBuf>,
-    /// Length of each answer
-    #[arg(long, default_value_t = 72)]
-    pub max_tokens: u32,
 }
 
 pub fn draft_window(text: &str) -> Result<DraftWindow, String> {

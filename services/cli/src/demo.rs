@@ -1,8 +1,12 @@
 //! `uniarm demo`: three real processes, one prompt, several preferences side by side.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::bail;
+use clap::Args;
 use futures_util::future::join_all;
 use indicatif::{ProgressBar, ProgressStyle};
 use uniarm_proto::{
@@ -10,7 +14,6 @@ use uniarm_proto::{
 };
 
 use crate::{
-    args::DemoArgs,
     client::{self, EndpointArgs},
     demo_adapter::DemoAdapter,
     generate,
@@ -20,6 +23,22 @@ use crate::{
 
 /// Strength w of the demo: prompted reward models are mild, so that 2 shows what they do.
 const PROMPTED_STRENGTH: f32 = 2.0;
+
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// What to answer
+    #[arg(default_value = "What should I do on a rainy Sunday?")]
+    pub prompt: String,
+    /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Adapter folder to steer with [default: the one that ships, or system texts where --model names another model]
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// Length of each answer
+    #[arg(long, default_value_t = 72)]
+    pub max_tokens: u32,
+}
 
 /// One column of the result.
 struct Column {
@@ -145,6 +164,7 @@ fn request(args: &DemoArgs, guidance: Vec<GuidanceTerm>) -> GenerateRequest {
         priority: Priority::Normal,
         exchange: None,
         skip: 0,
+        audit: false,
     }
 }
 
@@ -192,7 +212,7 @@ fn print_figures(answers: &[Transcript], elapsed: Duration) {
     let mut guided = 0;
     let mut certified = 0;
     let mut bytes = 0;
-    for summary in answers.iter().filter_map(|answer| answer.summary) {
+    for summary in answers.iter().filter_map(|answer| answer.summary.as_ref()) {
         tokens += summary.usage.unwrap_or_default().completion_tokens;
         let exchange = summary.exchange.unwrap_or_default();
         guided += exchange.certified + exchange.queried + exchange.dense;

@@ -6,7 +6,8 @@ use crate::tls::DoorArgs;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
-use uniarm_router::{FrontOptions, Origin, RouterService, tenants::Tenants};
+use uniarm_router::{FrontOptions, Origin, RouterService, audit::Journal, tenants::Tenants};
+use uniarm_runtime::Metrics;
 
 /// A batch that is not done a day after its creation expires, as OpenAI has it.
 const BATCH_WINDOW: Duration = Duration::from_secs(24 * 3600);
@@ -21,6 +22,9 @@ pub struct FrontArgs {
     /// File of tenants: API keys, limits and preference floors (docs/tenants.md); everybody may ask for everything without it
     #[arg(long, env = "UNIARM_TENANTS", value_name = "FILE")]
     pub tenants: Option<PathBuf>,
+    /// Folder for records of requests that want one kept (docs/audit.md); without it such requests are refused
+    #[arg(long, env = "UNIARM_AUDIT_DIR", value_name = "FOLDER")]
+    pub audit_dir: Option<PathBuf>,
     /// A site whose pages may use the HTTP front door, such as https://example.org, or * for all; repeatable; none without it
     #[arg(long, env = "UNIARM_HTTP_CORS", value_name = "ORIGIN", value_delimiter = ',')]
     pub http_cors: Vec<Origin>,
@@ -48,6 +52,15 @@ impl FrontArgs {
     pub fn open_tenants(&self) -> anyhow::Result<Tenants> {
         let Some(file) = &self.tenants else { return Ok(Tenants::default()) };
         Tenants::open(file).with_context(|| format!("--tenants {}", file.display()))
+    }
+
+    /// Where records of requests are kept.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or what it holds is no chain of records.
+    pub fn open_journal(&self, metrics: &Metrics) -> anyhow::Result<Option<Journal>> {
+        let Some(folder) = &self.audit_dir else { return Ok(None) };
+        Journal::open(folder, metrics).context("--audit-dir").map(Some)
     }
 
     /// What the front door is made of.

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
 use serde_json::json;
 use tonic::Status;
+use uniarm_batch::hexadecimal;
 use uniarm_decode::PreferenceSpec;
 use uniarm_proto::{
     ChatMessage, ChoiceTranscript, ClusterClient, Event, Exchange, GenerateRequest, GuidanceTerm, Input,
@@ -24,6 +25,7 @@ const UNGUIDED: &str = "unguided";
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
     let cluster = client::dial(&args.endpoint).await?;
     let mut request = request_of(&args, &cluster).await?;
+    request.audit = args.audit;
     let timeout =
         args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
     if !args.compare.is_empty() {
@@ -150,6 +152,7 @@ pub fn template(guidance: &GuidanceArgs, sampling: &SamplingArgs) -> anyhow::Res
             ExchangeMode::Dense => Exchange::Dense,
         }),
         skip: 0,
+        audit: false,
     })
 }
 
@@ -244,7 +247,7 @@ pub fn sentence(status: &Status) -> String {
 }
 
 fn footer(transcript: &Transcript) -> String {
-    let summary = transcript.summary.unwrap_or_default();
+    let summary = transcript.summary.clone().unwrap_or_default();
     let (usage, timing) = (summary.usage.unwrap_or_default(), summary.timing.unwrap_or_default());
     let exchange = summary.exchange.unwrap_or_default();
     let seconds = timing.total_ms / 1e3;
@@ -268,12 +271,15 @@ fn footer(transcript: &Transcript) -> String {
     if usage.unguided_tokens > 0 {
         line.push_str(&format!("; {} tokens UNGUIDED", usage.unguided_tokens));
     }
+    if !summary.audit.is_empty() {
+        line.push_str(&format!("; record {}", hexadecimal(&summary.audit)));
+    }
     line + "]"
 }
 
 fn as_json(transcript: &Transcript) -> serde_json::Value {
     let started = transcript.started.clone().unwrap_or_default();
-    let summary = transcript.summary.unwrap_or_default();
+    let summary = transcript.summary.clone().unwrap_or_default();
     let usage = summary.usage.unwrap_or_default();
     let mut object = json!({
         "request_id": started.request_id,
@@ -288,6 +294,9 @@ fn as_json(transcript: &Transcript) -> serde_json::Value {
     });
     let fields = object.as_object_mut().expect("it is an object");
     fields.extend(uniarm_openai::costs(&summary));
+    if !summary.audit.is_empty() {
+        fields.insert("audit".into(), json!(hexadecimal(&summary.audit)));
+    }
     let empty = ChoiceTranscript::default();
     fields.extend(choice_fields(transcript.choices.first().unwrap_or(&empty)));
     if transcript.choices.len() > 1 {

@@ -23,6 +23,7 @@ mod models;
 mod oracle;
 mod part;
 mod process;
+mod replay;
 mod roles;
 mod served;
 mod side_by_side;
@@ -59,6 +60,7 @@ fn main() -> std::process::ExitCode {
             Command::Batch(args) => batch::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Replay(args) => replay::run(args).await,
             Command::Keys { command } => keys::run(&command),
             Command::Adapters(args) => adapters::run(&args),
             Command::Label(args) => label::run(args).await,

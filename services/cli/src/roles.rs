@@ -56,8 +56,9 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
         tokio::spawn(following);
     }
     tokio::spawn(tenants.clone().follow(process.metrics.clone(), process.shutdown.token()));
-    let options =
-        RouterOptions { requests_max: args.requests_max, tenants, dialer, ..RouterOptions::default() };
+    let audit = args.front.open_journal(&process.metrics)?;
+    let requests_max = args.requests_max;
+    let options = RouterOptions { requests_max, tenants, audit, dialer, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
     let host = args.front.open_host(&service, args.requests_max)?;
     process.http = http.map(|http| http.with_routes(service.http_routes(args.front.routes(host))));
@@ -219,7 +220,8 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let (base_member, base_registration) = enter(&store, base_member).await?;
 
     let ready = ready_line(&front.url(), &base_member, &reward_member);
-    let options = RouterOptions { tenants, ..RouterOptions::default() };
+    let audit = args.front.open_journal(&metrics)?;
+    let options = RouterOptions { tenants, audit, ..RouterOptions::default() };
     let service = RouterService::new(store.watch(), options.clone(), &metrics);
     let host = args.front.open_host(&service, options.requests_max)?;
     let front = front.add_service(service.inference_server()).add_service(service.status_server());

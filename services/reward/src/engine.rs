@@ -10,7 +10,7 @@ use tokio::sync::mpsc as async_mpsc;
 use uniarm_decode::{
     Chooser,
     blocks::CacheRoot,
-    scheduler::{AddError, ExtendError, NewSequence, Priority as Rank, SequenceId},
+    scheduler::{AddError, ExtendError, NewSequence, Priority as Rank, SequenceId, Tenant},
 };
 use uniarm_engine::Executor;
 use uniarm_model::Conditioned;
@@ -149,6 +149,7 @@ impl Engine {
             tokens: prepared.tokens.clone(),
             root: prepared.root,
             priority: rank(prepared.priority),
+            tenant: Tenant(prepared.tenant),
             deadline: None,
         };
         if let Err(error) = self.executor.add(new, prepared.adapter.clone()) {
@@ -250,6 +251,7 @@ impl Engine {
             tokens,
             root: CacheRoot(0),
             priority: Rank::Low,
+            tenant: session.tenant,
             deadline: None,
         };
         // A full queue costs only drafts.

@@ -31,6 +31,7 @@ pub(crate) struct Prepared {
     pub(crate) sampling: Sampling,
     pub(crate) strength: f32,
     pub(crate) base_strength: f32,
+    pub(crate) tenant: u64,
     /// Tokens that end an answer.
     pub(crate) ends: Vec<u32>,
     pub(crate) pace: SessionPace,
@@ -112,6 +113,7 @@ pub(crate) fn prepare(catalogue: &RewardCatalogue, open: &Open) -> Result<Prepar
         sampling: decode_sampling(&open.sampling),
         strength: open.strength,
         base_strength: open.base_strength,
+        tenant: open.tenant,
         ends: eos.iter().chain(&open.sampling.stop_token_ids).copied().collect(),
         pace: open.pace,
         wants_normalizer: open.wants_normalizer,

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use uniarm_decode::{
     Chooser, History, Noise, Position, Sampling, Term, TermLogits,
     guidance::{log_sum_exp, noisy_top_list, top_list, weigh_base},
-    scheduler::SequenceId,
+    scheduler::{SequenceId, Tenant},
 };
 use uniarm_proto::{Advance, Draft, DraftMode, SessionGeneration, SessionPace, SessionRow};
 
@@ -41,6 +41,7 @@ pub(crate) struct Session {
     sampling: Sampling,
     strength: f32,
     base_strength: f32,
+    pub(crate) tenant: Tenant,
     /// Tokens that end an answer: nothing follows them.
     ends: Vec<u32>,
     /// Kept where penalties need it.
@@ -108,6 +109,7 @@ impl Session {
             sampling: prepared.sampling,
             strength: prepared.strength,
             base_strength: prepared.base_strength,
+            tenant: Tenant(prepared.tenant),
             ends: prepared.ends,
             history,
             branch: 0,

@@ -2,9 +2,10 @@
 //!
 //! `server` (the front door) → `place` (pure: which base worker, which reward workers) → `relay` (one request over its
 //! attempts), which asks `recovery` (pure: what to do after a loss) and `circuit` (pure: who is left alone for a while);
-//! `http` (the same front door in OpenAI's terms, and the playground), `tenants` (who may ask, and for what), `peers` (a cluster without a store) and `report`
+//! `http` (the same front door in OpenAI's terms, and the playground), `tenants` (who may ask, and for what), `audit` (records of requests), `peers` (a cluster without a store) and `report`
 //! (what operators see) beside them.
 
+pub mod audit;
 mod circuit;
 mod http;
 mod load;

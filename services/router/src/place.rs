@@ -92,7 +92,10 @@ pub fn place(
     request.guidance = resolve_guidance(&scope.reward_models(snapshot), request.guidance)?;
     let placements = request.guidance.iter().map(|term| workers(snapshot, term, loads, dice[1])).collect();
     let progress = Progress::default();
-    Ok(Placement { placed: Placed { request, progress, placements, generation: base.generation }, base })
+    Ok(Placement {
+        placed: Placed { request, progress, placements, generation: base.generation, tenant: 0 },
+        base,
+    })
 }
 
 /// Chooses again for a request whose base worker was lost. Names stay resolved as they were. A term that nobody serves
@@ -374,6 +377,7 @@ mod tests {
             priority: uniarm_proto::Priority::Normal,
             exchange: None,
             skip: 0,
+            audit: false,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{Stream, stream::unfold};
 use parking_lot::Mutex;
 use tokio::{
@@ -20,6 +21,7 @@ use uniarm_proto::{
 use uniarm_runtime::{drain::DrainRate, trace};
 
 use crate::{
+    audit::{Journal, Record, Trail},
     circuit::Circuits,
     load::{LoadGuard, LoadTable},
     metrics::RouterMetrics,
@@ -67,6 +69,8 @@ pub(crate) struct Asked {
     pub(crate) request: GenerateRequest,
     pub(crate) progress: Progress,
     pub(crate) deadline: Option<Instant>,
+    /// Where a record of it is kept.
+    pub(crate) journal: Option<Journal>,
     /// Its place at this router, and in what its tenant may have.
     pub(crate) permit: OwnedSemaphorePermit,
     pub(crate) ticket: Ticket,
@@ -89,6 +93,8 @@ struct Relayed {
     is_over: bool,
     /// What its end is counted as, once a worker has taken it.
     outcome: Option<(&'static str, Code)>,
+    /// Of a request of which a record is kept.
+    trail: Option<(Journal, Trail)>,
     ticket: Ticket,
     _permit: OwnedSemaphorePermit,
 }
@@ -171,7 +177,9 @@ impl Relayed {
     fn new(relay: Relay, asked: Asked) -> Self {
         relay.metrics.under_way.inc();
         relay.drain.lock().on_begin();
+        let trail = Trail::new(asked.caller.name(), &asked.request, &asked.progress);
         Self {
+            trail: asked.journal.map(|journal| (journal, trail)),
             relay,
             caller: asked.caller,
             request: asked.request,
@@ -209,7 +217,7 @@ impl Relayed {
                 None => return None,
                 Some(attempt) => match within(self.deadline, attempt.events.message()).await {
                     Ok(Some(response)) => match self.take(response) {
-                        Ok(Some(response)) => return Some(Ok(response)),
+                        Ok(Some(response)) => return Some(self.sealed(response).await),
                         Ok(None) => continue,
                         Err(status) => status,
                     },
@@ -231,16 +239,23 @@ impl Relayed {
         let Some(event) = &response.event else { return Ok(None) };
         let is_new = self.progress.record(event).map_err(|error| Status::internal(error.to_string()))?;
         let is_shown = match event {
-            Event::Started(_) => {
+            Event::Started(started) => {
+                self.note(|trail| trail.on_started(started));
                 self.recovery.on_begun();
                 !std::mem::replace(&mut self.has_started, true)
             }
             Event::Tokens(tokens) => {
                 self.relay.metrics.relayed(self.caller.name(), tokens.ids.len() as u64);
                 self.ticket.spend(tokens.ids.len() as u64);
+                if is_new {
+                    self.note(|trail| trail.on_tokens(tokens));
+                }
                 is_new && tokens.position >= self.request.skip
             }
-            Event::Finished(_) => is_new,
+            Event::Finished(finished) => {
+                self.note(|trail| trail.on_finished(finished));
+                is_new
+            }
             Event::Summary(_) => {
                 self.outcome = Some(("ok", Code::Ok));
                 self.is_over = true;
@@ -251,6 +266,35 @@ impl Relayed {
             self.on_progress();
         }
         Ok(is_shown.then_some(response))
+    }
+
+    fn note(&mut self, what: impl FnOnce(&mut Trail)) {
+        if let Some((_, trail)) = &mut self.trail {
+            what(trail);
+        }
+    }
+
+    /// The last event waits until the record of the request is kept, and has its hash.
+    async fn sealed(&mut self, mut response: pb::GenerateResponse) -> Result<pb::GenerateResponse, Status> {
+        if let Some(Event::Summary(summary)) = &mut response.event
+            && let Some((journal, record)) = self.record("ok")
+        {
+            match journal.append(&record).await {
+                Ok(hash) => summary.audit = Bytes::copy_from_slice(&hash),
+                Err(refusal) => {
+                    self.outcome = Some(("failed", Code::Internal));
+                    return Err(refusal.into());
+                }
+            }
+        }
+        Ok(response)
+    }
+
+    /// What is to be kept of it, once.
+    fn record(&mut self, outcome: &str) -> Option<(Journal, Record)> {
+        let (journal, trail) = self.trail.take()?;
+        let request = self.placed.as_ref()?.request.clone();
+        Some((journal, trail.end(outcome, request)))
     }
 
     fn on_progress(&mut self) {
@@ -316,6 +360,7 @@ impl Relayed {
             Some(placed) => place_again(snapshot, placed, loads, dice, &avoid)?,
         };
         placement.placed.progress = self.progress.clone();
+        placement.placed.tenant = self.caller.number();
         self.placed = Some(placement.placed.clone());
         Ok(placement)
     }
@@ -381,6 +426,9 @@ impl Drop for Relayed {
         self.relay.metrics.under_way.dec();
         self.relay.drain.lock().on_end();
         if let Some((outcome, code)) = self.outcome {
+            if let Some((journal, record)) = self.record(outcome) {
+                journal.leave(&record);
+            }
             self.relay.metrics.ended(self.caller.name(), outcome, code);
         }
     }

@@ -27,10 +27,12 @@ use uniarm_proto::{
         self,
         inference_server::{Inference, InferenceServer},
     },
+    refusal::TENANT_SHARE,
 };
 use uniarm_runtime::Metrics;
 
 use crate::{
+    audit::Journal,
     load::LoadTable,
     metrics::RouterMetrics,
     place::Scope,
@@ -45,6 +47,8 @@ pub struct RouterOptions {
     pub requests_max: usize,
     /// Who may ask.
     pub tenants: Tenants,
+    /// Where records are kept of requests that want one; `None`: such requests are refused.
+    pub audit: Option<Journal>,
     pub dialer: Dialer,
     /// Of ids, seeds, turns and waits.
     pub dice: Dice,
@@ -66,6 +70,7 @@ impl Default for RouterOptions {
         Self {
             requests_max: 4096,
             tenants: Tenants::default(),
+            audit: None,
             dialer: Dialer::default(),
             dice: Dice::default(),
         }
@@ -170,17 +175,38 @@ impl RouterService {
         let progress = Progress::from_wire(std::mem::take(&mut wire.resume)).map_err(Refusal::from)?;
         let mut request = GenerateRequest::try_from(wire).map_err(Refusal::from)?;
         progress.check(&request.sampling).map_err(Refusal::from)?;
+        let journal = self.journal_for(caller, &mut request)?;
         let permit = self.place(request.priority, progress.tokens() > 0)?;
         let ticket = caller.enter(&request, progress.tokens() as u64)?;
+        self.check_share(caller, &request, progress.tokens() > 0)?;
         if request.request_id.is_empty() {
             request.request_id = format!("{:032x}", self.relay.dice.roll::<u128>());
         }
         request.sampling.seed.get_or_insert_with(|| self.relay.dice.roll());
         let relayed = self
             .relay
-            .run(Asked { caller: caller.clone(), request, progress, deadline, permit, ticket })
+            .run(Asked { caller: caller.clone(), request, progress, deadline, journal, permit, ticket })
             .await?;
         Ok(Box::pin(relayed))
+    }
+
+    /// Where the record of a request goes, if it, or its tenant, wants one.
+    fn journal_for(
+        &self,
+        caller: &Caller,
+        request: &mut GenerateRequest,
+    ) -> Result<Option<Journal>, Refusal> {
+        if !request.audit && !caller.is_audited() {
+            return Ok(None);
+        }
+        let Some(journal) = &self.options.audit else {
+            let reason = "is wanted, and this router keeps no records: it was started without --audit-dir";
+            return Err(Refusal::invalid("audit", reason));
+        };
+        journal.check()?;
+        request.audit = true;
+        request.sampling.logprobs.get_or_insert(0);
+        Ok(Some(journal.clone()))
     }
 
     /// A place for a request, or the reason why there is none. What has begun elsewhere may have any.
@@ -192,6 +218,22 @@ impl RouterService {
             let message = format!("this router relays as many requests of this priority as it may: {most}");
             Refusal::exhausted("router_full", message, self.relay.drain.lock().retry_after())
         })
+    }
+
+    /// No tenant takes so many places that there is none for the next one.
+    fn check_share(
+        &self,
+        caller: &Caller,
+        request: &GenerateRequest,
+        has_begun: bool,
+    ) -> Result<(), Refusal> {
+        let most = request.priority.places(self.options.requests_max);
+        if has_begun || caller.may_take(most.saturating_sub(self.places_taken())) {
+            return Ok(());
+        }
+        let message =
+            format!("{} holds its share of this router's places, and the others are few", caller.name());
+        Err(Refusal::exhausted(TENANT_SHARE, message, self.relay.drain.lock().retry_after()))
     }
 
     /// What this cluster serves now, of what `scope` has.

@@ -14,14 +14,14 @@ mod usage;
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use uniarm_proto::{GenerateRequest, Refusal};
-use uniarm_runtime::Metrics;
+use uniarm_runtime::{Metrics, crowd::may_take};
 
 use crate::place::Scope;
 use config::{ParsedTenant, Rights};
@@ -61,6 +61,7 @@ struct Registry {
 #[derive(Debug)]
 struct Tenant {
     rights: Rights,
+    number: u64,
     scope: Scope,
     usage: Arc<Usage>,
 }
@@ -203,6 +204,11 @@ impl Known {
     }
 }
 
+/// The same at every router and after every restart; never that of nobody.
+fn number_of(name: &str) -> u64 {
+    uniarm_batch::seed(0, &["tenant", name]).max(1)
+}
+
 fn read(path: &Path) -> Result<String, TenantsError> {
     let failed = |source| TenantsError::File { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(failed)?.len();
@@ -229,7 +235,8 @@ impl Registry {
             let before = self.by_name.get(&rights.name);
             let usage = before.map_or_else(|| Arc::new(Usage::new()), |tenant| Arc::clone(&tenant.usage));
             let scope = Scope::only(rights.base_models.clone(), rights.reward_models.clone());
-            let tenant = Arc::new(Tenant { rights, scope, usage });
+            let number = number_of(&rights.name);
+            let tenant = Arc::new(Tenant { rights, number, scope, usage });
             next.by_name.insert(tenant.rights.name.clone(), Arc::clone(&tenant));
             next.by_subject.extend(subjects.into_iter().map(|subject| (subject, Arc::clone(&tenant))));
             next.by_key.extend(keys.into_iter().map(|key| (key, Arc::clone(&tenant))));
@@ -246,6 +253,24 @@ impl Caller {
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.as_ref().map_or("", |tenant| &tenant.rights.name)
+    }
+
+    /// Whether a record of each of its requests is kept.
+    pub(crate) fn is_audited(&self) -> bool {
+        self.0.as_ref().is_some_and(|tenant| tenant.rights.audit)
+    }
+
+    /// What workers know it by; 0: anybody.
+    pub(crate) fn number(&self) -> u64 {
+        self.0.as_ref().map_or(0, |tenant| tenant.number)
+    }
+
+    /// Whether it may have another of the places that are free; its last one counts already.
+    pub(crate) fn may_take(&self, free: usize) -> bool {
+        self.0.as_ref().is_none_or(|tenant| {
+            let held = tenant.usage.under_way.load(Ordering::Relaxed);
+            may_take(held.saturating_sub(1), free)
+        })
     }
 
     /// What of the cluster it may use.

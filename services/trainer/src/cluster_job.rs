@@ -158,6 +158,7 @@ pub fn chat_request(messages: Vec<ChatMessage>, sampling: Sampling) -> GenerateR
         priority: Priority::Normal,
         exchange: None,
         skip: 0,
+        audit: false,
     }
 }
 

@@ -177,7 +177,7 @@ async fn follow(
 }
 
 fn check_whole(request: &GenerateRequest, transcript: &Transcript) -> Result<(), String> {
-    let summary = transcript.summary.ok_or("its stream ended without a summary")?;
+    let summary = transcript.summary.as_ref().ok_or("its stream ended without a summary")?;
     let usage = summary.usage.unwrap_or_default();
     let finished = transcript.choices.iter().filter(|choice| choice.finished.is_some()).count();
     if finished != request.sampling.n as usize {

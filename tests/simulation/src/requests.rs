@@ -83,6 +83,7 @@ fn request(index: usize, random: &mut StdRng) -> GenerateRequest {
         priority: [Priority::Normal, Priority::High, Priority::Low][index % 3],
         exchange: None,
         skip: 0,
+        audit: false,
     }
 }
 

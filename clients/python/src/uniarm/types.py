@@ -87,6 +87,8 @@ class Request:
     n: int = 1
     ignore_eos: bool = False
     request_id: str = ""
+    # The router keeps a record of it; details come with the tokens, and the record's hash with the summary.
+    audit: bool = False
 
     def to_wire(self) -> inference_pb2.GenerateRequest:
         return inference_pb2.GenerateRequest(
@@ -98,6 +100,7 @@ class Request:
             base_strength=self.base_strength,
             on_reward_loss=_one_of("on_reward_loss", self.on_reward_loss, _ON_REWARD_LOSS),
             priority=_one_of("priority", self.priority, _PRIORITY),
+            audit=self.audit,
         )
 
     def _terms(self) -> list[Guidance]:
@@ -171,6 +174,7 @@ class RequestFields(TypedDict, total=False):
     n: int
     ignore_eos: bool
     request_id: str
+    audit: bool
 
 
 def _term(term: Guidance) -> types_pb2.GuidanceTerm:
@@ -257,6 +261,8 @@ class Summary:
     queue_ms: float
     first_token_ms: float
     total_ms: float
+    # Hexadecimal hash of the record that was asked for: a receipt to keep.
+    audit: str = ""
 
 
 Event = Union[Started, Tokens, Finished, Summary]
@@ -365,6 +371,7 @@ def event_of_wire(wire: inference_pb2.GenerateResponse) -> Event | None:
             timing.queue_ms,
             timing.first_token_ms,
             timing.total_ms,
+            summary.audit.hex(),
         )
     return None
 

@@ -3,14 +3,15 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::{IDLE_PATIENCE, NewSequence, PROMOTION_STEPS, Priority};
+use super::{IDLE_PATIENCE, NewSequence, PROMOTION_STEPS, Priority, Tenant};
 use crate::blocks::{BlockId, BlockPool, CacheRoot, Parent};
 
 /// The order in which sequences are served, and the reverse of the order in which they lose their blocks: by
-/// class, then by arrival. Smaller is served earlier.
+/// class, then by the share that its tenant has had, then by arrival. Smaller is served earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     pub(super) class: Reverse<Priority>,
+    pub(super) tag: u64,
     pub(super) arrival: u64,
 }
 
@@ -23,6 +24,9 @@ pub(super) struct Sequence {
     pub(super) asked: Priority,
     /// The asked priority, or higher by promotion.
     class: Priority,
+    pub(super) tenant: Tenant,
+    /// When its tenant's turn comes; see `shares`.
+    pub(super) tag: u64,
     arrival: u64,
 
     /// Whether it has a running place, and so may hold blocks.
@@ -52,7 +56,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(new: NewSequence, arrival: u64) -> Self {
+    pub(super) fn new(new: NewSequence, tag: u64, arrival: u64) -> Self {
         Self {
             tokens: new.tokens,
             tokens_max: new.tokens_max,
@@ -60,6 +64,8 @@ impl Sequence {
             root: new.root,
             asked: new.priority,
             class: new.priority,
+            tenant: new.tenant,
+            tag,
             arrival,
             running: false,
             blocks: Vec::new(),
@@ -76,7 +82,7 @@ impl Sequence {
     }
 
     pub(super) fn rank(&self) -> Rank {
-        Rank { class: Reverse(self.class), arrival: self.arrival }
+        Rank { class: Reverse(self.class), tag: self.tag, arrival: self.arrival }
     }
 
     pub(super) fn class(&self) -> Priority {

@@ -39,9 +39,9 @@ impl Waiting {
         self.line.range((from, Bound::Unbounded)).next().map(|(&rank, place)| (rank, place.id))
     }
 
-    /// How many stand in this class or a higher one.
-    pub(super) fn until(&self, class: Priority) -> usize {
-        let last = Rank { class: Reverse(class), arrival: u64::MAX };
+    /// How many stand in a higher class, or in this one with a tag that is not larger.
+    pub(super) fn until(&self, class: Priority, tag: u64) -> usize {
+        let last = Rank { class: Reverse(class), tag, arrival: u64::MAX };
         self.line.range(..=last).count()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uniarm_decode::{
     blocks::CacheRoot,
-    scheduler::{AddError, NewSequence, Priority as Rank, SequenceId},
+    scheduler::{AddError, NewSequence, Priority as Rank, SequenceId, Tenant},
 };
 use uniarm_proto::{AnswerSoFar, Event, Placed, Priority, Refusal, SessionId};
 
@@ -60,7 +60,8 @@ impl Engine {
     /// How long it stands in line, and where: in both pools at the same time.
     fn wait_in_line(&self, request: &Request) -> (Duration, &'static str) {
         let Placed { request: asked, placements, .. } = &request.placed;
-        let here = self.line.wait(self.executor.ahead(rank(asked.priority)));
+        let here =
+            self.line.wait(self.executor.ahead_of(rank(asked.priority), Tenant(request.placed.tenant)));
         let rewards = placements.iter().filter_map(|workers| {
             let worker = workers.iter().find(|worker| self.links.is_well(worker))?;
             Some(self.pacing.wait_in_line(self.links.known(worker)?, asked.priority, Instant::now()))
@@ -138,6 +139,7 @@ impl Engine {
             tokens_max: tokens_max.min(self.executor.context_tokens()),
             root: CacheRoot(0),
             priority: rank(asked.priority),
+            tenant: Tenant(request.placed.tenant),
             deadline: request.deadline.map(|deadline| self.executor.time_of(deadline.into_std())),
         };
         self.executor.add(new, None)

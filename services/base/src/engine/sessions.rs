@@ -43,11 +43,12 @@ impl Engine {
         request.exchange.bytes += bytes;
         let received = match reply {
             SessionReply::Opened { vocabulary, answer_tokens_max, backbone, .. } => {
+                let is_twin = backbone == self.settings.fingerprint[..];
                 term.on_opened(Opened {
                     vocabulary: vocabulary as usize,
                     answer_tokens_max: answer_tokens_max as usize,
+                    weights: backbone,
                 });
-                let is_twin = backbone == self.settings.fingerprint[..];
                 self.pacing.on_opened(&term.guide, is_twin);
                 self.set_pace(sequence);
                 Ok(())

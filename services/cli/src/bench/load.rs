@@ -184,6 +184,7 @@ impl Client {
             priority: Priority::Normal,
             exchange: None,
             skip: 0,
+            audit: false,
         }
     }
 

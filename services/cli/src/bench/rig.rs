@@ -219,6 +219,7 @@ pub fn place(input: Input, sampling: Sampling, guidance: Vec<GuidanceTerm>) -> P
         priority: Priority::Normal,
         exchange: None,
         skip: 0,
+        audit: false,
     };
-    Placed { request, progress: Progress::default(), placements, generation: Generation(1) }
+    Placed { request, progress: Progress::default(), placements, generation: Generation(1), tenant: 0 }
 }

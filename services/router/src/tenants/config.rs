@@ -40,6 +40,8 @@ struct Entry {
     #[serde(default)]
     floors: BTreeMap<String, f32>,
     guidance_min: Option<f32>,
+    #[serde(default)]
+    audit: bool,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -68,6 +70,8 @@ pub struct Rights {
     pub floors: BTreeMap<String, f32>,
     /// Strength of all guidance over that of the base model, at least, where there are floors.
     pub guidance_min: f32,
+    /// A record of each of its requests is kept.
+    pub audit: bool,
 }
 
 /// What the file says.
@@ -215,6 +219,7 @@ impl Entry {
             priority: self.priority.into(),
             floors: self.floors,
             guidance_min,
+            audit: self.audit,
             name: self.name,
         })
     }

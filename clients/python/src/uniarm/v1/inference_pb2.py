@@ -25,45 +25,49 @@ _sym_db = _symbol_database.Default()
 from uniarm.v1 import types_pb2 as uniarm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19uniarm/v1/inference.proto\x12\tuniarm.v1\x1a\x15uniarm/v1/types.proto\"\x8a\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1f\n\x05input\x18\x03 \x01(\x0b\x32\x10.uniarm.v1.Input\x12%\n\x08sampling\x18\x04 \x01(\x0b\x32\x13.uniarm.v1.Sampling\x12)\n\x08guidance\x18\x05 \x03(\x0b\x32\x17.uniarm.v1.GuidanceTerm\x12/\n\x0eon_reward_loss\x18\x06 \x01(\x0e\x32\x17.uniarm.v1.OnRewardLoss\x12%\n\x08priority\x18\x07 \x01(\x0e\x32\x13.uniarm.v1.Priority\x12%\n\x08\x65xchange\x18\x08 \x01(\x0e\x32\x13.uniarm.v1.Exchange\x12\x0c\n\x04skip\x18\t \x01(\r\x12\x1a\n\rbase_strength\x18\n \x01(\x02H\x00\x88\x01\x01\x12&\n\x06resume\x18\x0b \x03(\x0b\x32\x16.uniarm.v1.AnswerSoFarB\x10\n\x0e_base_strength\"U\n\x0b\x41nswerSoFar\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x17\n\x0funguided_tokens\x18\x03 \x01(\r\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"\xb7\x01\n\x10GenerateResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x12.uniarm.v1.StartedH\x00\x12#\n\x06tokens\x18\x02 \x01(\x0b\x32\x11.uniarm.v1.TokensH\x00\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.uniarm.v1.FinishedH\x00\x12%\n\x07summary\x18\x04 \x01(\x0b\x32\x12.uniarm.v1.SummaryH\x00\x42\x07\n\x05\x65vent\"\xaa\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12)\n\x08guidance\x18\x05 \x03(\x0b\x32\x17.uniarm.v1.GuidanceTerm\x12\x1a\n\rbase_strength\x18\x06 \x01(\x02H\x00\x88\x01\x01\x42\x10\n\x0e_base_strength\"\x80\x01\n\x06Tokens\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\'\n\x07\x64\x65tails\x18\x05 \x03(\x0b\x32\x16.uniarm.v1.TokenDetail\x12\x10\n\x08unguided\x18\x06 \x03(\r\"\x87\x01\n\x0bTokenDetail\x12\x14\n\x0c\x62\x61se_logprob\x18\x01 \x01(\x02\x12\x1b\n\x13reward_contribution\x18\x02 \x01(\x02\x12,\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x16.uniarm.v1.Alternative\x12\x17\n\x0freward_logprobs\x18\x04 \x03(\x02\"r\n\x0b\x41lternative\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_logprob\x18\x03 \x01(\x02\x12\x1b\n\x13reward_contribution\x18\x04 \x01(\x02\x12\x16\n\x0eguided_logprob\x18\x05 \x01(\x02\"l\n\x08\x46inished\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.uniarm.v1.FinishReason\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x01(\t\"\xa4\x01\n\x07Summary\x12\x1f\n\x05usage\x18\x01 \x01(\x0b\x32\x10.uniarm.v1.Usage\x12!\n\x06timing\x18\x02 \x01(\x0b\x32\x11.uniarm.v1.Timing\x12(\n\x08\x65xchange\x18\x03 \x01(\x0b\x32\x16.uniarm.v1.ExchangeUse\x12+\n\x0bspeculation\x18\x04 \x01(\x0b\x32\x16.uniarm.v1.Speculation\"p\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x17\n\x0funguided_tokens\x18\x04 \x01(\r\"]\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x02 \x01(\x01\x12\x10\n\x08total_ms\x18\x03 \x01(\x01\x12\x17\n\x0freward_stall_ms\x18\x04 \x01(\x01\"O\n\x0b\x45xchangeUse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x11\n\tcertified\x18\x02 \x01(\r\x12\x0f\n\x07queried\x18\x03 \x01(\r\x12\r\n\x05\x64\x65nse\x18\x04 \x01(\r\"E\n\x0bSpeculation\x12\x13\n\x0b\x62\x61se_passes\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"n\n\x12ListModelsResponse\x12)\n\x0b\x62\x61se_models\x18\x01 \x03(\x0b\x32\x14.uniarm.v1.BaseModel\x12-\n\rreward_models\x18\x02 \x03(\x0b\x32\x16.uniarm.v1.RewardModel*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_CONTEXT\x10\x03\x32\x9d\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.uniarm.v1.GenerateRequest\x1a\x1b.uniarm.v1.GenerateResponse0\x01\x12I\n\nListModels\x12\x1c.uniarm.v1.ListModelsRequest\x1a\x1d.uniarm.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19uniarm/v1/inference.proto\x12\tuniarm.v1\x1a\x15uniarm/v1/types.proto\"\x99\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1f\n\x05input\x18\x03 \x01(\x0b\x32\x10.uniarm.v1.Input\x12%\n\x08sampling\x18\x04 \x01(\x0b\x32\x13.uniarm.v1.Sampling\x12)\n\x08guidance\x18\x05 \x03(\x0b\x32\x17.uniarm.v1.GuidanceTerm\x12/\n\x0eon_reward_loss\x18\x06 \x01(\x0e\x32\x17.uniarm.v1.OnRewardLoss\x12%\n\x08priority\x18\x07 \x01(\x0e\x32\x13.uniarm.v1.Priority\x12%\n\x08\x65xchange\x18\x08 \x01(\x0e\x32\x13.uniarm.v1.Exchange\x12\x0c\n\x04skip\x18\t \x01(\r\x12\x1a\n\rbase_strength\x18\n \x01(\x02H\x00\x88\x01\x01\x12&\n\x06resume\x18\x0b \x03(\x0b\x32\x16.uniarm.v1.AnswerSoFar\x12\r\n\x05\x61udit\x18\x0c \x01(\x08\x42\x10\n\x0e_base_strength\"U\n\x0b\x41nswerSoFar\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x17\n\x0funguided_tokens\x18\x03 \x01(\r\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"\xb7\x01\n\x10GenerateResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x12.uniarm.v1.StartedH\x00\x12#\n\x06tokens\x18\x02 \x01(\x0b\x32\x11.uniarm.v1.TokensH\x00\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.uniarm.v1.FinishedH\x00\x12%\n\x07summary\x18\x04 \x01(\x0b\x32\x12.uniarm.v1.SummaryH\x00\x42\x07\n\x05\x65vent\"\xaa\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12)\n\x08guidance\x18\x05 \x03(\x0b\x32\x17.uniarm.v1.GuidanceTerm\x12\x1a\n\rbase_strength\x18\x06 \x01(\x02H\x00\x88\x01\x01\x42\x10\n\x0e_base_strength\"\xa3\x01\n\x06Tokens\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\'\n\x07\x64\x65tails\x18\x05 \x03(\x0b\x32\x16.uniarm.v1.TokenDetail\x12\x10\n\x08unguided\x18\x06 \x03(\r\x12!\n\x06served\x18\x07 \x01(\x0b\x32\x11.uniarm.v1.Served\"M\n\x06Served\x12\x1f\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32\x11.uniarm.v1.Scorer\x12\"\n\x07rewards\x18\x02 \x03(\x0b\x32\x11.uniarm.v1.Scorer\"=\n\x06Scorer\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0f\n\x07weights\x18\x03 \x01(\x0c\"\x87\x01\n\x0bTokenDetail\x12\x14\n\x0c\x62\x61se_logprob\x18\x01 \x01(\x02\x12\x1b\n\x13reward_contribution\x18\x02 \x01(\x02\x12,\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x16.uniarm.v1.Alternative\x12\x17\n\x0freward_logprobs\x18\x04 \x03(\x02\"r\n\x0b\x41lternative\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_logprob\x18\x03 \x01(\x02\x12\x1b\n\x13reward_contribution\x18\x04 \x01(\x02\x12\x16\n\x0eguided_logprob\x18\x05 \x01(\x02\"l\n\x08\x46inished\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.uniarm.v1.FinishReason\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x01(\t\"\xb3\x01\n\x07Summary\x12\x1f\n\x05usage\x18\x01 \x01(\x0b\x32\x10.uniarm.v1.Usage\x12!\n\x06timing\x18\x02 \x01(\x0b\x32\x11.uniarm.v1.Timing\x12(\n\x08\x65xchange\x18\x03 \x01(\x0b\x32\x16.uniarm.v1.ExchangeUse\x12+\n\x0bspeculation\x18\x04 \x01(\x0b\x32\x16.uniarm.v1.Speculation\x12\r\n\x05\x61udit\x18\x05 \x01(\x0c\"p\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x17\n\x0funguided_tokens\x18\x04 \x01(\r\"]\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x02 \x01(\x01\x12\x10\n\x08total_ms\x18\x03 \x01(\x01\x12\x17\n\x0freward_stall_ms\x18\x04 \x01(\x01\"O\n\x0b\x45xchangeUse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x11\n\tcertified\x18\x02 \x01(\r\x12\x0f\n\x07queried\x18\x03 \x01(\r\x12\r\n\x05\x64\x65nse\x18\x04 \x01(\r\"E\n\x0bSpeculation\x12\x13\n\x0b\x62\x61se_passes\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"n\n\x12ListModelsResponse\x12)\n\x0b\x62\x61se_models\x18\x01 \x03(\x0b\x32\x14.uniarm.v1.BaseModel\x12-\n\rreward_models\x18\x02 \x03(\x0b\x32\x16.uniarm.v1.RewardModel*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_CONTEXT\x10\x03\x32\x9d\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.uniarm.v1.GenerateRequest\x1a\x1b.uniarm.v1.GenerateResponse0\x01\x12I\n\nListModels\x12\x1c.uniarm.v1.ListModelsRequest\x1a\x1d.uniarm.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'uniarm.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2062
-  _globals['_FINISHREASON']._serialized_end=2184
+  _globals['_FINISHREASON']._serialized_start=2269
+  _globals['_FINISHREASON']._serialized_end=2391
   _globals['_GENERATEREQUEST']._serialized_start=64
-  _globals['_GENERATEREQUEST']._serialized_end=458
-  _globals['_ANSWERSOFAR']._serialized_start=460
-  _globals['_ANSWERSOFAR']._serialized_end=545
-  _globals['_GENERATERESPONSE']._serialized_start=548
-  _globals['_GENERATERESPONSE']._serialized_end=731
-  _globals['_STARTED']._serialized_start=734
-  _globals['_STARTED']._serialized_end=904
-  _globals['_TOKENS']._serialized_start=907
-  _globals['_TOKENS']._serialized_end=1035
-  _globals['_TOKENDETAIL']._serialized_start=1038
-  _globals['_TOKENDETAIL']._serialized_end=1173
-  _globals['_ALTERNATIVE']._serialized_start=1175
-  _globals['_ALTERNATIVE']._serialized_end=1289
-  _globals['_FINISHED']._serialized_start=1291
-  _globals['_FINISHED']._serialized_end=1399
-  _globals['_SUMMARY']._serialized_start=1402
-  _globals['_SUMMARY']._serialized_end=1566
-  _globals['_USAGE']._serialized_start=1568
-  _globals['_USAGE']._serialized_end=1680
-  _globals['_TIMING']._serialized_start=1682
-  _globals['_TIMING']._serialized_end=1775
-  _globals['_EXCHANGEUSE']._serialized_start=1777
-  _globals['_EXCHANGEUSE']._serialized_end=1856
-  _globals['_SPECULATION']._serialized_start=1858
-  _globals['_SPECULATION']._serialized_end=1927
-  _globals['_LISTMODELSREQUEST']._serialized_start=1929
-  _globals['_LISTMODELSREQUEST']._serialized_end=1948
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1950
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2060
-  _globals['_INFERENCE']._serialized_start=2187
-  _globals['_INFERENCE']._serialized_end=2344
+  _globals['_GENERATEREQUEST']._serialized_end=473
+  _globals['_ANSWERSOFAR']._serialized_start=475
+  _globals['_ANSWERSOFAR']._serialized_end=560
+  _globals['_GENERATERESPONSE']._serialized_start=563
+  _globals['_GENERATERESPONSE']._serialized_end=746
+  _globals['_STARTED']._serialized_start=749
+  _globals['_STARTED']._serialized_end=919
+  _globals['_TOKENS']._serialized_start=922
+  _globals['_TOKENS']._serialized_end=1085
+  _globals['_SERVED']._serialized_start=1087
+  _globals['_SERVED']._serialized_end=1164
+  _globals['_SCORER']._serialized_start=1166
+  _globals['_SCORER']._serialized_end=1227
+  _globals['_TOKENDETAIL']._serialized_start=1230
+  _globals['_TOKENDETAIL']._serialized_end=1365
+  _globals['_ALTERNATIVE']._serialized_start=1367
+  _globals['_ALTERNATIVE']._serialized_end=1481
+  _globals['_FINISHED']._serialized_start=1483
+  _globals['_FINISHED']._serialized_end=1591
+  _globals['_SUMMARY']._serialized_start=1594
+  _globals['_SUMMARY']._serialized_end=1773
+  _globals['_USAGE']._serialized_start=1775
+  _globals['_USAGE']._serialized_end=1887
+  _globals['_TIMING']._serialized_start=1889
+  _globals['_TIMING']._serialized_end=1982
+  _globals['_EXCHANGEUSE']._serialized_start=1984
+  _globals['_EXCHANGEUSE']._serialized_end=2063
+  _globals['_SPECULATION']._serialized_start=2065
+  _globals['_SPECULATION']._serialized_end=2134
+  _globals['_LISTMODELSREQUEST']._serialized_start=2136
+  _globals['_LISTMODELSREQUEST']._serialized_end=2155
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2157
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2267
+  _globals['_INFERENCE']._serialized_start=2394
+  _globals['_INFERENCE']._serialized_end=2551
 # @@protoc_insertion_point(module_scope)

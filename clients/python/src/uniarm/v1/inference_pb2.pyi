@@ -20,7 +20,7 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_CONTEXT: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "input", "sampling", "guidance", "on_reward_loss", "priority", "exchange", "skip", "base_strength", "resume")
+    __slots__ = ("request_id", "model", "input", "sampling", "guidance", "on_reward_loss", "priority", "exchange", "skip", "base_strength", "resume", "audit")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class GenerateRequest(_message.Message):
     SKIP_FIELD_NUMBER: _ClassVar[int]
     BASE_STRENGTH_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     input: _types_pb2.Input
@@ -43,7 +44,8 @@ class GenerateRequest(_message.Message):
     skip: int
     base_strength: float
     resume: _containers.RepeatedCompositeFieldContainer[AnswerSoFar]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., input: _Optional[_Union[_types_pb2.Input, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., guidance: _Optional[_Iterable[_Union[_types_pb2.GuidanceTerm, _Mapping]]] = ..., on_reward_loss: _Optional[_Union[_types_pb2.OnRewardLoss, str]] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., exchange: _Optional[_Union[_types_pb2.Exchange, str]] = ..., skip: _Optional[int] = ..., base_strength: _Optional[float] = ..., resume: _Optional[_Iterable[_Union[AnswerSoFar, _Mapping]]] = ...) -> None: ...
+    audit: bool
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., input: _Optional[_Union[_types_pb2.Input, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., guidance: _Optional[_Iterable[_Union[_types_pb2.GuidanceTerm, _Mapping]]] = ..., on_reward_loss: _Optional[_Union[_types_pb2.OnRewardLoss, str]] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., exchange: _Optional[_Union[_types_pb2.Exchange, str]] = ..., skip: _Optional[int] = ..., base_strength: _Optional[float] = ..., resume: _Optional[_Iterable[_Union[AnswerSoFar, _Mapping]]] = ..., audit: bool = ...) -> None: ...
 
 class AnswerSoFar(_message.Message):
     __slots__ = ("choice", "ids", "unguided_tokens", "finished")
@@ -86,20 +88,40 @@ class Started(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., guidance: _Optional[_Iterable[_Union[_types_pb2.GuidanceTerm, _Mapping]]] = ..., base_strength: _Optional[float] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("choice", "position", "ids", "text", "details", "unguided")
+    __slots__ = ("choice", "position", "ids", "text", "details", "unguided", "served")
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     UNGUIDED_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
     choice: int
     position: int
     ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     details: _containers.RepeatedCompositeFieldContainer[TokenDetail]
     unguided: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, choice: _Optional[int] = ..., position: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., details: _Optional[_Iterable[_Union[TokenDetail, _Mapping]]] = ..., unguided: _Optional[_Iterable[int]] = ...) -> None: ...
+    served: Served
+    def __init__(self, choice: _Optional[int] = ..., position: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., details: _Optional[_Iterable[_Union[TokenDetail, _Mapping]]] = ..., unguided: _Optional[_Iterable[int]] = ..., served: _Optional[_Union[Served, _Mapping]] = ...) -> None: ...
+
+class Served(_message.Message):
+    __slots__ = ("base", "rewards")
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    REWARDS_FIELD_NUMBER: _ClassVar[int]
+    base: Scorer
+    rewards: _containers.RepeatedCompositeFieldContainer[Scorer]
+    def __init__(self, base: _Optional[_Union[Scorer, _Mapping]] = ..., rewards: _Optional[_Iterable[_Union[Scorer, _Mapping]]] = ...) -> None: ...
+
+class Scorer(_message.Message):
+    __slots__ = ("member", "generation", "weights")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    member: str
+    generation: int
+    weights: bytes
+    def __init__(self, member: _Optional[str] = ..., generation: _Optional[int] = ..., weights: _Optional[bytes] = ...) -> None: ...
 
 class TokenDetail(_message.Message):
     __slots__ = ("base_logprob", "reward_contribution", "alternatives", "reward_logprobs")
@@ -140,16 +162,18 @@ class Finished(_message.Message):
     def __init__(self, choice: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., completion_tokens: _Optional[int] = ..., stop: _Optional[str] = ...) -> None: ...
 
 class Summary(_message.Message):
-    __slots__ = ("usage", "timing", "exchange", "speculation")
+    __slots__ = ("usage", "timing", "exchange", "speculation", "audit")
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     usage: Usage
     timing: Timing
     exchange: ExchangeUse
     speculation: Speculation
-    def __init__(self, usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., exchange: _Optional[_Union[ExchangeUse, _Mapping]] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ...) -> None: ...
+    audit: bytes
+    def __init__(self, usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., exchange: _Optional[_Union[ExchangeUse, _Mapping]] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ..., audit: _Optional[bytes] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "unguided_tokens")

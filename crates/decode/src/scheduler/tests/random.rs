@@ -92,6 +92,7 @@ impl World {
                     tokens_max,
                     root: CacheRoot(*root),
                     priority: [Priority::Low, Priority::Normal, Priority::High][*priority as usize],
+                    tenant: Tenant(number as u64 % 3),
                     deadline: deadline.map(|ms| self.now + Duration::from_millis(1 + ms)),
                 });
                 let options = self.scheduler.options();

@@ -20,6 +20,7 @@ fn prompt(id: SequenceId, len: u32, priority: Priority) -> NewSequence {
         tokens_max: len as usize,
         root: CacheRoot(0),
         priority,
+        tenant: Tenant(0),
         deadline: None,
     }
 }
@@ -278,6 +279,53 @@ fn nobody_stands_before_a_newcomer_while_there_is_room() {
     world.remove(A);
     world.generate();
     assert_eq!((world.scheduler.ahead(Priority::Low), world.scheduler.stats().admitted), (0, 3));
+}
+
+#[test]
+fn whoever_asks_for_little_is_next_behind_another_tenants_flood() {
+    let mut world = world(1000, 64);
+    world.scheduler.options.running_max = 1;
+    let [flooder, other] = [Tenant(1), Tenant(2)];
+    for number in 1..=4 {
+        let tenant = flooder;
+        world.add(NewSequence { tenant, ..chat(SequenceId(number), 4, 100, Priority::Normal) }).unwrap();
+    }
+    world.generate();
+    assert_eq!(world.scheduler.ahead_of(Priority::Normal, other), 0);
+    assert_eq!(world.scheduler.ahead_of(Priority::Normal, flooder), 3);
+    world.add(NewSequence { tenant: other, ..chat(SequenceId(9), 4, 100, Priority::Normal) }).unwrap();
+    let mut order = Vec::new();
+    for _ in 0..5 {
+        let served = ids(&world.step())[0];
+        order.push(served.0);
+        world.remove(served);
+    }
+    assert_eq!(order, [1, 9, 2, 3, 4]);
+}
+
+#[test]
+fn two_tenants_get_tokens_in_equal_parts_however_long_their_answers_are() {
+    let mut world = world(1000, 64);
+    (world.scheduler.options.running_max, world.scheduler.options.waiting_max) = (4, 1000);
+    // Even numbers: answers of 40 tokens, of which they may have 400. Odd ones: answers of 5.
+    let length = |id: SequenceId| if id.0.is_multiple_of(2) { 40 } else { 5 };
+    for number in 0..600 {
+        let tokens_max = if number % 2 == 0 { 404 } else { 9 };
+        let new = chat(SequenceId(number), 4, tokens_max, Priority::Normal);
+        world.add(NewSequence { tenant: Tenant(1 + number % 2), ..new }).unwrap();
+    }
+    let mut served = [0_usize; 2];
+    for _ in 0..1500 {
+        let step = ids(&world.generate());
+        for id in step {
+            served[(id.0 % 2) as usize] += 1;
+            if world.scheduler.tokens(id).is_some_and(|tokens| tokens.len() >= 4 + length(id)) {
+                world.remove(id);
+            }
+        }
+    }
+    let share = served[0] as f64 / (served[0] + served[1]) as f64;
+    assert!((0.3..0.7).contains(&share), "{served:?}");
 }
 
 #[test]
