@@ -59,8 +59,7 @@ impl FrontArgs {
     /// # Errors
     /// When the folder cannot be used, or what it holds is no chain of records.
     pub fn open_journal(&self, metrics: &Metrics) -> anyhow::Result<Option<Journal>> {
-        let Some(folder) = &self.audit_dir else { return Ok(None) };
-        Journal::open(folder, metrics).context("--audit-dir").map(Some)
+        Journal::open(self.audit_dir.as_deref(), metrics).context("--audit-dir")
     }
 
     /// What the front door is made of.

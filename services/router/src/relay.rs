@@ -177,9 +177,10 @@ impl Relayed {
     fn new(relay: Relay, asked: Asked) -> Self {
         relay.metrics.under_way.inc();
         relay.drain.lock().on_begin();
-        let trail = Trail::new(asked.caller.name(), &asked.request, &asked.progress);
+        let trail = |journal| (journal, Trail::new(asked.caller.name(), &asked.request, &asked.progress));
+        let trail = asked.journal.map(trail);
         Self {
-            trail: asked.journal.map(|journal| (journal, trail)),
+            trail,
             relay,
             caller: asked.caller,
             request: asked.request,

@@ -1,9 +1,15 @@
-//! Files of tenants that somebody wrote in a hurry.
+//! Files of tenants that somebody wrote in a hurry, and records that somebody has had his hands on.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
-use uniarm_fuzz::{fuzz, scratch};
-use uniarm_router::tenants::Tenants;
+use sha2::{Digest as _, Sha256};
+use uniarm_batch::hexadecimal;
+use uniarm_fuzz::{JSON, fuzz, scratch};
+use uniarm_proto::{GenerateRequest, Input};
+use uniarm_router::{
+    audit::{Answer, Link, Record},
+    tenants::Tenants,
+};
 
 const FILE: &str = r#"[[tenants]]
 name = "a"
@@ -35,4 +41,25 @@ fn tenants_of_strangers() {
             opened.err().map_or_else(String::new, |error| error.to_string())
         },
     );
+}
+
+/// A record under a hash that is right, and so one that is read.
+fn line(record: &[u8]) -> String {
+    let zeros = [0_u8; 32];
+    let hash = Sha256::digest([&zeros[..], record].concat());
+    let [before, own] = [&zeros[..], &hash].map(hexadecimal);
+    let record = String::from_utf8_lossy(record);
+    format!("{{\"previous\":\"{before}\",\"hash\":\"{own}\",\"record\":{record}}}")
+}
+
+#[test]
+fn records_of_strangers() {
+    let answer = Answer { ids: vec![1, 2], base_logprobs: vec![Some(-0.5), None], ..Answer::default() };
+    let request = GenerateRequest::new(Input::Prompt("a".into())).into();
+    let record = Record { request, answers: vec![answer], ..Record::default() };
+    let record = serde_json::to_vec(&record).unwrap();
+    let read = |line: &str| Link::read(line, None).err().map_or_else(String::new, |error| error.to_string());
+    assert_eq!(read(&line(&record)), "");
+    fuzz("records", std::slice::from_ref(&record), JSON, |bytes| read(&line(bytes)));
+    fuzz("lines of records", &[line(&record).into()], JSON, |bytes| read(&String::from_utf8_lossy(bytes)));
 }

@@ -45,7 +45,7 @@ const REFUSE_FOR: Duration = Duration::from_secs(5);
 pub struct Journal {
     records: mpsc::Sender<Waiting>,
     trouble: Trouble,
-    lost: Counter,
+    metrics: JournalMetrics,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,13 @@ pub enum JournalError {
     Log(#[from] LogError),
     #[error("{}, line {line}: {source}; nothing is appended to a chain that is broken: keep the folder, and give another one", path.display())]
     Broken { path: PathBuf, line: usize, source: ChainError },
+}
+
+#[derive(Debug, Clone)]
+struct JournalMetrics {
+    written: Counter,
+    unwritable: Gauge,
+    lost: Counter,
 }
 
 /// Why the last record that somebody waited for could not be written, and when that was.
@@ -73,41 +80,40 @@ struct Writer {
     /// `None`: writing failed, and the file is to be opened again.
     log: Option<AppendLog>,
     last: Hash,
-    written: Counter,
-    unwritable: Gauge,
+    metrics: JournalMetrics,
 }
 
 // === impl Journal ===
 
 impl Journal {
-    /// Goes on with the chain in `folder`, or begins one, and starts the thread that writes it.
+    /// Goes on with the chain in `folder`, or begins one, and starts the thread that writes it. Without a folder there is
+    /// none, and its metrics say so.
     ///
     /// # Errors
     /// When the folder cannot be used, another process writes there, or the last file's chain is broken.
-    pub fn open(folder: &Path, metrics: &Metrics) -> Result<Self, JournalError> {
-        Self::in_files_of(FILE_BYTES_MAX, folder, metrics)
+    pub fn open(folder: Option<&Path>, metrics: &Metrics) -> Result<Option<Self>, JournalError> {
+        let metrics = JournalMetrics::new(metrics);
+        folder.map(|folder| Self::in_files_of(FILE_BYTES_MAX, folder, metrics)).transpose()
     }
 
-    fn in_files_of(file_bytes_max: u64, folder: &Path, metrics: &Metrics) -> Result<Self, JournalError> {
-        let metrics = metrics.scope("router");
+    fn in_files_of(
+        file_bytes_max: u64,
+        folder: &Path,
+        metrics: JournalMetrics,
+    ) -> Result<Self, JournalError> {
         let failed = |source| JournalError::Folder { path: folder.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(failed)?;
         let number = files(folder).map_err(failed)?.last().map_or(1, |(number, _)| *number);
-        let mut writer = Writer {
-            folder: folder.to_owned(),
-            file_bytes_max,
-            number,
-            log: None,
-            last: GENESIS,
-            written: metrics.counter("audit_records", "Records of requests written"),
-            unwritable: metrics.gauge("audit_unwritable", "1 while records of requests cannot be written"),
-        };
+        let folder = folder.to_owned();
+        let mut writer =
+            Writer { folder, file_bytes_max, number, log: None, last: GENESIS, metrics: metrics.clone() };
         writer.open()?;
         let (records, waiting) = mpsc::channel(WAITING_MAX);
         let thread = std::thread::Builder::new().name("audit-journal".into());
+        let path = writer.folder.clone();
+        let failed = |source| JournalError::Folder { path, source };
         thread.spawn(move || writer.run(waiting)).map_err(failed)?;
-        let lost = metrics.counter("audit_lost", "Records of requests that ended badly and found no room");
-        Ok(Self { records, trouble: Trouble::default(), lost })
+        Ok(Self { records, trouble: Trouble::default(), metrics })
     }
 
     /// Whether a request whose record must be kept may begin.
@@ -142,8 +148,21 @@ impl Journal {
     /// Hands a record over without waiting: nobody is there any more who would.
     pub(crate) fn leave(&self, record: &Record) {
         if self.records.try_send(Waiting::new(record).0).is_err() {
-            self.lost.inc();
+            self.metrics.lost.inc();
             tracing::error!(request = record.request_id, "a record of a request is lost: the disk is behind");
+        }
+    }
+}
+
+// === impl JournalMetrics ===
+
+impl JournalMetrics {
+    fn new(metrics: &Metrics) -> Self {
+        let metrics = metrics.scope("router");
+        Self {
+            written: metrics.counter("audit_records", "Records of requests written"),
+            unwritable: metrics.gauge("audit_unwritable", "1 while records of requests cannot be written"),
+            lost: metrics.counter("audit_lost", "Records of requests that ended badly and found no room"),
         }
     }
 }
@@ -169,13 +188,13 @@ impl Writer {
             let written = self.write(&batch);
             match &written {
                 Ok(_) => {
-                    self.written.inc_by(batch.len() as u64);
-                    self.unwritable.set(0);
+                    self.metrics.written.inc_by(batch.len() as u64);
+                    self.metrics.unwritable.set(0);
                 }
                 Err(error) => {
                     tracing::error!(%error, "records of requests cannot be written");
                     (self.log, self.last) = (None, before);
-                    self.unwritable.set(1);
+                    self.metrics.unwritable.set(1);
                 }
             }
             for (index, Waiting { written: reply, .. }) in batch.drain(..).enumerate() {
@@ -253,6 +272,10 @@ pub fn files(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 mod tests {
     use super::*;
 
+    fn metrics() -> JournalMetrics {
+        JournalMetrics::new(&Metrics::new())
+    }
+
     fn record(id: &str) -> Record {
         Record { request_id: id.to_owned(), ..Record::default() }
     }
@@ -274,7 +297,7 @@ mod tests {
     #[tokio::test]
     async fn a_chain_goes_on_over_files_and_restarts_and_what_a_crash_left_is_cut_off() {
         let folder = tempfile::tempdir().unwrap();
-        let open = || Journal::in_files_of(300, folder.path(), &Metrics::new());
+        let open = || Journal::in_files_of(300, folder.path(), metrics());
         let mut hashes = Vec::new();
         for life in 0..3 {
             let journal = opened(open);
@@ -306,14 +329,14 @@ mod tests {
     #[tokio::test]
     async fn a_broken_chain_is_not_appended_to_and_a_second_writer_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::open(folder.path(), &Metrics::new()).unwrap();
+        let journal = Journal::in_files_of(300, folder.path(), metrics()).unwrap();
         journal.append(&record("a")).await.unwrap();
-        let second = Journal::open(folder.path(), &Metrics::new()).unwrap_err();
+        let second = Journal::in_files_of(300, folder.path(), metrics()).unwrap_err();
         assert!(matches!(second, JournalError::Log(LogError::Busy { .. })), "{second}");
         drop(journal);
         let path = path(folder.path(), 1);
         std::fs::write(&path, std::fs::read_to_string(&path).unwrap().replace("\"a\"", "\"b\"")).unwrap();
-        let broken = (0..20).map(|_| Journal::open(folder.path(), &Metrics::new()).unwrap_err());
+        let broken = (0..20).map(|_| Journal::in_files_of(300, folder.path(), metrics()).unwrap_err());
         let broken = broken.map(|error| error.to_string()).find(|error| error.contains("line 1")).unwrap();
         assert!(broken.contains("has been changed"), "{broken}");
     }
@@ -321,7 +344,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_nothing_can_be_written_nothing_begins_and_it_goes_on_by_itself() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::in_files_of(1, folder.path(), &Metrics::new()).unwrap();
+        let journal = Journal::in_files_of(1, folder.path(), metrics()).unwrap();
         journal.append(&record("a")).await.unwrap();
         // In the way of the next file.
         let next = path(folder.path(), 2);

@@ -7,6 +7,7 @@ use ring::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _},
 };
 use serde_json::json;
+use uniarm_fuzz::{JSON, fuzz};
 
 use super::*;
 
@@ -147,4 +148,37 @@ fn whatever_else_comes_is_not_believed() {
     for set in ["", "[]", "{}", "{\"keys\": []}", "{\"keys\": [{\"kty\": \"oct\", \"k\": \"AQAB\"}]}"] {
         assert!(Keys::read(set).is_err(), "{set}");
     }
+}
+
+/// Three doors: whole tokens, claims under a good signature (a provider is a stranger, too), and key sets.
+#[test]
+fn tokens_of_strangers() {
+    let signer = Signer::new();
+    let (keys, header) = (signer.keys(), json!({ "alg": "ES256", "kid": "now" }));
+    let good = signer.sign(&header, &claims());
+    let said = |result: Result<Map<String, Value>, TokenError>| {
+        result.err().map_or_else(String::new, |error| error.to_string())
+    };
+    let seeds = [good.clone().into_bytes(), RSA_TOKEN.replace([' ', '\n'], "").into_bytes()];
+    fuzz("tokens", &seeds, &[".", "=", "e30", "eyJ"], |bytes| {
+        said(keys.verify(&String::from_utf8_lossy(bytes), &expected(), NOW))
+    });
+    fuzz("claims", &[claims().to_string().into_bytes()], JSON, |bytes| {
+        let signed = format!("{}.{}", encode(&header), URL_SAFE_NO_PAD.encode(bytes));
+        let seal = signer.pair.sign(&signer.random, signed.as_bytes()).unwrap();
+        said(keys.verify(&format!("{signed}.{}", URL_SAFE_NO_PAD.encode(seal)), &expected(), NOW))
+    });
+    let point = signer.pair.public_key().as_ref();
+    let [x, y] = [&point[1..33], &point[33..]].map(|part| URL_SAFE_NO_PAD.encode(part));
+    let set = json!({ "keys": [
+        { "kty": "EC", "crv": "P-256", "kid": "now", "use": "sig", "alg": "ES256", "x": x, "y": y },
+        { "kty": "RSA", "kid": "rsa", "n": RSA_MODULUS.replace([' ', '\n'], ""), "e": "AQAB" },
+        { "kty": "OKP", "crv": "Ed25519", "x": x },
+    ]});
+    fuzz("key sets", &[set.to_string().into_bytes()], JSON, |bytes| {
+        match Keys::read(&String::from_utf8_lossy(bytes)) {
+            Ok(keys) => said(keys.verify(&good, &expected(), NOW)),
+            Err(error) => error,
+        }
+    });
 }
