@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::{
     ProtocolError,
     limits::{DRAFT_WINDOW_MAX, INPUT_TOKENS_MAX, LIST_LENGTH_MAX, QUERY_IDS_MAX},
-    member::TokenizerFingerprint,
+    member::{Generation, MemberId, TokenizerFingerprint},
     pb,
     request::{Input, Priority, Sampling, check_count, preference_from_wire, preference_to_wire},
 };
@@ -109,6 +109,8 @@ pub enum SessionReply {
         answer_tokens_max: u32,
         /// SHA-256 of the backbone's weights; empty where an older worker does not say.
         backbone: Bytes,
+        /// The worker, and which of its lives; `None`: as dialled.
+        worker: Option<(MemberId, Generation)>,
     },
     Row(SessionRow),
     Answer(Answer),
@@ -375,7 +377,15 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
                 vocabulary,
                 answer_tokens_max,
                 backbone,
-            }) => Self::Opened { prompt_tokens, vocabulary, answer_tokens_max, backbone },
+                member,
+                member_generation,
+            }) => Self::Opened {
+                prompt_tokens,
+                vocabulary,
+                answer_tokens_max,
+                backbone,
+                worker: (!member.is_empty()).then_some((MemberId(member), Generation(member_generation))),
+            },
             pb::session_reply::Reply::Row(row) => Self::Row(SessionRow {
                 position: row.position,
                 values: values_from_wire("row.values", &row.ids, &row.values)?,
@@ -398,8 +408,17 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
 impl From<SessionReply> for pb::session_reply::Reply {
     fn from(reply: SessionReply) -> Self {
         match reply {
-            SessionReply::Opened { prompt_tokens, vocabulary, answer_tokens_max, backbone } => {
-                Self::Opened(pb::Opened { prompt_tokens, vocabulary, answer_tokens_max, backbone })
+            SessionReply::Opened { prompt_tokens, vocabulary, answer_tokens_max, backbone, worker } => {
+                let (member, generation) = worker.map_or_else(Default::default, |(id, life)| (id.0, life.0));
+                let member_generation = generation;
+                Self::Opened(pb::Opened {
+                    prompt_tokens,
+                    vocabulary,
+                    answer_tokens_max,
+                    backbone,
+                    member,
+                    member_generation,
+                })
             }
             SessionReply::Row(row) => Self::Row(pb::Row {
                 position: row.position,

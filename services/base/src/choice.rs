@@ -11,7 +11,7 @@ use uniarm_decode::{
     guidance::top_list, guidance::weigh_base, scheduler::SequenceId,
 };
 use uniarm_model::Tokenizer;
-use uniarm_proto::{Draft, OnRewardLoss, Sampling as AskedSampling, pb};
+use uniarm_proto::{Draft, OnRewardLoss, Sampling as AskedSampling, SessionGeneration, pb};
 
 use crate::{
     guide::{LinkId, Links},
@@ -47,8 +47,8 @@ pub(crate) struct Choice {
     is_last_pending: bool,
     /// What the next token has needed so far.
     need: Mode,
-    /// The streams whose rows chose the last token, if its details were wanted.
-    scored_by: Option<Vec<Option<LinkId>>>,
+    /// The sessions whose rows chose the last token, if its details were wanted.
+    scored_by: Option<Vec<Option<(LinkId, SessionGeneration)>>>,
 }
 
 struct BaseRow {
@@ -400,11 +400,12 @@ impl Choice {
 
     /// Who scores the next token, unless they are those who scored the one before.
     fn new_scorers(&mut self) -> Option<Vec<pb::Scorer>> {
-        let links: Vec<_> = self.terms.iter().map(|term| term.row().map(|_| term.link)).collect();
-        if self.scored_by.as_ref() == Some(&links) {
+        let session = |term: &Term| term.row().map(|_| (term.link, term.generation()));
+        let sessions: Vec<_> = self.terms.iter().map(session).collect();
+        if self.scored_by.as_ref() == Some(&sessions) {
             return None;
         }
-        self.scored_by = Some(links);
+        self.scored_by = Some(sessions);
         let scorer = |term: &Term| term.row().map_or_else(pb::Scorer::default, |_| term.scorer());
         Some(self.terms.iter().map(scorer).collect())
     }

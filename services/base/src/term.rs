@@ -13,8 +13,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use uniarm_decode::guidance::{NoisyRanking, Term as DecodeTerm, TermLogits, TopList};
 use uniarm_proto::{
-    Advance, Answer, Draft, DraftMode, GuidanceTerm, Open, RewardWorker, SessionGeneration, SessionId,
-    SessionOp, SessionPace, SessionRow, limits::DRAFT_WINDOW_MAX, pb,
+    Advance, Answer, Draft, DraftMode, Generation, GuidanceTerm, MemberId, Open, RewardWorker,
+    SessionGeneration, SessionId, SessionOp, SessionPace, SessionRow, limits::DRAFT_WINDOW_MAX, pb,
 };
 
 use crate::{
@@ -65,6 +65,8 @@ pub(crate) struct Opened {
     pub(crate) answer_tokens_max: usize,
     /// SHA-256 of its backbone's weights; empty: it does not say.
     pub(crate) weights: Bytes,
+    /// Who it is, if it is not who was dialled.
+    pub(crate) worker: Option<(MemberId, Generation)>,
 }
 
 /// A row that is here.
@@ -137,12 +139,11 @@ impl Term {
 
     /// Its worker, as clients hear of it.
     pub(crate) fn scorer(&self) -> pb::Scorer {
-        let worker = self.worker();
-        pb::Scorer {
-            member: worker.member.to_string(),
-            generation: worker.generation.0,
-            weights: self.opened.as_ref().map(|opened| opened.weights.clone()).unwrap_or_default(),
-        }
+        let opened = self.opened.as_ref();
+        let dialled = || (self.worker().member.clone(), self.worker().generation);
+        let (member, generation) = opened.and_then(|opened| opened.worker.clone()).unwrap_or_else(dialled);
+        let weights = opened.map(|opened| opened.weights.clone()).unwrap_or_default();
+        pb::Scorer { member: member.0, generation: generation.0, weights }
     }
 
     /// Whether every worker that could serve this term has been lost since its last row.

@@ -162,6 +162,8 @@ impl Engine {
             vocabulary: session.vocabulary as u32,
             answer_tokens_max: session.room,
             backbone: self.backbone.clone(),
+            // Its server knows the name that it goes by.
+            worker: None,
         };
         self.sessions.insert(key, session);
         self.by_sequence.insert(sequence, (key, RowKind::Reward));

@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt as _};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use uniarm_proto::{
-    Member, Refusal, ReplyBatch,
+    Member, Refusal, ReplyBatch, SessionReply,
     limits::{SESSION_OPS_MAX, WORKER_MESSAGE_BYTES_MAX},
     pb::{
         self,
@@ -51,7 +51,7 @@ impl Reward for RewardService {
         &self,
         request: Request<Streaming<pb::RewardRequest>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
-        let peer = request.remote_addr();
+        let (peer, member) = (request.remote_addr(), Arc::clone(&self.member));
         let mut requests = request.into_inner();
         let (connection, replies) = self.handle.connect();
         tracing::info!(?peer, "a base worker connected");
@@ -71,7 +71,7 @@ impl Reward for RewardService {
                 }
             }
         });
-        let replies = UnboundedReceiverStream::new(replies).map(|batch| Ok(to_wire(batch)));
+        let replies = UnboundedReceiverStream::new(replies).map(move |batch| Ok(to_wire(batch, &member)));
         Ok(Response::new(Box::pin(replies.chain(engine_gone()))))
     }
 }
@@ -102,12 +102,16 @@ fn incoming(message: pb::RewardRequest) -> Option<Vec<IncomingOp>> {
     Some(message.ops.into_iter().filter_map(known).collect())
 }
 
-fn to_wire(batch: ReplyBatch) -> pb::RewardReply {
-    let replies = batch.replies.into_iter();
+/// Opened sessions say whose they are.
+fn to_wire(batch: ReplyBatch, member: &Member) -> pb::RewardReply {
+    let reply = |(session, generation, mut reply): (_, _, SessionReply)| {
+        if let SessionReply::Opened { worker, .. } = &mut reply {
+            *worker = Some((member.id.clone(), member.generation));
+        }
+        reply_to_wire(session, generation, reply)
+    };
     pb::RewardReply {
-        replies: replies
-            .map(|(session, generation, reply)| reply_to_wire(session, generation, reply))
-            .collect(),
+        replies: batch.replies.into_iter().map(reply).collect(),
         load: batch.load.map(Into::into),
     }
 }

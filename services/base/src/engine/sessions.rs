@@ -42,12 +42,13 @@ impl Engine {
         let bytes = reply.payload_bytes() as u64;
         request.exchange.bytes += bytes;
         let received = match reply {
-            SessionReply::Opened { vocabulary, answer_tokens_max, backbone, .. } => {
+            SessionReply::Opened { vocabulary, answer_tokens_max, backbone, worker, .. } => {
                 let is_twin = backbone == self.settings.fingerprint[..];
                 term.on_opened(Opened {
                     vocabulary: vocabulary as usize,
                     answer_tokens_max: answer_tokens_max as usize,
                     weights: backbone,
+                    worker,
                 });
                 self.pacing.on_opened(&term.guide, is_twin);
                 self.set_pace(sequence);
