@@ -11,7 +11,7 @@ import threading
 import time
 
 import node
-from cluster import ask, page, told
+from cluster import ask, page
 from controllers import jobs, manifests_of, served
 
 READY_S = 180
@@ -210,16 +210,5 @@ def run(stack, uniarm, etcd, model, helm, folder):
     all_ended_well(release.node.leave(faces))
 
 
-def main():
-    uniarm, etcd, model, helm = sys.argv[1:5]
-    if not sys.platform.startswith("linux"):
-        print("skipped: deploy: the chart's pods as processes, because only Linux has a loopback network")
-        return 0
-    if port := node.occupied_port():
-        print(f"skipped: deploy: the chart's pods as processes, because something listens at port {port} of every address here")
-        return 0
-    return told(run, uniarm, etcd, model, helm)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(node.told_where_it_can("the chart's pods as processes", run, *sys.argv[1:5]))

@@ -72,6 +72,12 @@ fi
 if python=$(scripts/k8s-tools.sh python); then
     check "names in the deployment files refer to what exists" "$python" tests/deploy/relations.py
     if [ -x "$uniarm" ]; then
+        if [ -n "$helm" ] && kubectl=$(scripts/k8s-tools.sh kubectl); then
+            check "the documents' commands are ones that their programs know" \
+                "$python" tests/deploy/commands.py "$uniarm" "$helm" "$kubectl" "$promtool"
+        else
+            skip "the documents' commands" "helm or kubectl cannot be had"
+        fi
         check "the binary takes the compose file's command lines" \
             "$python" tests/deploy/command_lines.py "$uniarm" compose deploy/compose.yaml
         if etcd=$(scripts/etcd.sh path) && model=$(scripts/fetch-demo-model.sh); then

@@ -24,7 +24,7 @@ NAMESPACE = "steering"
 READY_S = 120  # on two busy cores
 ASK_S = 30
 CONTROLLERS = ["deployment", "replicaset", "statefulset", "job", "endpoint", "disruption", "garbagecollector", "namespace"]
-CONTROLLERS += ["serviceaccount", "serviceaccount-token", "ttl-after-finished"]
+CONTROLLERS += ["serviceaccount", "serviceaccount-token", "pvc-protection", "ttl-after-finished"]
 # Kinds that no Kubernetes knows by itself, and whose definitions are not ours to install.
 STRANGERS = {
     "Certificate": "a kind of cert-manager's",

@@ -76,11 +76,12 @@ class Kubelet:
         phase = {None: "Running", 0: "Succeeded"}.get(exit_status, "Failed")
         ready = str(pod.is_ready and phase == "Running")
         running = {"running": {}} if phase == "Running" else {"terminated": {"exitCode": exit_status}}
+        address = pod.address.replace("127.", "10.", 1)  # a Service leads to no loopback address
         container = {"name": pod.container["name"], "image": pod.container["image"], "imageID": "", "state": running}
         body = {
             "phase": phase,
-            "podIP": pod.address,
-            "podIPs": [{"ip": pod.address}],
+            "podIP": address,
+            "podIPs": [{"ip": address}],
             "conditions": [{"type": kind, "status": ready} for kind in ("Ready", "ContainersReady")],
             "containerStatuses": [{**container, "ready": ready == "True", "restartCount": pod.starts - 1}],
         }

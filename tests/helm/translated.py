@@ -13,28 +13,20 @@ import tempfile
 
 import yaml
 from apiserver import STRANGERS, converted
-
-CHART = "helm/uniarm"
-# Flags of an installation that rendering does not know; True: a value follows.
-NOT_RENDERED = {"--reuse-values": False, "--wait": False, "--timeout": True}
+from commands import CHART, REUSED, is_release, values_of
 
 
 def rendering(helm, arguments):
     """`helm template` with the values that the command would install."""
-    verb, release, *_ = arguments
-    command, words = [helm, "template"], iter(arguments[1:])
-    for word in words:
-        if word in NOT_RENDERED:
-            if NOT_RENDERED[word]:
-                next(words)
-        else:
-            command.append(word)
-    if verb == "upgrade" and "--reuse-values" in arguments:
+    release = arguments[1]
+    command = [helm, "template", release, CHART]
+    values = ""
+    if any(flag in arguments for flag in REUSED):
         before = subprocess.run([helm, "get", "values", release], capture_output=True, text=True, check=True).stdout
         values = before.partition("\n")[2]  # below a headline
-        command[4:4] = ["--values", "/dev/stdin"]
-        return subprocess.run(command, input=values, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        command += ["--values", "/dev/stdin"]
+    command += values_of(["helm", *arguments])
+    return subprocess.run(command, input=values, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def translated(text):
@@ -55,7 +47,7 @@ def write_chart(folder, manifests):
 
 def main():
     helm, *arguments = sys.argv[1:]
-    if arguments[0] not in ("install", "upgrade") or CHART not in arguments:
+    if not is_release(["helm", *arguments]):
         os.execv(helm, [helm, *arguments])
     manifests = list(translated(rendering(helm, arguments)))
     with tempfile.TemporaryDirectory() as folder:
