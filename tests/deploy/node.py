@@ -56,9 +56,10 @@ def told_where_it_can(what, test, *arguments):
 
 
 def image_variables():
-    """The variables of the image: ENV of the Dockerfile."""
+    """The variables of the image: ENV of the Dockerfile's last stage."""
     text = pathlib.Path("deploy/Dockerfile").read_text(encoding="utf-8")
-    lines = re.findall(r"^ENV (.+)$", text, re.MULTILINE)
+    stage = text[text.rindex("\nFROM ") :]
+    lines = re.findall(r"^ENV (.+)$", stage, re.MULTILINE)
     return dict(variable.split("=", 1) for line in lines for variable in line.split())
 
 
