@@ -83,7 +83,7 @@ build() {
 case ${1:-} in
 path) is_built || [ "${UNIARM_KUBE_APISERVER:-}" = build ] || absent "there is none yet: scripts/kube-apiserver.sh build takes four minutes of one core" ;;
 build) ;;
-within) build && exit ;;
+within) build && exit ;; # of a time limit, below
 *)
     sed -n '3,5s/^# //p' "$0" >&2
     exit 2

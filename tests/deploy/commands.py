@@ -2,8 +2,8 @@
 
 Usage: python commands.py UNIARM HELM KUBECTL PROMTOOL, in the repository's root        needs PyYAML
 
-Installations and upgrades of the chart are rendered with their own flags, and the outcome has to agree with itself. Other commands of
-helm, kubectl and uniarm are read by the program itself, which is asked for help behind all of their flags: a flag, a value or a
+Installations and upgrades of the chart are rendered with their own flags, and the outcome has to agree with itself. Other commands
+of helm, kubectl and uniarm are read by the program itself, which is asked for help behind all of their flags: a flag, a value or a
 command that it does not know is an error all the same. promtool runs. tests/helm/install.py runs helm and kubectl for real.
 """
 
@@ -166,7 +166,8 @@ def main():
     for path in PAGES:
         tries.all_of(path)
     # The control: what is wrong is seen.
-    for words in (["uniarm", "generate", "--no-such-flag"], ["kubectl", "scale", "--no-such-flag"], ["helm", "history", "--no-such-flag"]):
+    for program, command in zip(PROGRAMS, ("generate", "history", "scale")):
+        words = [program, command, "--no-such-flag"]
         if tries.outcome("", words)[1] is None:
             tries.problems.append(f"{shlex.join(words)} is taken")
     print(f"{tries.count} commands, {len(tries.problems)} problems", *tries.problems, sep="\n")

@@ -1,8 +1,8 @@
 """A node without containers: runs pods of rendered manifests as processes, each at a loopback address of its own.
 
-What a pod says is what runs: its command line, its variables and no others, its probes, its hook before the end and its grace. Four
-things stand for what a container would have: the pod's address for 0.0.0.0, addresses for the names that DNS would know, folders for
-volumes, and the demo model for a model of the hub.
+What a pod says is what runs: its command line, its variables and no others, its readiness, its hook before the end and its grace.
+Four things stand for what a container would have: the pod's address for 0.0.0.0, addresses for the names that DNS would know,
+folders for volumes, and the demo model for a model of the hub.
 
 Needs PyYAML, and Linux, where all of 127.0.0.0/8 is this machine.
 """

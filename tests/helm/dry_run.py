@@ -1,7 +1,8 @@
 """Asks a real API server whether it would take what the chart renders, object by object, and says so of each.
 
-Usage: python dry_run.py SERVERS ETCD RENDERED...        SERVERS: a folder of scripts/kube-apiserver.sh; needs PyYAML and openssl
-A server drops the fields that it does not know without a word: here what it would keep has to be all that it was sent.
+Usage: python dry_run.py SERVERS ETCD RENDERED...        needs PyYAML and openssl
+SERVERS: a folder of scripts/kube-apiserver.sh. A server drops the fields that it does not know without a word: here
+what it would keep has to be all that it was sent.
 """
 
 import pathlib

@@ -1,5 +1,5 @@
 """Installs the chart into a real API server with real controllers, whose pods run as processes, by the very commands of
-docs/kubernetes.md: it answers, is tested, scaled, upgraded and rolled back under load, goes over to groups, and is gone in the end.
+docs/kubernetes.md: it answers, is tested, scaled, upgraded and rolled back under load, goes over to groups, and is gone at last.
 
 Usage: python install.py SERVERS ETCD UNIARM MODEL HELM KUBECTL        needs PyYAML and openssl, and Linux
 SERVERS: a folder of scripts/kube-apiserver.sh. What cannot run here is named, with the reason.

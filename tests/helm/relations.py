@@ -18,6 +18,8 @@ GROUP = "uniarm.internal/group"
 # Characters of a label, and those that a StatefulSet's name gets behind it in one.
 LABEL_MAX, REVISION = 63, len("-") + 10
 NAMESPACE = "steering"  # that check.sh renders for
+# Containers that open models, and where the image puts those of the hub.
+WITH_MODELS, HUB = ("base", "reward", "train"), "/cache/huggingface"
 FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"), ("--http-listen", "http"))
 
 
@@ -273,6 +275,9 @@ def container_problems(container, volumes):
         flag, _, path = argument.partition("=")
         if flag.startswith(FILE_FLAGS) and path.startswith("/") and not path.startswith(mounts):
             yield f"{argument} is in no volume"
+    hub = {variable["name"]: variable.get("value") for variable in container.get("env", [])}.get("HF_HOME", HUB)
+    if container["name"] in WITH_MODELS and not hub.startswith(mounts):
+        yield f"models of the hub would go to {hub}, which is in no volume"
     security = container["securityContext"]
     if not security["readOnlyRootFilesystem"] or security["allowPrivilegeEscalation"]:
         yield f"its container {container['name']} is not confined"

@@ -1,8 +1,8 @@
 """helm for an older API server: what an installation or an upgrade renders is put into words that the server knows, and sent.
 
 Usage: python translated.py HELM ARGUMENT...        needs PyYAML
-The arguments are helm's own. `install` and `upgrade` render the chart that they name, and give helm a chart of the same name whose
-only template is the outcome; what is left out is said. All other commands are passed on.
+The arguments are helm's own. `install` and `upgrade` render the chart that they name, and give helm a chart of the same name
+whose only template is the outcome; what is left out is said. All other commands are passed on.
 """
 
 import os
