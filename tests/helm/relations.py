@@ -140,8 +140,8 @@ def workload_problems(workload, manifests):
     longest = re.sub(r"-g\d+$", "-g999", name_of(workload))
     if workload["kind"] == "StatefulSet" and len(longest) + REVISION > LABEL_MAX:
         yield f"Kubernetes makes a label of its name and {REVISION} characters more, and takes {LABEL_MAX}"
-    if not pod["securityContext"]["runAsNonRoot"]:
-        yield "it may run as root"
+    if not pod["securityContext"]["runAsNonRoot"] or pod["securityContext"]["seccompProfile"]["type"] != "RuntimeDefault":
+        yield "it may run as root, or call what it likes"
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     volumes |= {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])}
     for container in containers(workload):
@@ -279,7 +279,8 @@ def container_problems(container, volumes):
     if container["name"] in WITH_MODELS and not hub.startswith(mounts):
         yield f"models of the hub would go to {hub}, which is in no volume"
     security = container["securityContext"]
-    if not security["readOnlyRootFilesystem"] or security["allowPrivilegeEscalation"]:
+    capabilities = security["capabilities"] == {"drop": ["ALL"]}
+    if not security["readOnlyRootFilesystem"] or security["allowPrivilegeEscalation"] or not capabilities:
         yield f"its container {container['name']} is not confined"
 
 
