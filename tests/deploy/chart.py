@@ -1,5 +1,5 @@
 """Runs what the chart renders: its pods become processes with a real etcd, answer, grow and shrink under load, run the chart's
-jobs, and go over to groups of shards, one of which loses a rank.
+jobs, and go over to groups of shards behind certificates and keys, one of which loses a rank.
 
 Usage: python chart.py UNIARM ETCD MODEL HELM        needs PyYAML, and Linux
 """
@@ -11,8 +11,9 @@ import threading
 import time
 
 import node
-from cluster import ask, page
+from cluster import page
 from controllers import jobs, manifests_of, served
+from credentials import secrets
 
 READY_S = 180
 ANSWER_S = 120
@@ -24,6 +25,10 @@ TWO_OF_EACH = "--set=reward.replicas=2,base.replicas=2,router.replicas=2"
 CLAIM = "volume.persistentVolumeClaim.claimName=work"
 BATCH = ["--set=batch.enabled=true,batch.parts=2", f"--set=batch.{CLAIM}"]
 TRAIN = ["--set=train.enabled=true", f"--set=train.{CLAIM}"]
+GROUPS = "--set=base.shards=2,reward.shards=2"
+# TLS by roles and at the front door, and tenants: secrets.
+SECURED = "--set=tls.enabled=true,router.front.tlsSecret=front,router.front.tenants.name=tenants"
+CLIENT = "--set=client.apiKeySecret.name=key,client.caSecret.name=front-ca"
 # Long enough that workers come and go within an answer.
 QUESTION = ["--preference=positive=0.7,concise=0.3", "--temperature=0", "--max-tokens=96", "Tell me about the sea."]
 TRAINING = """\
@@ -52,6 +57,7 @@ class Release:
         self.helm, self.folder = helm, folder
         self.node = node.Node(stack, programs, model, folder)
         self.uniarm = programs["uniarm"]
+        self.access = [f"--endpoint=http://{self.host}:7000"]
 
     def rendered(self, *values):
         command = [self.helm, "template", "trial", "helm/uniarm", "--namespace=steering", *VALUES, *values]
@@ -76,11 +82,16 @@ class Release:
         return statuses
 
     @property
-    def endpoint(self):
-        return f"{self.node.address_of('service trial-uniarm')}:7000"
+    def host(self):
+        return self.node.address_of("service trial-uniarm")
 
     def answer(self):
-        return ask(self.uniarm, self.endpoint, "generate", *QUESTION)["tokens"]
+        return answer(self.uniarm, *self.access, *QUESTION)
+
+    def test(self, *values):
+        """What `helm test` runs ends well."""
+        [test] = manifests_of(self.rendered(*values), "Pod")
+        self.node.run_to_end([test], ANSWER_S)
 
     def pods(self, component):
         return [pod for pod in self.node.pods.values() if component_of(pod) == component]
@@ -116,6 +127,19 @@ class Load:
             return  # what went wrong first is what to look at
         assert not self.problems, self.problems[0]
         assert self.answers >= len(self.clients), "the clients were given no answer"
+
+
+def asked(uniarm, *flags):
+    """A guided request, and how it ended."""
+    command = [uniarm, "generate", "--json", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+
+
+def answer(uniarm, *flags):
+    """The tokens that a guided request is answered with."""
+    outcome = asked(uniarm, *flags)
+    assert outcome.returncode == 0, outcome.stderr
+    return json.loads(outcome.stdout)["tokens"]
 
 
 def component_of(pod):
@@ -180,6 +204,18 @@ def run_jobs(release):
     assert (data / "run/adapter/adapter_model.safetensors").exists(), "the trainer's Job left no adapter"
 
 
+def secure(release):
+    """Groups of shards, with certificates and tenants: who has a key is answered, and nobody else."""
+    made = secrets(release.uniarm, "trial-uniarm", release.host, release.folder / "authority")
+    release.node.secret = made.__getitem__
+    release.upgrade(GROUPS, SECURED, CLIENT)
+    release.test(GROUPS, SECURED, CLIENT)
+    trusted = [f"--endpoint=https://{release.host}:7000", f"--ca={release.folder}/authority/ca.crt"]
+    stranger = asked(release.uniarm, *trusted, *QUESTION)
+    assert stranger.returncode != 0 and "API key" in stranger.stderr, f"without a key: {stranger}"
+    release.access = [*trusted, f"--api-key={made['key']['key']}"]
+
+
 def lose_a_rank(release, tokens):
     """A group whose rank is killed is not ready, comes back by itself, and its stream goes on."""
     [face] = [pod for pod in release.pods("reward") if pod.name.endswith("-g0-0")]
@@ -195,14 +231,13 @@ def lose_a_rank(release, tokens):
 def run(stack, uniarm, etcd, model, helm, folder):
     release = Release(stack, {"uniarm": uniarm, "etcd": etcd}, helm, model, folder)
     release.upgrade()
-    [test] = manifests_of(release.rendered(), "Pod")
-    release.node.run_to_end([test], ANSWER_S)
+    release.test()
     tokens = release.answer()
     grow_and_shrink(release, tokens)
     replace_all(release, tokens)
     run_jobs(release)
 
-    release.upgrade("--set=base.shards=2,reward.shards=2")
+    secure(release)
     sizes = {component: len(release.pods(component)) for component in ("base", "reward")}
     assert sizes == {"base": 2, "reward": 2}, sizes
     assert release.answer() == tokens, "groups of shards answer something else"

@@ -128,6 +128,8 @@ class Pod:
             elif "resourceFieldRef" in source:
                 assert source["resourceFieldRef"]["resource"] == "requests.cpu", source
                 found[variable["name"]] = str(whole_cpus(self.container["resources"]["requests"]["cpu"]))
+            elif "secretKeyRef" in source:
+                found[variable["name"]] = self.node.secret(source["secretKeyRef"]["name"])[source["secretKeyRef"]["key"]]
             else:
                 found[variable["name"]] = variable["value"]
         return found
@@ -201,6 +203,7 @@ class Node:
 
     def __init__(self, stack, programs, model, folder):
         self.stack, self.programs, self.model, self.folder = stack, programs, model, folder
+        self.secret = {}.__getitem__  # {key: text} of a secret's name
         # Another test on this machine has another network.
         self.network = f"127.{random.randrange(16, 240)}.{random.randrange(256)}"
         self.addresses, self.services, self.pods = {}, {}, {}
@@ -215,6 +218,10 @@ class Node:
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
         folder = self.folder / "volumes" / (claim or f"{pod}.{name}")
         folder.mkdir(parents=True, exist_ok=True)
+        if secret := volume.get("secret"):
+            texts = self.secret(secret["secretName"])
+            for item in secret.get("items", [{"key": key, "path": key} for key in texts]):
+                (folder / item["path"]).write_text(texts[item["key"]], encoding="utf-8")
         return folder
 
     def resolve(self, host, pod):

@@ -41,6 +41,7 @@ PLACES = {
     "NetworkPolicy": ("apis/networking.k8s.io/v1", "networkpolicies"),
     "Pod": ("api/v1", "pods"),
     "PodDisruptionBudget": ("apis/policy/v1beta1", "poddisruptionbudgets"),
+    "Secret": ("api/v1", "secrets"),
     "Service": ("api/v1", "services"),
     "ServiceAccount": ("api/v1", "serviceaccounts"),
     "StatefulSet": ("apis/apps/v1", "statefulsets"),

@@ -18,7 +18,7 @@ from apiserver import PLACES, Server
 from chart import LINES, TWO_OF_EACH, Load
 from cluster import ask
 from command_lines import TENANTS
-from commands import PAGE, commands
+from commands import PAGE, blocks, commands
 from kubelet import Kubelet
 from node import Node, told_where_it_can
 
@@ -67,6 +67,12 @@ class Shell:
         print(f"$ {line}", *outcome.stderr.splitlines()[-3:], sep="\n")
         assert outcome.returncode == 0, f"{line}: {outcome.stdout}{outcome.stderr}"
         return outcome.stdout
+
+
+def by_hand(place):
+    """Certificates as docs/tls.md makes them by hand, for the secrets that the page makes of them."""
+    [lines] = [lines for section, lines in blocks(pathlib.Path("docs/tls.md").read_text(encoding="utf-8")) if section == "By hand"]
+    subprocess.run(["sh", "-e"], input="\n".join(lines), text=True, cwd=place, capture_output=True, check=True)
 
 
 class Installed:
@@ -145,6 +151,7 @@ def run(stack, servers, etcd, uniarm, model, helm, kubectl, folder):
     where = Node(stack, {"uniarm": uniarm, "etcd": etcd}, model, folder)
     kubelet = Kubelet(stack, server, where)
     shell = Shell(server, helm, kubectl, folder)
+    by_hand(shell.place)
     lines = "".join(json.dumps({"prompt": f"What is {number}?", "max_tokens": 8}) + "\n" for number in range(LINES))
     data = where.folder_of("", "", {"persistentVolumeClaim": {"claimName": "work"}})
     (data / "in.jsonl").write_text(lines, encoding="utf-8")

@@ -3,6 +3,7 @@
 Needs PyYAML, and Linux.
 """
 
+import base64
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ class Kubelet:
 
     def __init__(self, stack, server, where):
         self.server, self.node = server, where
+        where.secret = self.secret
         self.told, self.leaving, self.is_over = {}, set(), False
         self.problems = []
         stack.callback(self.end)
@@ -27,6 +29,12 @@ class Kubelet:
 
     def end(self):
         self.is_over = True
+
+    def secret(self, name):
+        """{key: text} of a secret."""
+        status, said = self.server.ask("GET", self.server.place("Secret", name))
+        assert status == 200, said
+        return {key: base64.b64decode(value).decode() for key, value in said["data"].items()}
 
     def look(self):
         while not self.is_over:
