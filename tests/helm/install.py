@@ -86,8 +86,13 @@ class Installed:
         return ask(self.uniarm, endpoint, "generate", *QUESTION)["tokens"]
 
 
-def names(server, kind):
-    return sorted(item["metadata"]["name"] for item in server.items(kind))
+def of_release(server):
+    """(kind, name) of everything that the release brought."""
+    instance = "app.kubernetes.io/instance"
+    for kind in PLACES:
+        for metadata in (item["metadata"] for item in server.items(kind)):
+            if metadata.get("labels", {}).get(instance) == "steering":
+                yield kind, metadata["name"]
 
 
 def serving(server):
@@ -98,7 +103,7 @@ def serving(server):
 def gone(server):
     """Nothing of the release is left, however long its pods take to leave."""
     deadline = time.monotonic() + GONE_S
-    while left := [(kind, name) for kind in PLACES for name in names(server, kind) if name.startswith("steering-uniarm")]:
+    while left := list(of_release(server)):
         assert time.monotonic() < deadline, f"uninstalled, and there are still {left}"
         time.sleep(0.5)
 
