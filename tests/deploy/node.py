@@ -111,6 +111,7 @@ class Pod:
         self.address = node.address_of(self.name)
         self.is_ready = self.is_leaving = False
         self.starts = 0
+        self.starting = threading.Lock()
         self.start()
         threading.Thread(target=self.watch, daemon=True).start()
 
@@ -177,13 +178,17 @@ class Pod:
                 self.is_ready = False
                 if self.spec.get("restartPolicy", "Always") == "Never":
                     return
-                self.start()
-            self.is_ready = self.probed()
+                with self.starting:
+                    if not self.is_leaving:
+                        self.start()
+            answers = self.probed()
+            with self.starting:
+                self.is_ready = answers and not self.is_leaving
             time.sleep(LOOK_S)
 
     def leave(self):
         """Told to end as Kubernetes tells it; the status that it ends with."""
-        self.is_leaving, self.is_ready = True, False
+        self.stay_gone()
         grace = self.spec.get("terminationGracePeriodSeconds", 30)
         deadline = time.monotonic() + grace
         before_end = self.container.get("lifecycle", {}).get("preStop", {})
@@ -196,6 +201,15 @@ class Pod:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"{self.name} has not ended within its grace of {grace} s") from None
+
+    def stay_gone(self):
+        """From now on it is not ready, and not started again."""
+        with self.starting:
+            self.is_leaving, self.is_ready = True, False
+
+    def kill(self):
+        self.stay_gone()
+        self.process.kill()
 
 
 class Node:
@@ -288,6 +302,5 @@ class Node:
         return statuses
 
     def kill(self):
-        for pod in self.pods.values():
-            pod.is_leaving = True
-            pod.process.kill()
+        for pod in list(self.pods.values()):
+            pod.kill()

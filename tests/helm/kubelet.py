@@ -45,8 +45,8 @@ class Kubelet:
                 for name, pod in present.items():
                     self.look_at(name, pod)
                 # Deleted without a word, such as a hook's pod that has ended.
-                for name in self.node.pods.keys() - present.keys() - self.leaving:
-                    self.node.pods.pop(name).process.kill()
+                for name in set(self.node.pods) - present.keys() - self.leaving:
+                    self.node.pods.pop(name).kill()
             except Exception:  # noqa: BLE001 (a thread's problem is the test's)
                 if not self.is_over:
                     self.problems.append(traceback.format_exc())
