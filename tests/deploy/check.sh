@@ -1,6 +1,6 @@
 #!/bin/sh
-# The deployment files: the Dockerfile lints, the compose file holds together and what it starts is a cluster that
-# answers, Prometheus sees it, the collector is told of processes that exist.
+# The deployment files: the Dockerfile lints, what the compose file and the chart start are clusters that answer, Prometheus
+# sees them, the collector is told of processes that exist.
 # Usage: tests/deploy/check.sh [UNIARM]      UNIARM: the binary that the command lines are tried with
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -10,14 +10,14 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 passed=0 failed=0
 
-# check WHAT COMMAND...: what the command prints is shown only when it fails.
+# check WHAT COMMAND...: what the command prints is shown only when it fails, or where it says that it skipped something.
 check() {
     what=$1
     shift
-    if "$@" >"$scratch/output" 2>&1; then
-        passed=$((passed + 1)) && echo "ok      deploy: $what"
-    else
+    if ! "$@" >"$scratch/output" 2>&1; then
         failed=$((failed + 1)) && echo "FAILED  deploy: $what" && sed 's/^/        /' "$scratch/output"
+    elif ! grep '^skipped:' "$scratch/output"; then
+        passed=$((passed + 1)) && echo "ok      deploy: $what"
     fi
 }
 skip() { echo "skipped: deploy: $1, because $2"; }
@@ -72,11 +72,23 @@ fi
 if python=$(scripts/k8s-tools.sh python); then
     check "names in the deployment files refer to what exists" "$python" tests/deploy/relations.py
     if [ -x "$uniarm" ]; then
+        if [ -n "$helm" ] && kubectl=$(scripts/k8s-tools.sh kubectl); then
+            check "the documents' commands are ones that their programs know" \
+                "$python" tests/deploy/commands.py "$uniarm" "$helm" "$kubectl" "$promtool"
+        else
+            skip "the documents' commands" "helm or kubectl cannot be had"
+        fi
         check "the binary takes the compose file's command lines" \
             "$python" tests/deploy/command_lines.py "$uniarm" compose deploy/compose.yaml
         if etcd=$(scripts/etcd.sh path) && model=$(scripts/fetch-demo-model.sh); then
             check "the compose file's cluster answers, outlives a worker of each pool, and stops" \
                 "$python" tests/deploy/cluster.py "$uniarm" "$etcd" "$model"
+            if [ -n "$helm" ]; then
+                check "the chart's pods answer, grow and shrink under load, are replaced, run its jobs, and go over to groups of shards" \
+                    "$python" tests/deploy/chart.py "$uniarm" "$etcd" "$model" "$helm"
+            else
+                skip "the chart's pods as processes" "helm cannot be had"
+            fi
             if prometheus=$(scripts/k8s-tools.sh prometheus) && [ -n "$scaling" ]; then
                 check "every panel and every signal that scales a pool has data from it, and a killed worker raises its alert" \
                     "$python" tests/deploy/observe.py "$uniarm" "$etcd" "$model" "$prometheus" "$scaling"

@@ -3,6 +3,7 @@
 Usage: python command_lines.py UNIARM (pods|compose) FILE        needs PyYAML
 """
 
+import functools
 import os
 import re
 import subprocess
@@ -99,6 +100,13 @@ def check(uniarm, arguments, variables):
     return outcome.returncode == 0 if is_role else outcome.returncode != USAGE_ERROR, outcome.stderr.strip()
 
 
+@functools.cache
+def known_variables(uniarm, command):
+    """The variables that stand for flags of a command."""
+    shown = subprocess.run([uniarm, command, "--help"], capture_output=True, text=True, timeout=CHECK_SECONDS, check=True)
+    return set(re.findall(r"\[env: (\w+)", shown.stdout))
+
+
 def main():
     uniarm, kind, path = sys.argv[1:]
     with open(path, encoding="utf-8") as file:
@@ -115,6 +123,8 @@ def main():
 def problems(uniarm, command_lines, folder):
     for name, arguments, variables in command_lines:
         arguments = [with_stand_ins(argument, folder) for argument in arguments]
+        if unknown := {name for name in variables if name.startswith("UNIARM_")} - known_variables(uniarm, arguments[0]):
+            yield f"{name}: uniarm {arguments[0]} knows nothing of {sorted(unknown)}"
         taken, words = check(uniarm, arguments, variables)
         if not taken:
             yield f"{name}: uniarm {' '.join(arguments)}: {words}"

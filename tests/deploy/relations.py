@@ -100,6 +100,9 @@ def agreement_problems():
         yield f"compose.yaml prompts {in_compose}, and the chart {sorted(in_chart)}"
 
     version = re.search(r'^version = "(.+)"', read("Cargo.toml"), re.MULTILINE)[1]
+    gpu = yaml.safe_load(read("helm/uniarm/values-gpu.yaml"))["train"]["image"]["tag"]
+    if gpu != f"{version}-cuda" or f"-t uniarm:{gpu} --target cuda ." not in read("deploy/Dockerfile"):
+        yield f"Cargo.toml says {version}, values-gpu.yaml wants {gpu}, and the Dockerfile has to say how to build it"
     chart = yaml.safe_load(read("helm/uniarm/Chart.yaml"))["appVersion"]
     images = {SERVICES[name]["image"] for name, _, _, _ in processes()}
     if chart != version or images != {f"uniarm:{version}"}:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The chart: lints, renders to what Kubernetes accepts, agrees with itself and with the binary, refuses in sentences.
+# The chart: lints, renders to what Kubernetes accepts, agrees with itself and with the binary, refuses in sentences, and goes
+# into a real API server where there is one.
 # Usage: tests/helm/check.sh [UNIARM]      UNIARM: the binary that the pods' command lines are tried with
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -150,6 +151,9 @@ check "refuses a model that is no model" refuses "Is hf://meta-llama/Llama-2-7b-
     --set base.model=meta-llama/Llama-2-7b-hf
 check "refuses an old Kubernetes" refuses "requires kubeVersion: >=1.30.0-0" \
     --kube-version 1.29.0
+
+# It counts for itself.
+tests/helm/apiserver.sh "$uniarm" || failed=$((failed + 1))
 
 echo "chart: $passed passed, $failed failed"
 [ "$failed" = 0 ]

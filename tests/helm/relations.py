@@ -18,6 +18,8 @@ GROUP = "uniarm.internal/group"
 # Characters of a label, and those that a StatefulSet's name gets behind it in one.
 LABEL_MAX, REVISION = 63, len("-") + 10
 NAMESPACE = "steering"  # that check.sh renders for
+# Containers that open models, and where the image puts those of the hub.
+WITH_MODELS, HUB = ("base", "reward", "train"), "/cache/huggingface"
 FLAG_PORTS = (("--listen", "grpc"), ("--advertise", "grpc"), ("--admin", "admin"), ("--http-listen", "http"))
 
 
@@ -138,8 +140,8 @@ def workload_problems(workload, manifests):
     longest = re.sub(r"-g\d+$", "-g999", name_of(workload))
     if workload["kind"] == "StatefulSet" and len(longest) + REVISION > LABEL_MAX:
         yield f"Kubernetes makes a label of its name and {REVISION} characters more, and takes {LABEL_MAX}"
-    if not pod["securityContext"]["runAsNonRoot"]:
-        yield "it may run as root"
+    if not pod["securityContext"]["runAsNonRoot"] or pod["securityContext"]["seccompProfile"]["type"] != "RuntimeDefault":
+        yield "it may run as root, or call what it likes"
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     volumes |= {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])}
     for container in containers(workload):
@@ -273,8 +275,12 @@ def container_problems(container, volumes):
         flag, _, path = argument.partition("=")
         if flag.startswith(FILE_FLAGS) and path.startswith("/") and not path.startswith(mounts):
             yield f"{argument} is in no volume"
+    hub = {variable["name"]: variable.get("value") for variable in container.get("env", [])}.get("HF_HOME", HUB)
+    if container["name"] in WITH_MODELS and not hub.startswith(mounts):
+        yield f"models of the hub would go to {hub}, which is in no volume"
     security = container["securityContext"]
-    if not security["readOnlyRootFilesystem"] or security["allowPrivilegeEscalation"]:
+    capabilities = security["capabilities"] == {"drop": ["ALL"]}
+    if not security["readOnlyRootFilesystem"] or security["allowPrivilegeEscalation"] or not capabilities:
         yield f"its container {container['name']} is not confined"
 
 

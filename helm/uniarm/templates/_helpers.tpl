@@ -284,8 +284,9 @@ spec:
         {{- end }}
         {{- include "uniarm.clientEnv" . | nindent 8 }}
         {{- end }}
-        - name: UNIARM_CACHE
-          value: /tmp/cache
+        # Models of the hub: the image's own place for them is no volume here, and cannot be written.
+        - name: HF_HOME
+          value: /tmp/huggingface
         {{- with .values.env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
