@@ -45,6 +45,7 @@ fi
 if promtool=$(scripts/k8s-tools.sh promtool); then
     check "Prometheus takes its configuration" "$promtool" check config --syntax-only deploy/prometheus.yml
     check "Prometheus takes the alert rules" "$promtool" check rules deploy/alerts.yaml
+    check "Prometheus takes the recording rules" "$promtool" check rules deploy/recording.yaml
     check "each alert fires where it should, and nowhere else" "$promtool" test rules tests/deploy/alerts_test.yaml
 else
     skip "Prometheus' own opinion" "promtool cannot be had"

@@ -37,7 +37,7 @@ def configuration(cluster, folder):
     """deploy/prometheus.yml and deploy/alerts.yaml, with this machine's addresses and without their patience."""
     config = yaml.safe_load(pathlib.Path("deploy/prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(folder / "alerts.yaml")]
+    config["rule_files"] = [str(folder / "alerts.yaml"), str(pathlib.Path("deploy/recording.yaml").resolve())]
     for job in config["scrape_configs"]:
         job["static_configs"] = [
             {"targets": [cluster.addresses.translate("", target)], "labels": pod_labels(job["job_name"], number)}
@@ -137,6 +137,13 @@ def look_at_scaling(prometheus, signals, until):
     return most
 
 
+def recorded():
+    """(name, pool) of everything that is recorded under a name of others."""
+    groups = yaml.safe_load(pathlib.Path("deploy/recording.yaml").read_text(encoding="utf-8"))["groups"]
+    for rule in (rule for group in groups for rule in group["rules"]):
+        yield rule["record"], rule["labels"]["name"]
+
+
 def run(stack, uniarm, etcd, model, binary, scaling, folder):
     cluster = Cluster(stack, (uniarm, etcd, model), folder)
     prometheus = Prometheus(stack, binary, cluster, folder)
@@ -155,6 +162,8 @@ def run(stack, uniarm, etcd, model, binary, scaling, folder):
         client.join()
     for title, expression in panels():
         wait_for(f"the panel {title!r} has no data: {expression}", DATA_S, lambda e=expression: prometheus.has(e))
+    for name, pool in recorded():
+        assert prometheus.has(f'{name}{{name="{pool}"}}'), f"nothing is recorded as {name} of {pool}"
     for alert, metric in alert_metrics():
         assert prometheus.has(metric), f"the alert {alert} reads {metric}, which nobody exports"
 

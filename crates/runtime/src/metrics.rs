@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::encoding::text;
+use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
@@ -21,6 +22,15 @@ pub struct Metrics {
     scopes: Arc<Mutex<Vec<Scope>>>,
     prefix: String,
 }
+
+/// A trace in which a value was observed, for those that a collector gets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TraceLabel {
+    pub trace_id: String,
+}
+
+/// A histogram whose buckets name a trace that fell into them.
+pub type TracedHistogram = HistogramWithExemplars<TraceLabel>;
 
 #[derive(Debug)]
 struct Scope {
@@ -61,6 +71,11 @@ impl Metrics {
 
     pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         self.register(name, help, Histogram::new(buckets.iter().copied()))
+    }
+
+    /// A histogram of what requests took; see [`trace::label`](crate::trace::label).
+    pub fn traced_histogram(&self, name: &str, help: &str, buckets: &[f64]) -> TracedHistogram {
+        self.register(name, help, HistogramWithExemplars::new(buckets.iter().copied()))
     }
 
     /// All metrics of the process as OpenMetrics text.

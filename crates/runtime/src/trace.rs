@@ -11,6 +11,8 @@ use tonic::{Request, Status};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use crate::metrics::TraceLabel;
+
 /// A client interceptor that sends the caller's current span along with every request.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TraceInterceptor;
@@ -26,6 +28,14 @@ struct HeaderExtractor<'a>(&'a HeaderMap);
 pub fn inject(metadata: &mut MetadataMap) {
     let context = Span::current().context();
     TraceContextPropagator::new().inject_context(&context, &mut MetadataInjector(metadata));
+}
+
+/// The trace of a span, for exemplars; none where traces are off, or this one is not sampled.
+pub fn label(span: &Span) -> Option<TraceLabel> {
+    let context = span.context();
+    let span = context.span();
+    let context = span.span_context();
+    context.is_sampled().then(|| TraceLabel { trace_id: context.trace_id().to_string() })
 }
 
 /// Makes the caller's span, as `metadata` names it, the parent of `span`. Does nothing when the

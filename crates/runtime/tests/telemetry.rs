@@ -16,7 +16,8 @@ use tracing::Instrument as _;
 use uniarm_proto::pb::membership_server::{Membership, MembershipServer};
 use uniarm_proto::{client, pb};
 use uniarm_runtime::grpc::{GrpcOptions, GrpcServer};
-use uniarm_runtime::{Readiness, Shutdown, TelemetryOptions, telemetry, trace};
+use uniarm_runtime::metrics::TracedHistogram;
+use uniarm_runtime::{Metrics, Readiness, Shutdown, TelemetryOptions, telemetry, trace};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,8 +30,8 @@ struct Collector {
     received: mpsc::UnboundedSender<ExportTraceServiceRequest>,
 }
 
-/// Writes a log line within a span of its own.
-struct Describer;
+/// Writes a log line within a span of its own, and observes something in it.
+struct Describer(TracedHistogram);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_is_one_trace_from_the_outside_client_to_the_innermost_span() {
@@ -44,7 +45,9 @@ async fn a_call_is_one_trace_from_the_outside_client_to_the_innermost_span() {
         ..TelemetryOptions::default()
     })
     .unwrap();
-    let describer = serve(|server| server.add_service(MembershipServer::new(Describer))).await;
+    let metrics = Metrics::new();
+    let took = metrics.traced_histogram("took_seconds", "What it took", &[1.0, 2.0]);
+    let describer = serve(|server| server.add_service(MembershipServer::new(Describer(took)))).await;
 
     for traceparent in [SAMPLED, NOT_SAMPLED] {
         let mut outside = Request::new(());
@@ -56,6 +59,14 @@ async fn a_call_is_one_trace_from_the_outside_client_to_the_innermost_span() {
             pb::membership_client::MembershipClient::with_interceptor(channel, trace::TraceInterceptor);
         membership.describe(pb::DescribeRequest {}).instrument(relay).await.unwrap();
     }
+    let page = metrics.encode();
+    let exemplars: Vec<_> = page.lines().filter_map(|line| line.split_once(" # ")).collect();
+    let [(bucket, exemplar)] = exemplars[..] else { panic!("{page}") };
+    assert_eq!(
+        bucket, "uniarm_took_seconds_bucket{le=\"1.0\"} 2",
+        "the one without a sampled trace counts too"
+    );
+    assert!(exemplar.starts_with("{trace_id=\"0af7651916cd43dd8448eb211c80319c\"} 0.5"), "{exemplar}");
     assert!(telemetry::init(&TelemetryOptions::default()).is_err(), "a process has one subscriber");
     // The end of the process sends what is left.
     tokio::task::spawn_blocking(move || drop(guard)).await.unwrap();
@@ -105,7 +116,9 @@ impl TraceService for Collector {
 #[tonic::async_trait]
 impl Membership for Describer {
     async fn describe(&self, _: Request<pb::DescribeRequest>) -> Result<Response<pb::Member>, Status> {
-        tracing::info_span!("innermost").in_scope(|| tracing::info!("described"));
+        let innermost = tracing::info_span!("innermost");
+        innermost.in_scope(|| tracing::info!("described"));
+        self.0.observe(0.5, trace::label(&innermost), None);
         Ok(Response::new(pb::Member::default()))
     }
 }

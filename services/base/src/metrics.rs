@@ -2,7 +2,7 @@
 
 use uniarm_runtime::{
     Metrics,
-    metrics::buckets,
+    metrics::{TracedHistogram, buckets},
     prometheus_client::{
         encoding::EncodeLabelSet,
         metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -46,7 +46,7 @@ pub(crate) struct BaseMetrics {
     pub(crate) reward_wait: Histogram,
     pub(crate) choose: Histogram,
     pub(crate) emit: Histogram,
-    pub(crate) first_token: Histogram,
+    pub(crate) first_token: TracedHistogram,
     pub(crate) inter_token: Histogram,
     pub(crate) decided: Family<ModeLabel, Counter>,
     pub(crate) exchange_bytes: Family<ModeLabel, Counter>,
@@ -97,7 +97,11 @@ impl BaseMetrics {
                 "Text, events and bookkeeping of one token",
                 seconds,
             ),
-            first_token: metrics.histogram("time_to_first_token_seconds", "Accepted to first token", seconds),
+            first_token: metrics.traced_histogram(
+                "time_to_first_token_seconds",
+                "Accepted to first token",
+                seconds,
+            ),
             inter_token: metrics.histogram("inter_token_seconds", "Between two tokens of an answer", seconds),
             decided: metrics.register(
                 "decided_tokens",

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uniarm_decode::{Sampling, scheduler::SequenceId};
 use uniarm_proto::{Open, Placed, Sampling as AskedSampling, SessionPace, pb};
-use uniarm_runtime::crowd::TenantPlace;
+use uniarm_runtime::{crowd::TenantPlace, trace};
 
 use crate::{
     accept::{Accepted, BaseSettings},
@@ -104,7 +104,8 @@ impl Request {
         let now = Instant::now();
         if self.first_token_at.is_none() {
             self.first_token_at = Some(now);
-            metrics.first_token.observe((now - self.accepted_at).as_secs_f64());
+            let waited = (now - self.accepted_at).as_secs_f64();
+            metrics.first_token.observe(waited, trace::label(&self.span), None);
         }
         if let Some(previous) = previous {
             metrics.inter_token.observe((now - previous).as_secs_f64());
