@@ -162,8 +162,9 @@ impl PeerStream {
         self.inbox_start = self.inbox_end - held.len();
         let taken = self.session.process_new_packets();
         // An answer of the protocol's own, or why it ends here. What the connection does not take goes out with the next bytes.
-        self.push()?;
-        taken.map_err(wrong).map(|_| true)
+        let pushed = self.push();
+        taken.map_err(wrong)?;
+        pushed.map(|()| true)
     }
 
     /// Hands over what the connection takes now.

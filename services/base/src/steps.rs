@@ -58,7 +58,7 @@ impl StepMeter {
 
     /// Nobody asks for anything.
     pub(crate) fn rest(&mut self) {
-        self.ended = None;
+        (self.ended, self.decided) = (None, Duration::ZERO);
     }
 
     /// `passes`: sequences that got rows. `ended`: when, by the clock and as the scheduler counts it.
@@ -170,6 +170,8 @@ mod tests {
         publish(&mut meter, &own, ms(1050), ms(1074));
 
         // After a rest, the time without requests is nobody's.
+        meter.turn(ms(2000));
+        meter.planned(&StepReport { planned_at: ms(2005), ..StepReport::default() });
         meter.rest();
         meter.turn(ms(9000));
         publish(&mut meter, &own, ms(9001), ms(9022));
@@ -179,7 +181,7 @@ mod tests {
         assert_eq!(first.parts().map(|(_, us)| us / 1000), [0, 0, 1, 4, 1, 20]);
         assert_eq!(second.parts().map(|(_, us)| us / 1000), [12, 3, 5, 7, 1, 20]);
         assert_eq!(second.total_us(), 48_000, "1074 - 1026 ms");
-        assert_eq!(third.wait_us, 0);
+        assert_eq!((third.wait_us, third.exchange_us), (0, 1000));
         assert_eq!((second.prefill_tokens, second.decode_rows, second.draft_rows), (7, 2, 3));
         assert_eq!((second.tokens_chosen, second.drafts_compared, second.drafts_accepted), (2, 2, 1));
         assert_eq!((second.blocks_used, second.blocks, second.running), (6, 9, 2));

@@ -43,7 +43,7 @@ pub struct AdminArgs {
     #[arg(long, env = "UNIARM_ADMIN", value_name = "ADDRESS")]
     pub admin: Option<String>,
     /// Certificate of the admin port (PEM), which speaks HTTPS then; read again when it changes
-    #[arg(long, env = "UNIARM_ADMIN_CERT", value_name = "FILE", requires = "admin_key")]
+    #[arg(long, env = "UNIARM_ADMIN_CERT", value_name = "FILE", requires = "admin_key", requires = "admin")]
     pub admin_cert: Option<PathBuf>,
     /// The key of that certificate (PEM)
     #[arg(long, env = "UNIARM_ADMIN_KEY", value_name = "FILE", requires = "admin_cert")]

@@ -52,6 +52,7 @@ pub struct AdapterConfig {
     #[serde(default)]
     pub dropout: f64,
     /// Dimensions of the preference, in order. A plain LoRA has one, which it is trained for.
+    #[schemars(skip)] // a file names them once, for the whole run
     pub objectives: Vec<Objective>,
 }
 
