@@ -54,10 +54,7 @@ fn write_page(page: &mut String, command: &Command) -> Result {
     for subcommand in subcommands(command) {
         write_command(page, subcommand)?;
     }
-    writeln!(
-        page,
-        "\n## Files\n\nTOML. Paths in a file are relative to it. A field that is not listed is refused."
-    )?;
+    writeln!(page, "\n## Files\n\nTOML. A field that is not listed is refused.")?;
     let files = [
         ("Tenants", "`--tenants` ([docs/tenants.md](tenants.md))", uniarm_router::tenants::file_schema()),
         ("Training", "`uniarm train` ([docs/training.md](training.md))", schemars::schema_for!(TrainConfig)),
@@ -97,7 +94,8 @@ fn write_command(page: &mut String, command: &Command) -> Result {
         let takes_value = argument.get_action().takes_values();
         let defaults: Vec<_> =
             defaults.filter(|_| takes_value).map(|value| code(&value.to_string_lossy())).collect();
-        let (option, default) = (spelling(argument), defaults.join(" "));
+        let default = if argument.is_required_set() { "required".to_owned() } else { defaults.join(" ") };
+        let option = spelling(argument);
         writeln!(page, "| {option} | {variable} | {default} | {} |", explanation(argument))?;
     }
     Ok(())

@@ -83,7 +83,8 @@ impl<'a> Tables<'a> {
             return words.iter().map(|word| self.word(word)).collect::<Vec<_>>().join(", ");
         }
         if let Some(items) = schema.get("items") {
-            return format!("list of {}", self.kind(items));
+            let kind = self.kind(items);
+            return if kind == "table" { "list of tables".to_owned() } else { format!("list of {kind}") };
         }
         if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
             return format!("{} by name", self.kind(values));
