@@ -32,6 +32,60 @@ async fn metrics_count_what_a_request_did() {
     }
 }
 
+/// The steps of an engine, as JSON.
+fn steps(page: &str, engine: &str) -> Vec<serde_json::Value> {
+    let (_, document) = page.split_once("\r\n\r\n").unwrap();
+    let document: serde_json::Value = serde_json::from_str(document).unwrap();
+    let engines = document["engines"].as_array().unwrap();
+    let found = engines.iter().find(|one| one["engine"] == engine);
+    found.unwrap_or_else(|| panic!("no {engine} in {document}"))["steps"].as_array().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_add_up_to_what_a_request_did() {
+    let _machine = machine();
+    let cluster = Cluster::three_processes(&[], &PROMPTED);
+    let mut inference = cluster.client().await;
+    let answer = ask(&mut inference, request("Tell me of herons", &[("positive", 1.0)])).await.unwrap();
+    let tokens = answer.choices[0].tokens.len() as u64;
+    let path = "/debug/steps?last=512&format=json";
+    let of = |admin: &str, engine| steps(&http_get(admin, path), engine);
+    let (base, reward) = (of(&cluster.base().admin, "base"), of(&cluster.reward().admin, "reward"));
+    let sum = |steps: &[serde_json::Value], field: &str| {
+        steps.iter().map(|step| step[field].as_u64().unwrap()).sum::<u64>()
+    };
+    // Chosen after the last step are the last tokens: no forward follows them.
+    let chosen = sum(&base, "tokens_chosen");
+    assert!((1..=tokens).contains(&chosen), "{chosen} of {tokens} tokens");
+    assert!(sum(&base, "prefill_tokens") > 0 && sum(&reward, "prefill_tokens") > 0);
+    assert!(sum(&reward, "rows_answered") >= chosen);
+    let (compared, accepted) = (sum(&base, "drafts_compared"), sum(&base, "drafts_accepted"));
+    assert!(accepted <= compared && compared <= sum(&reward, "drafts_made"), "{accepted} of {compared}");
+    for step in base.iter().chain(&reward) {
+        assert!(
+            step["forward_us"].as_u64().unwrap() > 0
+                && step["blocks_used"].as_u64() <= step["blocks"].as_u64()
+        );
+    }
+    let numbers: Vec<_> = base.iter().map(|step| step["number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (1..=base.len() as u64).collect::<Vec<_>>());
+    // What each step says it took is the time between their ends.
+    for pair in base.windows(2) {
+        let parts = ["wait_us", "choose_us", "commit_us", "exchange_us", "plan_us", "forward_us"];
+        let took: u64 = parts.iter().map(|part| pair[1][part].as_u64().unwrap()).sum();
+        let apart = pair[1]["ended_us"].as_u64().unwrap() - pair[0]["ended_us"].as_u64().unwrap();
+        assert!(took.abs_diff(apart) < 100, "{took} µs of {apart}: {}", pair[1]);
+    }
+    let page = http_get(&cluster.base().admin, "/debug/steps");
+    assert!(page.contains("<svg") && !page.contains("herons"), "{page}");
+    assert!(http_get(&cluster.router.admin, path).ends_with("{\"engines\":[]}"), "a router has no engine");
+
+    let up = Cluster::up(&["--fused"]);
+    ask(&mut up.client().await, request("Hello", &[("positive", 1.0)])).await.unwrap();
+    let page = http_get(&up.router.admin, path);
+    assert!(!steps(&page, "base").is_empty() && !steps(&page, "reward").is_empty());
+}
+
 #[test]
 fn a_configuration_can_be_checked_without_starting() {
     let check =

@@ -2,10 +2,11 @@
 //! strangers outside, and certificates that change under load.
 
 use std::{
-    process::Command,
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tonic::{Code, Status};
@@ -16,7 +17,12 @@ use uniarm_proto::{
 };
 use uniarm_tls::{ClientTls, Identity, RoleName, testing::Authority};
 
-use crate::harness::{Cluster, PROMPTED, Running, ask, demo_model, free_address, machine, request};
+use crate::harness::{
+    Cluster, PROMPTED, Running, ask, borrowed, demo_model, free_address, machine, ranks, request,
+};
+
+/// A model that loads on a busy machine, and a rank that is refused after it.
+const REFUSED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The flags of an identity between processes.
 fn mutual(identity: &Identity) -> Vec<String> {
@@ -237,4 +243,101 @@ fn certificates_are_renewed_under_load() {
     };
     let after = runtime.block_on(client.complete(asked(0), None)).unwrap();
     assert_eq!(before.choices, after.choices);
+}
+
+#[test]
+fn ranks_that_know_each_other_by_certificates_write_what_one_process_writes() {
+    let _machine = machine();
+    let files = Files::new();
+    let plain = Cluster::three_processes(&[], &PROMPTED);
+    let (meeting, model) = (free_address(), ["--model", demo_model()]);
+    let identity = files.of(RoleName::Base);
+    let mut group = thread::scope(|scope| {
+        let ranks = ranks(2, &[&model[..], &["--group-address", &meeting]].concat());
+        let start = |flags: Vec<String>| start("base", &borrowed(&flags), &identity);
+        let ranks: Vec<_> = ranks.into_iter().map(|flags| scope.spawn(move || start(flags))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+    });
+    let reward = start("reward", &[&model[..], &PROMPTED].concat(), &files.of(RoleName::Reward));
+    let peers = ["--base-peer", &group[0].address, "--reward-peer", &reward.address];
+    let router = start("router", &peers, &files.of(RoleName::Router));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client =
+            ClusterClient::over(&Dialer::default(), Dice::default(), &[router.address.clone()]).unwrap();
+        knows_its_workers(&client).await;
+        for temperature in [0.0, 1.0] {
+            let preference = [("positive", 0.6), ("concise", 0.4)];
+            let mut asked = request("Give me three reasons to get up early.", &preference);
+            asked.sampling.temperature = temperature;
+            let sharded = client.complete(asked.clone(), None).await.unwrap();
+            let whole = ask(&mut plain.client().await, asked).await.unwrap();
+            assert_eq!(sharded.choices, whole.choices);
+        }
+    });
+    // Steps are seen where the leader is, and nothing of what was asked.
+    let steps = crate::harness::http_get(&group[0].admin, "/debug/steps");
+    assert!(steps.contains("<h2>base</h2><p>0 to ") && !steps.contains("reasons"), "{steps}");
+    group.iter_mut().for_each(Running::kill);
+}
+
+#[test]
+fn a_rank_that_is_none_of_the_groups_is_told_so() {
+    let _machine = machine();
+    let files = Files::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let theirs = Authority::new(elsewhere.path(), "theirs").issue("stranger", &[RoleName::Base.dns()]);
+    let meeting = free_address();
+    let rank = |number: usize, identity: Option<&Identity>| {
+        let flags = ["--model", demo_model(), "--group-address", &meeting, "--group-timeout", "5"];
+        let flags = ranks(2, &flags).swap_remove(number);
+        let mut rank = Command::new(env!("CARGO_BIN_EXE_uniarm"));
+        rank.arg("base").args(flags).args(identity.map(mutual).unwrap_or_default());
+        Said(rank.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+    };
+    let base = files.of(RoleName::Base);
+    let stranger = Identity { authority: files.inside.file.clone(), ..theirs };
+    let reward = files.of(RoleName::Reward);
+    let mut leader = rank(0, Some(&base));
+    for (who, identity, sentence) in [
+        ("without a certificate", None, "rank 0 speaks TLS, and this one does not"),
+        (
+            "of another authority",
+            Some(&stranger),
+            "rank 0 takes this one for none of the group's: received fatal alert: UnknownCA",
+        ),
+        ("of another role", Some(&reward), "rank 0 is none of this group's"),
+    ] {
+        let said = rank(1, identity).until(sentence);
+        println!("a rank {who}: {said}");
+    }
+    let said = leader.until("rank 1 did not come in time; 127.0.0.1 was turned away: ");
+    println!("rank 0: {said}");
+}
+
+/// A process that is read until it has said something.
+struct Said(Child);
+
+impl Said {
+    fn until(&mut self, sentence: &str) -> String {
+        let began = Instant::now();
+        let lines = BufReader::new(self.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut all = String::new();
+        for line in lines {
+            if line.contains(sentence) {
+                return line;
+            }
+            assert!(began.elapsed() < REFUSED_WITHIN, "no {sentence:?} in {all}");
+            all += &line;
+            all.push('\n');
+        }
+        panic!("it ended without {sentence:?}: {all}");
+    }
+}
+
+impl Drop for Said {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

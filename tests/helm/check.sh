@@ -117,6 +117,7 @@ check "refuses a route within the other's hosts" one_host '{name: public}' a.b.e
 check "takes a host and those below it" two_hosts '{name: public}' example.com '{name: public}' "'*.example.com'"
 check "takes one host at two listeners" two_hosts '{name: public, port: 443}' a.example.com '{name: public, port: 8443}' a.example.com
 check "takes one host of two Gateways" two_hosts '{name: public}' '' '{name: public, namespace: gateways}' ''
+check "refuses certificates at the admin ports where there are none" refuses "set tls.enabled to true, or tls.admin to false" --set tls.admin=true
 check "refuses a user without a password" refuses "store.user is steering, and store.passwordSecret.name is empty" \
     --set etcd.enabled=false --set 'store.endpoints={etcd:2379}' --set store.user=steering
 check "refuses a secret for an etcd that has none" refuses "store.tlsSecret and store.user are for an etcd of your own" \

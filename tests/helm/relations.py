@@ -9,7 +9,7 @@ import sys
 import yaml
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-FILE_FLAGS = ("--tls-", "--front-", "--tenants", "--store-")
+FILE_FLAGS = ("--tls-", "--front-", "--admin-", "--tenants", "--store-")
 SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
 # Kinds of routes, and what the port that they lead to may speak.
 ROUTES = {"GRPCRoute": {"kubernetes.io/h2c", "https"}, "HTTPRoute": {"http", "https"}}
@@ -267,6 +267,11 @@ def container_problems(container, volumes):
         probed = container.get(kind, {}).get("httpGet", {}).get("port")
         if probed is not None and probed not in ports:
             yield f"its {kind} asks port {probed}, which it does not have"
+        certified = any(argument.startswith("--admin-cert=") for argument in container.get("args", []))
+        scheme = container.get(kind, {}).get("httpGet", {}).get("scheme", "HTTP")
+        spoken = "HTTPS" if certified else "HTTP"
+        if probed == "admin" and scheme != spoken:
+            yield f"its {kind} speaks {scheme}, and its admin port {spoken}"
     for mount in container.get("volumeMounts", []):
         if mount["name"] not in volumes:
             yield f"it mounts {mount['name']}, which is no volume"

@@ -16,6 +16,7 @@ mod faulty;
 mod local;
 mod payload;
 mod tcp;
+mod wire;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +25,7 @@ pub use faulty::{Fault, Faulty, Rates, Schedule};
 pub use local::Local;
 pub use payload::Payload;
 pub use tcp::Tcp;
+pub use wire::{Bare, Wire, Wires};
 
 /// Ranks of one group. Over TCP each holds a connection to each other one, and looks at all of them while it waits.
 pub const RANKS_MAX: usize = 64;

@@ -10,16 +10,16 @@ mod links;
 mod rendezvous;
 mod wait;
 
-use std::{net::TcpListener, ops::Range, time::Instant};
+use std::{net::TcpListener, ops::Range};
 
 use half::bf16;
 
 use self::{
-    links::{Incoming, Links, Outgoing},
+    links::{Incoming, Link, Links, Outgoing},
     rendezvous::Rendezvous,
 };
 use crate::{
-    Aborter, Collective, CollectiveError, Group, Operation, Payload,
+    Aborter, Bare, Collective, CollectiveError, Group, Operation, Payload, Wires,
     arguments::{check_counts, check_parts, check_peer, check_rank, check_root},
 };
 
@@ -48,6 +48,19 @@ impl Tcp {
     /// [`CollectiveError::Rendezvous`] within the group's timeout: a rank that does not come, an address that nobody
     /// listens at, a group of another epoch, size or payload.
     pub fn connect(address: &str, rank: usize, group: Group) -> Result<Self, CollectiveError> {
+        Self::connect_over(&Bare, address, rank, group)
+    }
+
+    /// The same, over wires of the caller's.
+    ///
+    /// # Errors
+    /// As [`Tcp::connect`]; also a rank that the others do not take for one of theirs, or that takes no other for one.
+    pub fn connect_over(
+        wires: &dyn Wires,
+        address: &str,
+        rank: usize,
+        group: Group,
+    ) -> Result<Self, CollectiveError> {
         check_rank(&group, rank)?;
         if rank == 0 {
             let listener = TcpListener::bind(address).map_err(|error| CollectiveError::Rendezvous {
@@ -55,15 +68,10 @@ impl Tcp {
                 address: address.to_owned(),
                 reason: error.to_string(),
             })?;
-            return Self::lead(&listener, group);
+            return Self::lead_over(wires, &listener, group);
         }
-        let meeting = Rendezvous {
-            group: &group,
-            rank,
-            address: address.to_owned(),
-            deadline: Instant::now() + group.timeout,
-        };
-        Self::over(meeting.join()?, rank, group)
+        let links = Rendezvous::new(wires, &group, rank, address.to_owned()).join()?;
+        Self::over(links, rank, group)
     }
 
     /// Rank 0 of a group, where somebody listens already.
@@ -71,19 +79,25 @@ impl Tcp {
     /// # Errors
     /// As [`Tcp::connect`].
     pub fn lead(listener: &TcpListener, group: Group) -> Result<Self, CollectiveError> {
-        check_rank(&group, 0)?;
-        let address = listener.local_addr().map_or_else(|error| error.to_string(), |own| own.to_string());
-        let meeting =
-            Rendezvous { group: &group, rank: 0, address, deadline: Instant::now() + group.timeout };
-        Self::over(meeting.lead(listener)?, 0, group)
+        Self::lead_over(&Bare, listener, group)
     }
 
-    fn over(
-        streams: Vec<Option<std::net::TcpStream>>,
-        rank: usize,
+    /// The same, over wires of the caller's.
+    ///
+    /// # Errors
+    /// As [`Tcp::connect_over`].
+    pub fn lead_over(
+        wires: &dyn Wires,
+        listener: &TcpListener,
         group: Group,
     ) -> Result<Self, CollectiveError> {
-        let links = Links::new(streams, group.epoch, group.timeout).map_err(|error| {
+        check_rank(&group, 0)?;
+        let address = listener.local_addr().map_or_else(|error| error.to_string(), |own| own.to_string());
+        Self::over(Rendezvous::new(wires, &group, 0, address).lead(listener)?, 0, group)
+    }
+
+    fn over(links: Vec<Option<Link>>, rank: usize, group: Group) -> Result<Self, CollectiveError> {
+        let links = Links::new(links, group.epoch, group.timeout).map_err(|error| {
             let reason = error.to_string();
             CollectiveError::Rendezvous { rank, address: "its peers".to_owned(), reason }
         })?;

@@ -3,14 +3,17 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
 use std::{
-    net::TcpListener,
+    io::{self, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use half::bf16;
 use uniarm_collective::{
-    Collective, CollectiveError, Fault, Faulty, Group, Local, Payload, Rates, Schedule, Tcp,
+    Bare, Collective, CollectiveError, Fault, Faulty, Group, Local, Payload, Rates, Schedule, Tcp, Wire,
+    Wires,
 };
 
 type Rank = Box<dyn Collective>;
@@ -18,9 +21,10 @@ type Rank = Box<dyn Collective>;
 /// A kind of group: all ranks, in order.
 type Kind = (&'static str, fn(Group) -> Vec<Rank>);
 
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     ("local", local),
     ("tcp", tcp),
+    ("masked tcp", masked),
     ("late local", |group| late(local(group), group.timeout)),
     ("late tcp", |group| late(tcp(group), group.timeout)),
 ];
@@ -40,17 +44,81 @@ fn local(group: Group) -> Vec<Rank> {
 }
 
 fn tcp(group: Group) -> Vec<Rank> {
+    over(&Bare, group)
+}
+
+fn masked(group: Group) -> Vec<Rank> {
+    over(&Masks, group)
+}
+
+fn over(wires: &dyn Wires, group: Group) -> Vec<Rank> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     thread::scope(|scope| {
         let address = &address;
         let joins: Vec<_> = (1..group.size)
-            .map(|rank| scope.spawn(move || Tcp::connect(address, rank, group).unwrap()))
+            .map(|rank| scope.spawn(move || Tcp::connect_over(wires, address, rank, group).unwrap()))
             .collect();
-        let leader = Tcp::lead(&listener, group).unwrap();
+        let leader = Tcp::lead_over(wires, &listener, group).unwrap();
         let others = joins.into_iter().map(|join| join.join().unwrap());
         std::iter::once(leader).chain(others).map(|rank| Box::new(rank) as Rank).collect()
     })
+}
+
+/// As a wire of TLS: other bytes on the connection than those that were given, some of them held up on either side.
+struct Masks;
+
+struct Masked {
+    stream: Arc<TcpStream>,
+    outbox: Vec<u8>,
+    inbox: Vec<u8>,
+}
+
+const MASK: u8 = 0x5a;
+const OUTBOX_BYTES: usize = 50_000;
+
+impl Wires for Masks {
+    fn dial(&self, stream: &Arc<TcpStream>, _deadline: Instant) -> io::Result<Box<dyn Wire>> {
+        let (stream, outbox, inbox) = (Arc::clone(stream), Vec::new(), Vec::new());
+        Ok(Box::new(Masked { stream, outbox, inbox }))
+    }
+
+    fn accept(&self, stream: &Arc<TcpStream>, deadline: Instant) -> io::Result<Box<dyn Wire>> {
+        self.dial(stream, deadline)
+    }
+}
+
+impl Read for Masked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.inbox.is_empty() {
+            let mut come = [0; 3000];
+            let count = (&*self.stream).read(&mut come)?;
+            self.inbox.extend(come[..count].iter().map(|byte| byte ^ MASK));
+        }
+        let count = buffer.len().min(self.inbox.len());
+        buffer[..count].copy_from_slice(&self.inbox[..count]);
+        self.inbox.drain(..count);
+        Ok(count)
+    }
+}
+
+impl Write for Masked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.outbox.len() == OUTBOX_BYTES {
+            self.flush()?;
+        }
+        let count = bytes.len().min(OUTBOX_BYTES - self.outbox.len());
+        self.outbox.extend(bytes[..count].iter().map(|byte| byte ^ MASK));
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.outbox.is_empty() {
+            let count = (&*self.stream).write(&self.outbox)?;
+            self.outbox.drain(..count);
+        }
+        Ok(())
+    }
 }
 
 /// Every other call comes up to 3 ms late.
@@ -184,7 +252,7 @@ fn sums_of_16_mib_have_the_bits_of_the_reference() {
             })
         };
         let reference = sums(local(group));
-        for got in sums(tcp(group)) {
+        for got in sums(tcp(group)).into_iter().chain(sums(masked(group))) {
             assert_bits(&got, &reference[0], &format!("{size} ranks, {payload:?}"));
         }
     }
@@ -251,7 +319,7 @@ fn script(rank: &mut dyn Collective) -> Result<(), CollectiveError> {
 
 #[test]
 fn a_fault_at_any_call_ends_the_calls_of_all_ranks() {
-    for make in [local as fn(Group) -> Vec<Rank>, tcp] {
+    for make in [local as fn(Group) -> Vec<Rank>, tcp, masked] {
         for fault in [Fault::Death, Fault::Abort, Fault::Silence] {
             for call in 0..8 {
                 let group =

@@ -67,6 +67,10 @@ pub struct StepReport {
     /// Sequences in the forward; none: there was nothing to do.
     pub sequences: Vec<SequenceId>,
     pub tokens: usize,
+    /// Rows of logits that were handed out.
+    pub rows: usize,
+    /// When its planning began, as the scheduler counts time.
+    pub planned_at: Duration,
     pub schedule: Duration,
     pub forward: Duration,
     pub preempted: usize,
@@ -249,6 +253,8 @@ impl Executor {
         let mut report = StepReport {
             sequences: plan.rows.iter().map(|row| row.sequence).collect(),
             tokens: plan.rows.iter().map(|row| row.tokens.len()).sum(),
+            rows: plan.rows.iter().map(|row| row.tokens.len() - row.logits_from).sum(),
+            planned_at: began - self.started,
             preempted: plan.preempted.len(),
             expired: plan.expired.clone(),
             schedule: self.instant() - began,

@@ -22,7 +22,7 @@ use crate::{RuntimeError, Shutdown, trace};
 
 /// A connection has sent the whole head of its next request within this, counted from when it was opened or its last
 /// answer ended, or it is closed: one that sends a byte now and then, or nothing at all, holds memory for nothing.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the system gives no connection, it is asked again after this long: mostly too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -86,32 +86,44 @@ impl HttpServer {
     pub async fn serve(self, shutdown: Shutdown) {
         let Self { listener, local_addr, drain, head_timeout, tls, routes } = self;
         let routes = routes.layer(from_fn(traced));
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                () = shutdown.begun() => break,
-                Some(_) = connections.join_next() => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        let (tls, routes, shutdown) = (tls.clone(), routes.clone(), shutdown.clone());
-                        connections.spawn(async move {
-                            match Wire::accept(stream, tls.as_ref()).await {
-                                Ok(wire) => connection(wire, routes, head_timeout, shutdown).await,
-                                Err(error) => tracing::debug!(%error, "no TLS handshake"),
-                            }
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%local_addr, %error, "no connection can be taken");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
-        }
+        let mut connections = take(&listener, tls, routes, head_timeout, &shutdown).await;
         drop(listener);
         let ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(drain, ended).await.is_err() {
             tracing::warn!(%local_addr, drain_s = drain.as_secs_f32(), "leaving calls that outlived the drain");
+        }
+    }
+}
+
+/// Takes connections until the shutdown begins, and returns those that are open then. Dropping these ends them.
+pub(crate) async fn take(
+    listener: &TcpListener,
+    tls: Option<ServerTls>,
+    routes: Router,
+    head_timeout: Duration,
+    shutdown: &Shutdown,
+) -> JoinSet<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.begun() => return connections,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let (tls, routes, shutdown) = (tls.clone(), routes.clone(), shutdown.clone());
+                    connections.spawn(async move {
+                        match Wire::accept(stream, tls.as_ref()).await {
+                            Ok(wire) => connection(wire, routes, head_timeout, shutdown).await,
+                            Err(error) => tracing::debug!(%error, "no TLS handshake"),
+                        }
+                    });
+                }
+                Err(error) => {
+                    let local_addr = listener.local_addr().map_or_else(|_| String::new(), |own| own.to_string());
+                    tracing::warn!(local_addr, %error, "no connection can be taken");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
         }
     }
 }

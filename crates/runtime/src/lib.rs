@@ -12,6 +12,7 @@ pub mod http;
 pub mod metrics;
 pub mod readiness;
 pub mod shutdown;
+pub mod steps;
 pub mod telemetry;
 pub mod trace;
 

@@ -1,6 +1,12 @@
 //! The metrics of one process: a registry that the roles in it share, encoded as OpenMetrics text.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -9,6 +15,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
+
+use crate::steps::Steps;
 
 /// Every metric of the product begins with this word.
 const PREFIX: &str = "uniarm";
@@ -20,6 +28,8 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 #[derive(Debug, Clone)]
 pub struct Metrics {
     scopes: Arc<Mutex<Vec<Scope>>>,
+    /// Of the engines of the process, in the order in which they began.
+    steps: Arc<Mutex<Vec<Steps>>>,
     prefix: String,
 }
 
@@ -32,6 +42,13 @@ pub struct TraceLabel {
 /// A histogram whose buckets name a trace that fell into them.
 pub type TracedHistogram = HistogramWithExemplars<TraceLabel>;
 
+/// A histogram of seconds that can also say how many they are, to one who wants those since an earlier look. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Timed {
+    histogram: Histogram,
+    nanoseconds: Arc<AtomicU64>,
+}
+
 #[derive(Debug)]
 struct Scope {
     prefix: String,
@@ -42,7 +59,7 @@ impl Metrics {
     /// Begins with one metric, `uniarm_build_info`.
     #[must_use]
     pub fn new() -> Self {
-        let metrics = Self { scopes: Arc::default(), prefix: PREFIX.to_owned() };
+        let metrics = Self { scopes: Arc::default(), steps: Arc::default(), prefix: PREFIX.to_owned() };
         metrics.insert("build", "Version of the binary", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         metrics
     }
@@ -51,7 +68,8 @@ impl Metrics {
     /// Each role takes one, so that several roles in one process do not collide.
     #[must_use]
     pub fn scope(&self, name: &str) -> Self {
-        Self { scopes: self.scopes.clone(), prefix: format!("{}_{name}", self.prefix) }
+        let (scopes, steps) = (self.scopes.clone(), self.steps.clone());
+        Self { scopes, steps, prefix: format!("{}_{name}", self.prefix) }
     }
 
     /// Registers any metric and returns it. `name` has its unit last and, for a counter, no `_total`
@@ -78,6 +96,24 @@ impl Metrics {
         self.register(name, help, HistogramWithExemplars::new(buckets.iter().copied()))
     }
 
+    pub fn timed(&self, name: &str, help: &str, buckets: &[f64]) -> Timed {
+        Timed { histogram: self.histogram(name, help, buckets), nanoseconds: Arc::default() }
+    }
+
+    /// Where an engine writes its steps down, for the admin port to show.
+    #[must_use]
+    pub fn steps(&self, engine: &'static str) -> Steps {
+        let steps = Steps::new(engine);
+        self.engines_mut().push(steps.clone());
+        steps
+    }
+
+    /// The steps of all engines of the process.
+    #[must_use]
+    pub fn engines(&self) -> Vec<Steps> {
+        self.engines_mut().clone()
+    }
+
     /// All metrics of the process as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -99,6 +135,10 @@ impl Metrics {
         scopes[position].registry.register(name, help, metric);
     }
 
+    fn engines_mut(&self) -> MutexGuard<'_, Vec<Steps>> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Scope>> {
         // A panic elsewhere must not hide the metrics that would explain it.
         self.scopes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -108,6 +148,21 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+// === impl Timed ===
+
+impl Timed {
+    pub fn observe(&self, seconds: f64) {
+        self.histogram.observe(seconds);
+        self.nanoseconds.fetch_add((seconds * 1e9) as u64, Ordering::Relaxed);
+    }
+
+    /// All that was observed.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
     }
 }
 

@@ -47,18 +47,7 @@ impl ClientTls {
     pub fn mutual(identity: &Identity, roles: &[RoleName]) -> Result<Self, TlsError> {
         let (identity, roles) = (identity.clone(), roles.to_vec());
         let paths = vec![identity.certificate.clone(), identity.key.clone(), identity.authority.clone()];
-        let config = Rotating::new(paths, move || {
-            let roots = roots(&identity.authority)?;
-            let chains =
-                WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider()).build()?;
-            let verifier = Arc::new(RoleVerifier { chains, roots, roles: roles.clone() });
-            let config = ClientConfig::builder_with_provider(provider())
-                .with_safe_default_protocol_versions()?
-                .dangerous() // only because the names are ours and not the addresses
-                .with_custom_certificate_verifier(verifier)
-                .with_client_auth_cert(chain(&identity.certificate)?, key(&identity.key)?)?;
-            Ok(speaking_h2(config))
-        })?;
+        let config = Rotating::new(paths, move || Ok(Arc::new(mutual(&identity, &roles, H2)?)))?;
         Ok(Self { config })
     }
 
@@ -86,7 +75,7 @@ impl ClientTls {
                 }
                 None => config.with_no_client_auth(),
             };
-            Ok(speaking_h2(config))
+            Ok(Arc::new(speaking(H2, config)))
         })?;
         Ok(Self { config })
     }
@@ -105,9 +94,26 @@ impl ClientTls {
     }
 }
 
-fn speaking_h2(mut config: ClientConfig) -> Arc<ClientConfig> {
-    config.alpn_protocols = vec![H2.to_vec()];
-    Arc::new(config)
+/// Of a process that dials others of these roles.
+pub(crate) fn mutual(
+    identity: &Identity,
+    roles: &[RoleName],
+    protocol: &[u8],
+) -> Result<ClientConfig, TlsError> {
+    let roots = roots(&identity.authority)?;
+    let chains = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider()).build()?;
+    let verifier = Arc::new(RoleVerifier { chains, roots, roles: roles.to_vec() });
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous() // only because the names are ours and not the addresses
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(chain(&identity.certificate)?, key(&identity.key)?)?;
+    Ok(speaking(protocol, config))
+}
+
+fn speaking(protocol: &[u8], mut config: ClientConfig) -> ClientConfig {
+    config.alpn_protocols = vec![protocol.to_vec()];
+    config
 }
 
 // === impl RoleVerifier ===

@@ -7,6 +7,7 @@
 
 mod client;
 mod files;
+mod peers;
 mod server;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -22,6 +23,7 @@ use rustls::{
 
 pub use client::ClientTls;
 pub use files::TlsError;
+pub use peers::{PeerStream, PeerTls};
 pub use server::ServerTls;
 
 /// A certificate with its key, and who signs those of peers; PEM files.

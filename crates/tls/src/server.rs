@@ -46,12 +46,7 @@ impl ServerTls {
     pub fn mutual(identity: &Identity, roles: &[RoleName]) -> Result<Self, TlsError> {
         let (identity, roles) = (identity.clone(), roles.to_vec());
         let paths = vec![identity.certificate.clone(), identity.key.clone(), identity.authority.clone()];
-        let config = Rotating::new(paths, move || {
-            let roots = roots(&identity.authority)?;
-            let chains = WebPkiClientVerifier::builder_with_provider(roots, provider()).build()?;
-            let verifier = Arc::new(RoleVerifier { chains, roles: roles.clone() });
-            serving(verifier, &identity.certificate, &identity.key, &[H2])
-        })?;
+        let config = Rotating::new(paths, move || Ok(Arc::new(mutual(&identity, &roles, H2)?)))?;
         Ok(Self { config })
     }
 
@@ -74,7 +69,7 @@ impl ServerTls {
                 }
                 None => WebPkiClientVerifier::no_client_auth(),
             };
-            serving(verifier, &certificate, &own_key, protocols)
+            Ok(Arc::new(serving(verifier, &certificate, &own_key, protocols)?))
         })?;
         Ok(Self { config })
     }
@@ -89,18 +84,30 @@ impl ServerTls {
     }
 }
 
+/// Of a process that others of these roles dial.
+pub(crate) fn mutual(
+    identity: &Identity,
+    roles: &[RoleName],
+    protocol: &[u8],
+) -> Result<ServerConfig, TlsError> {
+    let authority = roots(&identity.authority)?;
+    let chains = WebPkiClientVerifier::builder_with_provider(authority, provider()).build()?;
+    let verifier = Arc::new(RoleVerifier { chains, roles: roles.to_vec() });
+    serving(verifier, &identity.certificate, &identity.key, &[protocol])
+}
+
 fn serving(
     verifier: Arc<dyn ClientCertVerifier>,
     certificate: &std::path::Path,
     own_key: &std::path::Path,
     protocols: &[&[u8]],
-) -> Result<Arc<ServerConfig>, TlsError> {
+) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain(certificate)?, key(own_key)?)?;
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 // === impl RoleVerifier ===

@@ -91,6 +91,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - --tls-cert=/tls/tls.crt
 - --tls-key=/tls/tls.key
 {{- end }}
+{{- if .root.Values.tls.admin }}
+- --admin-cert=/tls/tls.crt
+- --admin-key=/tls/tls.key
+{{- end }}
 - --log={{ .root.Values.log }}
 - --drain-timeout={{ .root.Values.drainTimeoutSeconds }}
 {{- with .root.Values.otlpEndpoint }}
@@ -321,6 +325,11 @@ spec:
   {{- end }}
 {{- end -}}
 
+{{/* How the kubelet asks the admin port; it takes any certificate, and shows none. Takes root. */}}
+{{- define "uniarm.probeScheme" -}}
+scheme: {{ .root.Values.tls.admin | ternary "HTTPS" "HTTP" }}
+{{- end -}}
+
 {{/* The pod of a role. Takes root, role, values, port, adminPort, args (YAML), worker (whether it
      holds a model), group (that it is a rank of), httpPort (of the HTTP front door, if it has one). */}}
 {{- define "uniarm.pod" -}}
@@ -330,6 +339,9 @@ metadata:
   annotations:
     prometheus.io/scrape: "true"
     prometheus.io/port: {{ .adminPort | quote }}
+    {{- if .root.Values.tls.admin }}
+    prometheus.io/scheme: https
+    {{- end }}
     prometheus.io/path: /metrics
     {{- with .values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
@@ -396,6 +408,7 @@ spec:
         httpGet:
           path: /readyz
           port: admin
+          {{- include "uniarm.probeScheme" . | nindent 10 }}
         periodSeconds: 5
         failureThreshold: {{ divf .values.startupSeconds 5 | ceil | int64 }}
       {{- end }}
@@ -403,6 +416,7 @@ spec:
         httpGet:
           path: /readyz
           port: admin
+          {{- include "uniarm.probeScheme" . | nindent 10 }}
         periodSeconds: 2
         timeoutSeconds: 2
         failureThreshold: 2
@@ -410,6 +424,7 @@ spec:
         httpGet:
           path: /healthz
           port: admin
+          {{- include "uniarm.probeScheme" . | nindent 10 }}
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: 6

@@ -47,6 +47,9 @@
 {{- if and .Values.tls.issuerRef.name (or .Values.tls.secret (not .Values.tls.enabled)) -}}
 {{- fail "tls.issuerRef lets cert-manager make a secret for each role: set tls.enabled to true, and leave tls.secret empty." -}}
 {{- end -}}
+{{- if and .Values.tls.admin (not .Values.tls.enabled) -}}
+{{- fail "tls.admin lets the admin ports speak HTTPS with the certificates of tls, and tls.enabled is false: set tls.enabled to true, or tls.admin to false." -}}
+{{- end -}}
 {{- if and .Values.router.front.tenants.name .Values.batch.enabled (not .Values.client.apiKeySecret.name) -}}
 {{- fail "batch.enabled starts a Job that has no API key, and router.front.tenants asks for one: name its secret in client.apiKeySecret." -}}
 {{- end -}}

@@ -31,9 +31,10 @@ use crate::{
     choice::{Choice, Chosen, Mode, RequestKey, Rules, ends},
     guide::{Epoch, LinkId, Links},
     handle::RetryAfter,
-    metrics::{BaseMetrics, OutcomeLabel, VerdictLabel},
+    metrics::{BaseMetrics, OutcomeLabel},
     pacing::Pacing,
     request::Request,
+    steps::StepMeter,
 };
 
 /// How long an idle engine sleeps between looks at its clients; a message wakes it at once.
@@ -89,6 +90,7 @@ pub(crate) struct Engine {
     line: Line,
     retry_after: RetryAfter,
     metrics: BaseMetrics,
+    meter: StepMeter,
 }
 
 // === impl Engine ===
@@ -100,7 +102,7 @@ impl Engine {
         (links, pacing): (Links, Pacing),
         runtime: tokio::runtime::Handle,
         retry_after: RetryAfter,
-        metrics: BaseMetrics,
+        (metrics, meter): (BaseMetrics, StepMeter),
     ) -> Self {
         Self {
             settings,
@@ -121,6 +123,7 @@ impl Engine {
             line: Line::default(),
             retry_after,
             metrics,
+            meter,
         }
     }
 
@@ -146,6 +149,7 @@ impl Engine {
     /// Ends what its client or its deadline has ended, and opens the sessions that can be.
     fn look_after_requests(&mut self) {
         let now = Instant::now();
+        self.meter.turn(self.executor.time_of(now.into_std()));
         let mut ended = Vec::new();
         for (key, request) in &mut self.requests {
             request.outlet.flush();
@@ -264,7 +268,7 @@ impl Engine {
                 let right = draft.token == token;
                 request.speculation.drafted += 1;
                 request.speculation.accepted += u32::from(right);
-                self.metrics.drafts.get_or_create(&VerdictLabel::new(right)).inc();
+                self.metrics.drafts.of(right).inc();
                 let drafter = choice.drafter.expect("a draft has a drafter");
                 self.pacing.on_verdict(&choice.terms[drafter].guide, draft.mode, right);
             }
@@ -371,6 +375,7 @@ impl Engine {
                 return false;
             }
         };
+        self.meter.planned(&report);
         if report.sequences.is_empty() {
             return false;
         }
@@ -389,6 +394,8 @@ impl Engine {
         self.metrics.preemptions.inc_by(report.preempted as u64);
         self.metrics.schedule.observe(report.schedule.as_secs_f64());
         self.metrics.forward.observe(report.forward.as_secs_f64());
+        let ended = (now.into_std(), self.executor.time_of(now.into_std()));
+        self.meter.publish((&report, passes.len()), ended, self.executor.stats(), &self.metrics);
         true
     }
 
@@ -396,6 +403,9 @@ impl Engine {
         let stats = self.executor.stats();
         self.line.observe(self.executor.now(), stats.admitted, stats.is_full);
         self.metrics.held.set(self.requests.len() as i64);
+        if self.requests.is_empty() {
+            self.meter.rest();
+        }
         self.metrics.running.set(stats.running as i64);
         self.metrics.waiting.set(stats.waiting as i64);
         self.metrics.places.set(stats.running_max as i64);

@@ -29,6 +29,7 @@ use crate::{
     metrics::BaseMetrics,
     outlet::OUTLET_EVENTS_MAX,
     pacing::{PaceOptions, Pacing},
+    steps::StepMeter,
 };
 
 /// Limits of a base worker, and how it is run.
@@ -114,7 +115,7 @@ impl BaseEngine {
         let links = Links::new(scorer, options.dice.clone(), runtime.clone(), inbox.clone());
         let guide = (links, Pacing::new(pace));
         let retry_after = RetryAfter::default();
-        let (shared, own) = (Arc::clone(&settings), BaseMetrics::new(metrics));
+        let (shared, own) = (Arc::clone(&settings), (BaseMetrics::new(metrics), StepMeter::new(metrics)));
         let engine = Engine::new(shared, executor, guide, runtime, retry_after.clone(), own);
         drive(options.driver, "base-engine", engine, commands)?;
         let _stop = Arc::new(StopOnDrop(inbox.clone()));

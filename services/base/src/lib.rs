@@ -15,6 +15,7 @@ mod outlet;
 mod pacing;
 mod request;
 pub mod server;
+mod steps;
 mod store_scorer;
 mod term;
 

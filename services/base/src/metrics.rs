@@ -2,7 +2,7 @@
 
 use uniarm_runtime::{
     Metrics,
-    metrics::{TracedHistogram, buckets},
+    metrics::{Timed, TracedHistogram, buckets},
     prometheus_client::{
         encoding::EncodeLabelSet,
         metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -23,8 +23,15 @@ pub(crate) struct OutcomeLabel {
 
 /// Whether a draft was the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct VerdictLabel {
-    pub(crate) verdict: &'static str,
+struct VerdictLabel {
+    verdict: &'static str,
+}
+
+/// Drafts by verdict.
+#[derive(Clone)]
+pub(crate) struct Drafts {
+    accepted: Counter,
+    refused: Counter,
 }
 
 #[derive(Clone)]
@@ -44,14 +51,14 @@ pub(crate) struct BaseMetrics {
     pub(crate) schedule: Histogram,
     pub(crate) forward: Histogram,
     pub(crate) reward_wait: Histogram,
-    pub(crate) choose: Histogram,
-    pub(crate) emit: Histogram,
+    pub(crate) choose: Timed,
+    pub(crate) emit: Timed,
     pub(crate) first_token: TracedHistogram,
     pub(crate) inter_token: Histogram,
     pub(crate) decided: Family<ModeLabel, Counter>,
     pub(crate) exchange_bytes: Family<ModeLabel, Counter>,
     pub(crate) query_ids: Histogram,
-    pub(crate) drafts: Family<VerdictLabel, Counter>,
+    pub(crate) drafts: Drafts,
     pub(crate) reward_losses: Counter,
     pub(crate) reward_moves: Counter,
     pub(crate) resumed: Counter,
@@ -60,8 +67,21 @@ pub(crate) struct BaseMetrics {
 // === impl VerdictLabel ===
 
 impl VerdictLabel {
-    pub(crate) fn new(right: bool) -> Self {
+    fn new(right: bool) -> Self {
         Self { verdict: if right { "accepted" } else { "refused" } }
+    }
+}
+
+// === impl Drafts ===
+
+impl Drafts {
+    fn new(family: &Family<VerdictLabel, Counter>) -> Self {
+        let counter = |right| family.get_or_create(&VerdictLabel::new(right)).clone();
+        Self { accepted: counter(true), refused: counter(false) }
+    }
+
+    pub(crate) fn of(&self, right: bool) -> &Counter {
+        if right { &self.accepted } else { &self.refused }
     }
 }
 
@@ -91,12 +111,8 @@ impl BaseMetrics {
                 "From a token's base logits to its last reward row, for each token",
                 seconds,
             ),
-            choose: metrics.histogram("step_choose_seconds", "Choosing one token", seconds),
-            emit: metrics.histogram(
-                "step_emit_seconds",
-                "Text, events and bookkeeping of one token",
-                seconds,
-            ),
+            choose: metrics.timed("step_choose_seconds", "Choosing one token", seconds),
+            emit: metrics.timed("step_emit_seconds", "Text, events and bookkeeping of one token", seconds),
             first_token: metrics.traced_histogram(
                 "time_to_first_token_seconds",
                 "Accepted to first token",
@@ -114,7 +130,11 @@ impl BaseMetrics {
                 Family::default(),
             ),
             query_ids: metrics.histogram("query_ids", "Ids of one query for named logits", &buckets::COUNTS),
-            drafts: metrics.register("drafts", "Drafts by verdict: accepted or refused", Family::default()),
+            drafts: Drafts::new(&metrics.register(
+                "drafts",
+                "Drafts by verdict: accepted or refused",
+                Family::default(),
+            )),
             reward_losses: metrics
                 .counter("reward_losses", "Sessions lost with a reward worker or its stream"),
             reward_moves: metrics

@@ -22,7 +22,7 @@ use crate::{
     replay::ReplayArgs,
     simulate::args::SimulateArgs,
     store::StoreArgs,
-    tls::TlsArgs,
+    tls::{AdminArgs, TlsArgs},
     train::TrainArgs,
 };
 
@@ -93,9 +93,8 @@ pub struct ProcessArgs {
     /// Address of the gRPC services (host:port; port 0 takes any free one)
     #[arg(long, env = "UNIARM_LISTEN", default_value = "127.0.0.1:0")]
     pub listen: String,
-    /// Address of /metrics, /healthz and /readyz; none without it
-    #[arg(long, env = "UNIARM_ADMIN")]
-    pub admin: Option<String>,
+    #[command(flatten)]
+    pub admin: AdminArgs,
     /// Address that others reach this process at [default: the listening address]
     #[arg(long, env = "UNIARM_ADVERTISE")]
     pub advertise: Option<String>,
@@ -324,9 +323,8 @@ pub struct UpArgs {
     pub http_listen: String,
     #[command(flatten)]
     pub front: FrontArgs,
-    /// Address of /metrics, /healthz and /readyz; none without it
-    #[arg(long)]
-    pub admin: Option<String>,
+    #[command(flatten)]
+    pub admin: AdminArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]

@@ -15,9 +15,9 @@ use clap::Args;
 use tokio::sync::oneshot;
 use uniarm_base::{GrpcScorer, StoreScorer};
 use uniarm_cluster::{MemberStore, StoreAddress};
-use uniarm_collective::{Group, Payload, RANKS_MAX, Tcp};
+use uniarm_collective::{Group, Payload, RANKS_MAX, Tcp, Wires};
 use uniarm_model::{Adapter, Leader, ModelError, ModelFiles, Shard};
-use uniarm_proto::{Generation, Member, MemberId};
+use uniarm_proto::{Generation, Member, MemberId, Role};
 use uniarm_tls::RoleName;
 
 use crate::{
@@ -61,13 +61,14 @@ pub struct GroupArgs {
 }
 
 /// One rank of a group.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Seat {
     group: String,
     rank: usize,
     size: usize,
     address: Option<String>,
     timeout: Duration,
+    wires: Arc<dyn Wires>,
 }
 
 /// Where a group meets.
@@ -89,7 +90,7 @@ impl GroupArgs {
     ///
     /// # Errors
     /// For flags that name none; the sentence names the flag.
-    pub fn seat(&self, process: &ProcessArgs) -> anyhow::Result<Option<Seat>> {
+    pub fn seat(&self, role: Role, process: &ProcessArgs) -> anyhow::Result<Option<Seat>> {
         let Some(group) = &self.group else {
             if self.rank.is_some() || self.size.is_some() || self.group_address.is_some() {
                 bail!("--rank, --size and --group-address go with --group");
@@ -127,6 +128,7 @@ impl GroupArgs {
             size,
             address: self.group_address.clone(),
             timeout: Duration::from_secs_f32(self.group_timeout),
+            wires: process.tls.wires(role)?,
         }))
     }
 }
@@ -260,7 +262,8 @@ impl Seat {
     /// Takes the others in, until all are there.
     fn meet(&self, mut shard: Shard, listener: &TcpListener, epoch: u64) -> anyhow::Result<Shard> {
         loop {
-            let group = Tcp::lead(listener, self.collective(epoch)).map_err(ModelError::from);
+            let group =
+                Tcp::lead_over(&*self.wires, listener, self.collective(epoch)).map_err(ModelError::from);
             match group.and_then(|group| shard.join(Box::new(group))) {
                 Ok(()) => return Ok(shard),
                 Err(ModelError::Group(error)) => tracing::warn!(%error, "the group is not complete yet"),
@@ -332,7 +335,8 @@ impl Seat {
     }
 
     fn enter(&self, shard: &mut Shard, meeting: &Meeting) -> Result<(), ModelError> {
-        let group = Tcp::connect(&meeting.address, self.rank, self.collective(meeting.epoch))?;
+        let group = self.collective(meeting.epoch);
+        let group = Tcp::connect_over(&*self.wires, &meeting.address, self.rank, group)?;
         shard.join(Box::new(group))
     }
 
@@ -392,7 +396,7 @@ mod tests {
         let Command::Base(args) = Cli::try_parse_from(all).expect("flags of their types").command else {
             panic!("another command")
         };
-        let seat = args.group.seat(&args.process).map_err(|error| format!("{error:#}"))?;
+        let seat = args.group.seat(Role::Base, &args.process).map_err(|error| format!("{error:#}"))?;
         Ok(seat.map(|seat| (seat.rank, seat.size)))
     }
 

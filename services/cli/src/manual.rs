@@ -1,5 +1,8 @@
 //! `uniarm completions` and `uniarm man`: what a shell and a reader want to know of the command line.
 
+mod reference;
+mod schema;
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -19,6 +22,9 @@ pub struct ManArgs {
     /// Write a page for each subcommand into this folder, instead of one page to standard output
     #[arg(long)]
     pub folder: Option<PathBuf>,
+    /// Print the reference of options, files and variables instead (docs/configuration.md)
+    #[arg(long, conflicts_with = "folder")]
+    pub reference: bool,
 }
 
 pub fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
@@ -28,6 +34,9 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
 }
 
 pub fn man(args: &ManArgs) -> anyhow::Result<()> {
+    if args.reference {
+        return write_out(reference::page(Cli::command()).as_bytes());
+    }
     match &args.folder {
         Some(folder) => std::fs::create_dir_all(folder)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), folder))
@@ -52,7 +61,7 @@ mod tests {
     #[test]
     fn every_subcommand_has_a_page_and_every_shell_a_script() {
         let folder = tempfile::tempdir().unwrap();
-        man(&ManArgs { folder: Some(folder.path().to_owned()) }).unwrap();
+        man(&ManArgs { folder: Some(folder.path().to_owned()), reference: false }).unwrap();
         for command in Cli::command().get_subcommands() {
             let page = folder.path().join(format!("uniarm-{}.1", command.get_name()));
             assert!(page.exists(), "{} is missing", page.display());

@@ -18,6 +18,7 @@ use crate::{
     args::{EngineArgs, LogArgs, LogForm, ProcessArgs},
     group,
     served::{HAND_OVER, Served, drain},
+    tls::AdminArgs,
     worker::{self, Loaded},
 };
 
@@ -54,6 +55,7 @@ impl Process {
         shown: &str,
     ) -> anyhow::Result<Option<Self>> {
         args.store.parse()?;
+        args.admin.server()?;
         if !(args.drain_timeout.is_finite() && args.drain_timeout >= 0.0) {
             bail!("--drain-timeout wants seconds, not {}", args.drain_timeout);
         }
@@ -68,7 +70,7 @@ impl Process {
         let drain = Duration::from_secs_f32(args.drain_timeout);
         let options = GrpcOptions { drain, tls, ..GrpcOptions::default() };
         let server = GrpcServer::bind(&args.listen, options.clone(), readiness.clone()).await?;
-        let _admin = start_admin(args.admin.as_deref(), &metrics, role.name(), &readiness)?;
+        let _admin = start_admin(&args.admin, &metrics, role.name(), &readiness)?;
         let port = server.local_addr().port();
         let advertise = args.advertise.clone().unwrap_or_else(|| advertised(&server));
         let id = args.id.clone().unwrap_or_else(|| format!("{role}-{}-{port}", hostname()));
@@ -232,15 +234,16 @@ pub async fn enter(store: &dyn MemberStore, member: Member) -> anyhow::Result<(M
 }
 
 pub fn start_admin(
-    address: Option<&str>,
+    args: &AdminArgs,
     metrics: &Metrics,
     role: &'static str,
     readiness: &Readiness,
 ) -> anyhow::Result<Option<Admin>> {
-    let Some(address) = address else { return Ok(None) };
+    let tls = args.server()?;
+    let Some(address) = args.admin.clone() else { return Ok(None) };
     let roles = vec![(role, readiness.clone())];
-    let admin = Admin::start(AdminOptions { address: address.to_owned(), metrics: metrics.clone(), roles })?;
-    tracing::info!(address = %admin.local_addr(), "metrics at /metrics, readiness at /readyz");
+    let admin = Admin::start(AdminOptions { address, metrics: metrics.clone(), roles, tls })?;
+    tracing::info!(address = %admin.local_addr(), "metrics at /metrics, readiness at /readyz, steps at /debug/steps");
     Ok(Some(admin))
 }
 

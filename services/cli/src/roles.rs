@@ -73,7 +73,7 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
             "--adapter, --reward-system and --prompted go with --fused-reward: a base worker alone steers nothing"
         );
     }
-    let seat = args.group.seat(&args.process)?;
+    let seat = args.group.seat(Role::Base, &args.process)?;
     if args.fused_reward.is_some() && seat.is_some() {
         bail!("--fused-reward does not go with --group: a group of processes has one role");
     }
@@ -142,7 +142,7 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     args.models.check()?;
-    let seat = args.group.seat(&args.process)?;
+    let seat = args.group.seat(Role::Reward, &args.process)?;
     let Some(process) = Process::start(
         Role::Reward,
         &args.process,
@@ -186,7 +186,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
         }
     };
     let back = GrpcServer::bind("127.0.0.1:0", GrpcOptions::default(), readiness.clone()).await?;
-    let _admin = start_admin(args.admin.as_deref(), &metrics, "up", &readiness)?;
+    let _admin = start_admin(&args.admin, &metrics, "up", &readiness)?;
 
     let mut models = args.models.clone();
     // The adapter that ships fits the demo model alone.

@@ -1,10 +1,11 @@
 //! Certificates: between the processes of a cluster, at its front door, and of those who come there.
 
-use std::path::PathBuf;
+use std::{io, net::TcpStream, path::PathBuf, sync::Arc, time::Instant};
 
 use clap::Args;
+use uniarm_collective::{Bare, Wire, Wires};
 use uniarm_proto::{Role, client::Dialer};
-use uniarm_tls::{ClientTls, Identity, RoleName, ServerTls, TlsError};
+use uniarm_tls::{ClientTls, Identity, PeerTls, RoleName, ServerTls, TlsError};
 
 /// Who this process is to the others of its cluster.
 #[derive(Debug, Clone, Args)]
@@ -35,6 +36,23 @@ pub struct DoorArgs {
     pub front_client_ca: Option<PathBuf>,
 }
 
+/// The operators' port, and who this process is there.
+#[derive(Debug, Clone, Args)]
+pub struct AdminArgs {
+    /// Address of /metrics, /healthz, /readyz and /debug/steps; none without it
+    #[arg(long, env = "UNIARM_ADMIN", value_name = "ADDRESS")]
+    pub admin: Option<String>,
+    /// Certificate of the admin port (PEM), which speaks HTTPS then; read again when it changes
+    #[arg(long, env = "UNIARM_ADMIN_CERT", value_name = "FILE", requires = "admin_key", requires = "admin")]
+    pub admin_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, env = "UNIARM_ADMIN_KEY", value_name = "FILE", requires = "admin_cert")]
+    pub admin_key: Option<PathBuf>,
+    /// Who reads there shows a certificate that this authority signed (PEM)
+    #[arg(long, env = "UNIARM_ADMIN_CLIENT_CA", value_name = "FILE", requires = "admin_cert")]
+    pub admin_client_ca: Option<PathBuf>,
+}
+
 /// Whom a client trusts, and who it is.
 #[derive(Debug, Clone, Default, Args)]
 pub struct TrustArgs {
@@ -48,6 +66,9 @@ pub struct TrustArgs {
     #[arg(long, env = "UNIARM_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
     pub client_key: Option<PathBuf>,
 }
+
+/// Mutual TLS between ranks, as their collective wants it.
+struct SecureWires(PeerTls);
 
 // === impl TlsArgs ===
 
@@ -68,6 +89,18 @@ impl TlsArgs {
             Role::Base | Role::Router => &[RoleName::Router],
         };
         self.identity().map(|identity| ServerTls::mutual(&identity, callers)).transpose()
+    }
+
+    /// Between ranks of one group.
+    ///
+    /// # Errors
+    /// When the files cannot be used.
+    pub fn wires(&self, role: Role) -> Result<Arc<dyn Wires>, TlsError> {
+        let role = if role == Role::Reward { RoleName::Reward } else { RoleName::Base };
+        Ok(match self.identity() {
+            None => Arc::new(Bare),
+            Some(identity) => Arc::new(SecureWires(PeerTls::mutual(&identity, role)?)),
+        })
     }
 
     /// To processes of these roles.
@@ -103,6 +136,20 @@ impl DoorArgs {
     }
 }
 
+// === impl AdminArgs ===
+
+impl AdminArgs {
+    /// # Errors
+    /// When the files cannot be used.
+    pub fn server(&self) -> Result<Option<ServerTls>, TlsError> {
+        let files = self.admin_cert.clone().zip(self.admin_key.clone());
+        let door = |(certificate, key)| {
+            ServerTls::front(certificate, key, self.admin_client_ca.clone(), &[b"http/1.1"])
+        };
+        files.map(door).transpose()
+    }
+}
+
 // === impl TrustArgs ===
 
 impl TrustArgs {
@@ -111,5 +158,17 @@ impl TrustArgs {
     pub fn dialer(&self) -> Result<Dialer, TlsError> {
         let identity = self.client_cert.clone().zip(self.client_key.clone());
         Ok(Dialer::of_front_doors(ClientTls::of_front_doors(self.ca.clone(), identity)?))
+    }
+}
+
+// === impl SecureWires ===
+
+impl Wires for SecureWires {
+    fn dial(&self, stream: &Arc<TcpStream>, deadline: Instant) -> io::Result<Box<dyn Wire>> {
+        Ok(Box::new(self.0.dial(Arc::clone(stream), deadline)?))
+    }
+
+    fn accept(&self, stream: &Arc<TcpStream>, deadline: Instant) -> io::Result<Box<dyn Wire>> {
+        Ok(Box::new(self.0.accept(Arc::clone(stream), deadline)?))
     }
 }

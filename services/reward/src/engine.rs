@@ -29,6 +29,7 @@ use crate::{
     metrics::RewardMetrics,
     prepare::Prepared,
     session::{Session, Step},
+    steps::StepMeter,
 };
 
 /// How long an idle engine sleeps between looks at its inbox; a message wakes it at once.
@@ -54,6 +55,7 @@ pub(crate) struct Engine {
     /// Since when it has had nothing to do.
     idle_since: Option<Instant>,
     metrics: RewardMetrics,
+    meter: StepMeter,
 }
 
 /// What a sequence computes for its session.
@@ -73,7 +75,11 @@ struct Peer {
 
 impl Engine {
     /// `backbone`: SHA-256 of the model's weights.
-    pub(crate) fn new(executor: Executor, backbone: [u8; 32], metrics: RewardMetrics) -> Self {
+    pub(crate) fn new(
+        executor: Executor,
+        backbone: [u8; 32],
+        (metrics, meter): (RewardMetrics, StepMeter),
+    ) -> Self {
         Self {
             executor,
             sessions: BTreeMap::new(),
@@ -86,6 +92,7 @@ impl Engine {
             line: Line::default(),
             idle_since: None,
             metrics,
+            meter,
         }
     }
 
@@ -300,13 +307,18 @@ impl Engine {
     fn step(&mut self) -> bool {
         let Self { executor, sessions, by_sequence, .. } = self;
         let mut answered: Vec<SessionKey> = Vec::new();
+        let mut drafted = 0;
         let result = executor.step(|sequence, index, logits| {
             let (key, kind) = by_sequence.get(&sequence).expect("a planned sequence has its session");
             let session = sessions.get_mut(key).expect("both maps change together");
             match kind {
-                RowKind::Plain => session.on_plain_row(index, logits),
+                RowKind::Plain => {
+                    session.on_plain_row(index, logits);
+                    drafted += 1;
+                }
                 RowKind::Reward => {
                     session.on_row(index, logits);
+                    drafted += usize::from(session.is_ahead(index));
                     if answered.last() != Some(key) {
                         answered.push(*key);
                     }
@@ -324,7 +336,10 @@ impl Engine {
                 metrics.preemptions.inc_by(report.preempted as u64);
                 metrics.schedule.observe(report.schedule.as_secs_f64());
                 metrics.forward.observe(report.forward.as_secs_f64());
-                metrics.reply.observe(began.elapsed().as_secs_f64());
+                let replied = began.elapsed();
+                metrics.reply.observe(replied.as_secs_f64());
+                let times = (began, self.executor.time_of(began), replied);
+                self.meter.publish((&report, drafted), times, self.executor.stats(), metrics);
                 true
             }
             // This process ends, and with it its streams: sessions are opened elsewhere then.
@@ -434,6 +449,9 @@ impl Turn for Engine {
             return Turned::Busy;
         }
         self.idle_since = Some(self.now());
+        if self.sessions.is_empty() {
+            self.meter.rest();
+        }
         Turned::Idle
     }
 

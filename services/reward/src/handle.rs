@@ -22,6 +22,7 @@ use crate::{
     engine::Engine,
     metrics::RewardMetrics,
     prepare::{Prepared, prepare},
+    steps::StepMeter,
 };
 
 /// Batches of operations that one connection may have in the inbox: enough to keep the engine fed, few enough that a
@@ -118,7 +119,8 @@ impl RewardEngine {
         let (inbox, commands) = inbox();
         let executor = Executor::new(forward, &options.executor)?;
         let fingerprint = catalogue.backbone.fingerprint;
-        let engine = Engine::new(executor, fingerprint, RewardMetrics::new(metrics));
+        let own = (RewardMetrics::new(metrics), StepMeter::new(metrics));
+        let engine = Engine::new(executor, fingerprint, own);
         drive(options.driver, "reward-engine", engine, commands)?;
         Ok(RewardHandle { catalogue: Arc::new(catalogue), inbox, connections: Arc::default() })
     }

@@ -13,6 +13,7 @@ mod metrics;
 mod prepare;
 pub mod server;
 mod session;
+mod steps;
 
 pub use catalogue::{Backbone, CatalogueError, RewardCatalogue};
 pub use handle::{Connection, IncomingOp, RewardEngine, RewardHandle, RewardOptions, StartError};

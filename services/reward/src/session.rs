@@ -126,6 +126,11 @@ impl Session {
         self.length
     }
 
+    /// Whether the token at `index` of its sequence is one that was drafted here and is not chosen yet.
+    pub(crate) fn is_ahead(&self, index: usize) -> bool {
+        index + 1 > self.prompt_tokens + self.chosen as usize
+    }
+
     /// The row after the token at `index` of its sequence.
     pub(crate) fn on_row(&mut self, index: usize, logits: &[f32]) {
         let position = (index + 1 - self.prompt_tokens) as u32;

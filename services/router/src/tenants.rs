@@ -89,6 +89,12 @@ impl TenantsError {
     }
 }
 
+/// What the file of tenants may say, for whoever describes it.
+#[must_use]
+pub fn file_schema() -> schemars::Schema {
+    config::schema()
+}
+
 // === impl Tenants ===
 
 impl Tenants {

@@ -27,40 +27,52 @@ pub use pairing::{PairingConfig, Prefer};
 const SAMPLES_MAX: u32 = 64;
 
 /// A labelling, as its TOML file says it. Paths are relative to the file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LabelConfig {
+    /// The file of prompts.
     pub prompts: PathBuf,
+    /// Which kind of file that is.
     #[serde(default)]
     pub format: PromptFormat,
+    /// Of everything that is drawn: the answers, and which pairs stay.
     pub seed: u64,
     /// Answers to each prompt in each style.
     pub samples: u32,
+    /// Of the answers.
     pub temperature: f32,
+    /// Of the answers: the share of probability that tokens are drawn from.
     #[serde(default = "one")]
     pub top_p: f32,
+    /// Tokens of an answer, at most.
     pub max_tokens: u32,
+    /// What becomes of an answer that `max_tokens` cut off.
     #[serde(default)]
     pub unfinished: Unfinished,
+    /// Ways of asking; each answers every prompt.
     pub styles: Vec<Style>,
+    /// What the answers are scored for.
     pub objectives: Vec<ObjectiveConfig>,
+    /// Which answers become pairs.
     #[serde(default)]
     pub pairs: PairingConfig,
+    /// Which models answer.
     #[serde(default)]
     pub models: ModelsConfig,
 }
 
 /// A way of asking.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Style {
+    /// What the summary calls it.
     pub name: String,
     /// System text; without it the conversation is asked as it is.
     pub system: Option<String>,
 }
 
 /// What becomes of an answer that `max_tokens` cut off.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unfinished {
     /// Its pairs say that it is not finished, so that training does not learn to end where it was cut off.

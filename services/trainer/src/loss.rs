@@ -20,7 +20,7 @@
 //! all that the network needs to know.
 
 /// How the losses of the objectives become one.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scalarisation {
     Linear,

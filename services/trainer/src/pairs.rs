@@ -61,7 +61,7 @@ pub struct Place {
 }
 
 /// What happens to a line that cannot be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadLine {
     /// Reading ends with an error that names the lines.

@@ -14,7 +14,7 @@ use crate::pairs::{self, OnBadLine};
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// Which file it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptFormat {
     /// `{"prompt": "…"}` or `{"messages": […]}` a line, with `id` and `meta` where wanted.

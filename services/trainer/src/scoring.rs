@@ -15,9 +15,10 @@ const SCORED_AT_ONCE: usize = 32;
 const FILE_ORACLES: [&str; 2] = ["classifier:", "ngram:"];
 
 /// A table `[[objectives]]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveConfig {
+    /// What the answers, the pairs and the report call it.
     pub name: String,
     /// As `uniarm oracle` takes it: `vader`, `brevity`, `classifier:FOLDER`, …
     pub oracle: String,

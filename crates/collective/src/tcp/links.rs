@@ -4,7 +4,7 @@
 //! other more than the kernel holds do not wait for each other, and no thread stands between a call and its bytes.
 
 use std::{
-    io::{ErrorKind, IoSlice, IoSliceMut, Read as _, Write as _},
+    io::{ErrorKind, IoSlice, IoSliceMut},
     net::{Shutdown, TcpStream},
     os::fd::AsRawFd as _,
     sync::Arc,
@@ -17,7 +17,7 @@ use super::{
     frame::{FRAME_BYTES_MAX, HEADER_BYTES, Header},
     wait::{Interest, wait},
 };
-use crate::{Aborter, CollectiveError, Operation};
+use crate::{Aborter, CollectiveError, Operation, Wire};
 
 pub(super) struct Links {
     peers: Vec<Option<Peer>>,
@@ -26,8 +26,14 @@ pub(super) struct Links {
     shared: Arc<Shared>,
 }
 
+/// A connection to another rank, and what passes bytes over it.
+pub(super) struct Link {
+    pub(super) stream: Arc<TcpStream>,
+    pub(super) wire: Box<dyn Wire>,
+}
+
 struct Peer {
-    stream: Arc<TcpStream>,
+    link: Link,
     /// Frames so far, each way.
     sent: u64,
     received: u64,
@@ -62,28 +68,26 @@ struct Progress {
     /// Bytes before the current frame, and of it.
     before: usize,
     done: usize,
+    /// Nothing of it is held up on this side.
+    is_out: bool,
 }
 
 // === impl Links ===
 
 impl Links {
-    /// `streams` by rank; none for the own one.
-    pub(super) fn new(
-        streams: Vec<Option<TcpStream>>,
-        epoch: u64,
-        timeout: Duration,
-    ) -> std::io::Result<Self> {
-        let mut peers = Vec::with_capacity(streams.len());
-        for stream in streams {
-            let Some(stream) = stream else {
+    /// `links` by rank; none for the own one.
+    pub(super) fn new(links: Vec<Option<Link>>, epoch: u64, timeout: Duration) -> std::io::Result<Self> {
+        let mut peers = Vec::with_capacity(links.len());
+        for link in links {
+            let Some(link) = link else {
                 peers.push(None);
                 continue;
             };
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            peers.push(Some(Peer { stream: Arc::new(stream), sent: 0, received: 0 }));
+            link.stream.set_nodelay(true)?;
+            link.stream.set_nonblocking(true)?;
+            peers.push(Some(Peer { link, sent: 0, received: 0 }));
         }
-        let streams = peers.iter().flatten().map(|peer| peer.stream.clone()).collect();
+        let streams = peers.iter().flatten().map(|peer| peer.link.stream.clone()).collect();
         let shared = Arc::new(Shared { failure: Mutex::new(None), streams });
         Ok(Self { peers, epoch, timeout, shared })
     }
@@ -156,16 +160,19 @@ impl Links {
             frame_bytes: bytes.min(FRAME_BYTES_MAX) as u32,
         };
         let head = if outward { header.encode() } else { [0; HEADER_BYTES] };
-        Progress { rank, header, head, head_done: 0, before: 0, done: 0 }
+        Progress { rank, header, head, head_done: 0, before: 0, done: 0, is_out: !outward }
     }
 
     /// Writes what the kernel takes; whether it took anything.
     fn write(&mut self, send: &mut Progress, bytes: &[u8]) -> Result<bool, CollectiveError> {
         let mut moved = false;
-        while !send.is_done() {
+        if send.is_done() {
+            return Ok(moved);
+        }
+        while !send.is_taken() {
             let frame = &bytes[send.before..][..send.header.frame_bytes as usize];
             let parts = [IoSlice::new(&send.head[send.head_done..]), IoSlice::new(&frame[send.done..])];
-            match (&*self.peer(send.rank).stream).write_vectored(&parts) {
+            match self.wire(send.rank).write_vectored(&parts) {
                 Ok(0) => return Err(send.lost("it takes nothing")),
                 Ok(count) => {
                     moved = true;
@@ -180,6 +187,11 @@ impl Links {
                 Err(error) => return Err(send.lost(&error.to_string())),
             }
         }
+        match self.wire(send.rank).flush() {
+            Ok(()) => send.is_out = true,
+            Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
+            Err(error) => return Err(send.lost(&error.to_string())),
+        }
         Ok(moved)
     }
 
@@ -192,7 +204,7 @@ impl Links {
                 IoSliceMut::new(&mut receive.head[receive.head_done..]),
                 IoSliceMut::new(&mut frame[receive.done..]),
             ];
-            match (&*self.peer(receive.rank).stream).read_vectored(&mut parts) {
+            match self.wire(receive.rank).read_vectored(&mut parts) {
                 Ok(0) => return Err(receive.lost("it closed the connection")),
                 Ok(count) => {
                     moved = true;
@@ -219,7 +231,7 @@ impl Links {
         let mut interests: Vec<Interest> = Vec::with_capacity(sends.len() + receives.len());
         for (progresses, writes) in [(sends, true), (receives, false)] {
             for progress in progresses.iter().filter(|progress| !progress.is_done()) {
-                interests.push(Interest { file: self.peer(progress.rank).stream.as_raw_fd(), writes });
+                interests.push(Interest { file: self.peer(progress.rank).link.stream.as_raw_fd(), writes });
             }
         }
         wait(&interests, left);
@@ -227,6 +239,11 @@ impl Links {
 
     fn peer(&self, rank: usize) -> &Peer {
         self.peers[rank].as_ref().expect("a call with itself needs no connection")
+    }
+
+    fn wire(&mut self, rank: usize) -> &mut dyn Wire {
+        let peer = self.peers[rank].as_mut().expect("a call with itself needs no connection");
+        &mut *peer.link.wire
     }
 }
 
@@ -248,6 +265,11 @@ impl Shared {
 
 impl Progress {
     fn is_done(&self) -> bool {
+        self.is_taken() && self.is_out
+    }
+
+    /// All of its bytes are read, or taken from here.
+    fn is_taken(&self) -> bool {
         self.before as u64 == self.header.message_bytes && self.ends()
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use uniarm_proto::{Priority, limits::NAME_BYTES_MAX};
 
 use super::{TenantsError, issuer::IssuerConfig, key::KeyHash};
@@ -14,37 +14,50 @@ const LISTED_MAX: usize = 256;
 /// Bytes of a subject: OpenID allows 255 characters.
 const SUBJECT_BYTES_MAX: usize = 1024;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct File {
+    /// An OpenID provider whose tokens are taken beside keys.
     oidc: Option<IssuerConfig>,
+    /// Who may ask; at least one.
     #[serde(default)]
     tenants: Vec<Entry>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Entry {
+    /// What files, batches and errors call it.
     name: String,
+    /// SHA-256 of its keys, as `uniarm keys new` prints them; up to 16.
     #[serde(default)]
     keys: Vec<String>,
+    /// Whom tokens of the provider name; up to 256.
     #[serde(default)]
     subjects: Vec<String>,
+    /// Base models that it may use; all without it.
     base_models: Option<Vec<String>>,
+    /// Reward models that it may use; all without it.
     reward_models: Option<Vec<String>>,
+    /// Requests under way at once, at one router; no limit without it.
     requests_max: Option<usize>,
+    /// Refilled evenly, saved up for a minute at most; no limit without it.
     requests_per_minute: Option<u32>,
+    /// Tokens that are written for it, in the same way; no limit without it.
     tokens_per_minute: Option<u32>,
+    /// The highest that it may ask for.
     #[serde(default = "highest")]
     priority: Class,
+    /// Shares of guidance, by objective, that its requests never go below.
     #[serde(default)]
     floors: BTreeMap<String, f32>,
+    /// With floors: all guidance together is at least so strong, beside a base model of strength 1; 1 without it.
     guidance_min: Option<f32>,
     #[serde(default)]
     audit: bool,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Class {
     Low,
@@ -125,6 +138,11 @@ pub(super) fn parse(text: &str) -> Result<Parsed, TenantsError> {
         tenants.push(ParsedTenant { rights, keys: own, subjects: named });
     }
     Ok(Parsed { issuer: file.oidc, tenants })
+}
+
+/// What the file may say.
+pub(super) fn schema() -> schemars::Schema {
+    schemars::schema_for!(File)
 }
 
 fn highest() -> Class {

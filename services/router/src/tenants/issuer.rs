@@ -33,11 +33,12 @@ const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 
 /// The table `[oidc]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct IssuerConfig {
     /// What `iss` says, and where discovery begins.
     issuer: String,
+    /// What `aud` has to name.
     audience: String,
     /// The claim that names who asks.
     #[serde(default = "subject")]

@@ -16,7 +16,7 @@ use super::{Key, hexadecimal};
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// The table `[models]`. Folders are relative to the configuration's own.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelsConfig {
     /// A GGUF file, a Hugging Face folder, or `hf://org/name`; without it the demo model.

@@ -16,18 +16,24 @@ use crate::{
 const STEPS_MAX: usize = 100;
 
 /// Paths are relative to the file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvalConfig {
+    /// What the report calls it.
     pub title: String,
+    /// The file of prompts.
     pub prompts: PathBuf,
+    /// Which kind of file that is.
     #[serde(default)]
     pub format: PromptFormat,
     /// One answer to each prompt for each of them. All methods and preferences use the same noise.
     pub seeds: Vec<u64>,
+    /// Of the answers.
     pub temperature: f32,
+    /// Of the answers: the share of probability that tokens are drawn from.
     #[serde(default = "one")]
     pub top_p: f32,
+    /// Tokens of an answer, at most.
     pub max_tokens: u32,
     /// w, where a method has none of its own.
     #[serde(default = "one")]
@@ -41,18 +47,23 @@ pub struct EvalConfig {
     /// Prompts whose answers the page shows side by side.
     #[serde(default = "three")]
     pub examples: usize,
+    /// The axes of the front.
     pub objectives: Vec<EvalObjective>,
+    /// What is compared.
     pub methods: Vec<MethodConfig>,
+    /// Which models answer.
     #[serde(default)]
     pub models: ModelsConfig,
 }
 
 /// An objective with its fixed scale: a reference taken from the compared methods would make the numbers depend on who is
 /// in the table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvalObjective {
+    /// What preferences and the report call it.
     pub name: String,
+    /// As `uniarm oracle` takes it: `vader`, `brevity`, `classifier:FOLDER`, …
     pub oracle: String,
     /// Coordinate of the hypervolume's reference point; 0 of the normalised scale.
     pub reference: f64,

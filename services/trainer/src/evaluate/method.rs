@@ -9,10 +9,12 @@ use uniarm_proto::{GenerateRequest, GuidanceTerm};
 use super::config::EvalConfig;
 
 /// A table `[[methods]]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MethodConfig {
+    /// What the report calls it.
     pub name: String,
+    /// Who weighs what.
     pub guidance: Guidance,
     /// `conditioned`: the reward model that takes the preference.
     pub reward: Option<String>,
@@ -33,7 +35,7 @@ pub struct MethodConfig {
     pub base_strength: f32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Guidance {
     /// The base model as it is.

@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use crate::cluster_job;
 
 /// The table `[pairs]`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PairingConfig {
     /// Pairs of each prompt at most; all of them without it.
     pub per_prompt: Option<usize>,
+    /// Which pairs stay where there are more than `per_prompt`.
     pub prefer: Prefer,
     /// Leaves out, of the pairs that were chosen, those of two answers that were cut off: their length is that of the limit, so that an objective which
     /// looks at length labels them at random.
@@ -23,7 +24,7 @@ pub struct PairingConfig {
 }
 
 /// Which pairs stay where there are more than `per_prompt`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Prefer {
     /// Those with the largest margin.

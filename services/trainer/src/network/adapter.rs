@@ -24,9 +24,10 @@ const BETA_BOUND: f32 = 0.1;
 const INITIAL_STREAM: u32 = 0x494e_4954;
 
 /// Shape of an adapter (docs/adapter-format.md), and how it is trained.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterConfig {
+    /// How the preference enters (docs/adapter-format.md).
     pub method: Method,
     /// Rank of MoSLoRA and LoRA; of PBLoRA's shared part (r1).
     pub rank: usize,
@@ -51,10 +52,11 @@ pub struct AdapterConfig {
     #[serde(default)]
     pub dropout: f64,
     /// Dimensions of the preference, in order. A plain LoRA has one, which it is trained for.
+    #[schemars(skip)] // a file names them once, for the whole run
     pub objectives: Vec<Objective>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     Moslora,
@@ -62,7 +64,9 @@ pub enum Method {
     Lora,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Conditioning {
     /// v(p) = Σ p_i o_i, o_i the embedding of the objective's description.
@@ -72,7 +76,9 @@ pub enum Conditioning {
     Onehot,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Head {
     #[default]
@@ -80,9 +86,10 @@ pub enum Head {
     Mlp,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Objective {
+    /// As the pairs name it.
     pub name: String,
     /// What it asks for, in words; text conditioning embeds them.
     #[serde(default)]

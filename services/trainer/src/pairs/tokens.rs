@@ -10,7 +10,7 @@ use crate::{loss::Labels, network::TokenPair};
 const PROBE: &str = "\u{2063}answer\u{2063}";
 
 /// What equal scores mean.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Ties {
     /// The objective has no say in this pair: s_i = m_i = 0.

@@ -16,7 +16,7 @@ const WORKERS_MAX: usize = 64;
 /// Fields that say where things are. A run that moved is the same run: data and model have fingerprints.
 const WHEREABOUTS: [&str; 5] = ["model", "pairs", "held_out", "out", "workers"];
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
     /// The frozen model under the adapter: a GGUF file, a Hugging Face folder or `hf://org/name`.
@@ -93,19 +93,23 @@ pub struct TrainConfig {
     pub workers: usize,
     /// `cpu`, `cuda` or `cuda:N`. It decides how sums are rounded, and is part of what a run is.
     #[serde(default, skip_serializing_if = "DeviceName::is_cpu")]
+    #[schemars(with = "String")]
     pub device: DeviceName,
     /// Dimensions of the preference, in order.
     pub objectives: Vec<ObjectiveConfig>,
+    /// The table `[loss]`.
     #[serde(default)]
     pub loss: LossConfig,
+    /// The table `[optimizer]`.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
     /// `method` = `moslora`, `pblora` or `lora`, `rank`, `alpha`, and whatever else `network::AdapterConfig` has but
     /// the objectives.
+    #[schemars(with = "AdapterConfig")]
     pub adapter: toml::Table,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveConfig {
     /// As the pairs name it.
@@ -118,7 +122,7 @@ pub struct ObjectiveConfig {
     pub beta: f64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PreferencePer {
     #[default]
@@ -126,7 +130,7 @@ pub enum PreferencePer {
     PerBatch,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Switch {
     /// On where the activations of a pass would take more than some gigabytes.
@@ -137,30 +141,34 @@ pub enum Switch {
 }
 
 /// See [`crate::loss`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
     /// `"linear"` or `{ tchebycheff = { mu = 0.1 } }`.
     pub scalarisation: Scalarisation,
     /// λ, the weight of the loss of the mixed margin.
     pub global_weight: f64,
-    /// β_g
+    /// β_g, the scale of the mixed margin.
     pub global_beta: f64,
     /// α, the weight of the likelihood of preferred answers.
     pub likelihood_weight: f64,
 }
 
 /// AdamW under a cosine schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
+    /// The highest, after the warm-up.
     pub learning_rate: f64,
     /// Where the cosine ends, as a share of `learning_rate`.
     pub floor: f64,
     /// Steps in which the rate rises from nothing.
     pub warm_up_steps: u64,
+    /// How much of the means of gradients and of their squares stays from step to step.
     pub betas: [f64; 2],
+    /// Added to the root of the mean square, so that nothing is divided by zero.
     pub epsilon: f64,
+    /// Share of the weights that a step at the rate 1 takes away.
     pub weight_decay: f64,
     /// Longest gradient; 0: any.
     pub clip_norm: f64,
