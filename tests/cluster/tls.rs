@@ -299,16 +299,13 @@ fn a_rank_that_is_none_of_the_groups_is_told_so() {
     let stranger = Identity { authority: files.inside.file.clone(), ..theirs };
     let reward = files.of(RoleName::Reward);
     let mut leader = rank(0, Some(&base));
+    let refused = "rank 0 takes this one for none of the group's: received fatal alert:";
     for (who, identity, sentence) in [
-        ("without a certificate", None, "rank 0 speaks TLS, and this one does not"),
-        (
-            "of another authority",
-            Some(&stranger),
-            "rank 0 takes this one for none of the group's: received fatal alert: UnknownCA",
-        ),
-        ("of another role", Some(&reward), "rank 0 is none of this group's"),
+        ("without a certificate", None, "rank 0 speaks TLS, and this one does not".to_owned()),
+        ("of another authority", Some(&stranger), format!("{refused} UnknownCA")),
+        ("of another role", Some(&reward), format!("{refused} BadCertificate")),
     ] {
-        let said = rank(1, identity).until(sentence);
+        let said = rank(1, identity).until(&sentence);
         println!("a rank {who}: {said}");
     }
     let said = leader.until("rank 1 did not come in time; 127.0.0.1 was turned away: ");
