@@ -15,6 +15,7 @@ pub mod telemetry;
 pub mod trace;
 
 mod error;
+mod process;
 mod wire;
 
 pub use admin::{Admin, AdminOptions};

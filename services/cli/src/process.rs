@@ -238,6 +238,7 @@ pub fn start_admin(
     readiness: &Readiness,
 ) -> anyhow::Result<Option<Admin>> {
     let Some(address) = address else { return Ok(None) };
+    metrics.watch_process(&tokio::runtime::Handle::current());
     let roles = vec![(role, readiness.clone())];
     let admin = Admin::start(AdminOptions { address: address.to_owned(), metrics: metrics.clone(), roles })?;
     tracing::info!(address = %admin.local_addr(), "metrics at /metrics, readiness at /readyz");
