@@ -9,6 +9,14 @@ mod harness;
 
 mod batch;
 mod fleet;
+mod held;
 mod load;
+mod network;
+mod outage;
+mod overload;
+mod partition;
 mod reward;
 mod storm;
+mod trio;
+mod vanish;
+mod weather;
