@@ -29,13 +29,14 @@ const NOTICED_AFTER: Duration = Duration::from_secs(4);
 
 /// 2 routers, 2 base workers (one drafts, one decides for itself), 3 reward workers, and 3 nodes of etcd.
 pub struct Fleet {
-    pub etcd: Mutex<EtcdTrio>,
     /// Routers, then base workers, then reward workers. Locked while something is done to one.
     pub members: Vec<Mutex<Running>>,
     /// Of the routers, for gRPC.
     pub endpoints: Vec<String>,
     /// The same for HTTP.
     pub doors: Vec<String>,
+    /// Ends after the members: they would all complain.
+    pub etcd: Mutex<EtcdTrio>,
 }
 
 /// Where each process runs.

@@ -153,7 +153,9 @@ fn on_hosts(load: Load, disturb: impl FnOnce(&Network, &Diary) + Send + 'static)
             etcd: std::array::from_fn(|node| network.host(stores().start + node)),
         };
         let fleet = Fleet::start_at(&places, &[]);
-        runtime.block_on(weather(fleet, load, move |_, diary| disturb(&network, diary)));
+        // The network stays until the last stream has ended.
+        let lent = Arc::clone(&network);
+        runtime.block_on(weather(fleet, load, move |_, diary| disturb(&lent, diary)));
     });
     clients.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

@@ -325,7 +325,7 @@ async fn clients_vanish(count: usize, may_be_silent: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn some_hundred_clients_vanish_and_leave_nothing() {
     let _machine = machine();
-    clients_vanish(300, false).await;
+    clients_vanish(200, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
