@@ -8,10 +8,10 @@ use std::{
 use crate::harness::Running;
 
 /// Connections that come and go by themselves: of whoever looks at the metrics, and to etcd.
-const FILES_SPARE: usize = 6;
+const FILES_SPARE: usize = 3;
 
 /// Tasks of such connections, and of timers of the store.
-const TASKS_SPARE: f64 = 12.0;
+const TASKS_SPARE: f64 = 3.0;
 
 /// Memory that work may leave behind: allocators keep some, and buffers of connections grow with their number.
 const GROWTH_KIB_MAX: u64 = 64 << 10;

@@ -32,10 +32,10 @@ pub struct Network {
     hosts: usize,
 }
 
-/// What is done to packets between two hosts, or of one.
+/// Packets that vanish between two hosts.
 #[derive(Debug, Clone)]
 pub enum Cut {
-    /// Packets from the first to the second vanish.
+    /// Those from the first to the second.
     OneWay(usize, usize),
     Both(usize, usize),
 }

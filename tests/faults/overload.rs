@@ -10,7 +10,7 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 use uniarm_proto::{
-    Event, GenerateRequest, Refused, Transcript,
+    ChoiceTranscript, Event, GenerateRequest, Refused, Transcript,
     pb::{self, inference_client::InferenceClient},
 };
 
@@ -73,6 +73,15 @@ struct Phase {
     met: Vec<Met>,
     /// Time of the cores, of this client and of each process.
     cores: Vec<f64>,
+}
+
+struct Measured {
+    full: Phase,
+    over: Phase,
+    after: Phase,
+    /// KiB of router, base and reward; when it begins, in its middle, and at its end.
+    resident: [Vec<u64>; 3],
+    back: Option<Duration>,
 }
 
 struct Clients<'a> {
@@ -270,14 +279,64 @@ fn requests() -> Vec<GenerateRequest> {
     requests
 }
 
+/// Before, while and after ten times the load arrives.
+async fn measure(clients: &Clients<'_>, calm: Duration, time: Duration) -> Measured {
+    println!("each line ends with the cores that client, router, base and reward had");
+    println!(
+        "{:<11} {:>8} {:>8} {:>9} {:>9} {:>9}",
+        "load", "answers", "refused", "tokens/s", "p50 ms", "p99 ms"
+    );
+    let places = PLACES.parse().unwrap();
+    let alone = clients.steady(1, calm).await;
+    alone.print("one stream");
+    let full = clients.steady(places, calm).await;
+    full.print("1 x");
+    let arrivals = OVERLOAD * full.answers() as f64 / full.seconds();
+    let (over, resident, after) = clients.arriving(arrivals, time, (places, calm)).await;
+    over.print("10 x");
+    after.print("1 x, after");
+    let refusals = over.refusals();
+    let ms = |q| quantile(&refusals, q).unwrap_or_default().as_secs_f64() * 1e3;
+    println!("{arrivals:.1} arrivals/s; heard of a refusal after (ms):");
+    println!("  {:.1} (p50), {:.1} (p99), {:.1} (longest)", ms(0.5), ms(0.99), ms(1.0));
+    println!("resident KiB of router, base, reward at start, middle, end: {resident:?}");
+    let back = back_after(&over, &after, BACK * full.tokens_per_second());
+    println!("throughput is back {back:?} after the last arrival");
+    Measured { full, over, after, resident, back }
+}
+
+/// Answers are the undisturbed ones, and whoever is refused hears why and when to come again.
+fn check_met(met: &Met, undisturbed: &[Vec<ChoiceTranscript>]) {
+    match met {
+        Met::Answered { index, transcript, .. } => {
+            assert_eq!(transcript.choices, undisturbed[*index], "under load");
+        }
+        Met::Refused { refused, .. } => {
+            assert_eq!(refused.code, "resource_exhausted", "{refused:?}");
+            assert!(refused.retry_after.is_some() && refused.cause.is_some(), "{refused:?}");
+        }
+    }
+}
+
+fn check(Measured { full, over, resident, back, .. }: &Measured) {
+    let refusals = over.refusals();
+    assert!(refusals.len() > over.answers(), "{} refusals are no overload", refusals.len());
+    assert!(quantile(&refusals, 0.99).unwrap() < REFUSED_WITHIN, "refusals are heard late");
+    let p99 = |phase: &Phase| quantile(&phase.gaps(), 0.99).unwrap().as_secs_f64();
+    assert!(p99(over) <= SLOWER_MAX * p99(full), "{} s, and {} s before", p99(over), p99(full));
+    for (middle, end) in resident[1].iter().zip(&resident[2]) {
+        assert!(*end as f64 <= GROWTH_MAX * *middle as f64, "memory grows: {resident:?}");
+    }
+    assert!(back.is_some_and(|back| back < BACK_WITHIN), "throughput does not come back: {back:?}");
+}
+
 async fn overloaded(calm: Duration, time: Duration) {
-    let base =
-        ["--running-max", PLACES, "--waiting-max", WAITING, "--step-tokens", STEP_TOKENS, "--threads", "1"];
-    let reward = [&PROMPTED[..], &["--step-tokens", STEP_TOKENS, "--threads", "1"]].concat();
+    let engine = ["--step-tokens", STEP_TOKENS, "--threads", "1"];
+    let base = [&["--running-max", PLACES, "--waiting-max", WAITING], &engine[..]].concat();
+    let reward = [&PROMPTED[..], &engine].concat();
     let cluster = Cluster::three_processes(&base, &reward);
-    let inference = cluster.client().await;
     let clients = Clients {
-        inference,
+        inference: cluster.client().await,
         requests: requests().into(),
         processes: [&cluster.router, cluster.base(), cluster.reward()],
     };
@@ -288,52 +347,11 @@ async fn overloaded(calm: Duration, time: Duration) {
             Met::Refused { refused, .. } => panic!("{refused:?}"),
         }
     }
-    let places = PLACES.parse().unwrap();
-    println!("cores of client, router, base, reward at the end of each line");
-    println!(
-        "{:<11} {:>8} {:>8} {:>9} {:>9} {:>9}",
-        "load", "answers", "refused", "tokens/s", "p50 ms", "p99 ms"
-    );
-    let alone = clients.steady(1, calm).await;
-    alone.print("one stream");
-    let full = clients.steady(places, calm).await;
-    full.print("1 x");
-    let arrivals = OVERLOAD * full.answers() as f64 / full.seconds();
-    let (over, resident, after) = clients.arriving(arrivals, time, (places, calm)).await;
-    over.print("10 x");
-    after.print("1 x, after");
-
-    let refusals = over.refusals();
-    let ms = |q| quantile(&refusals, q).unwrap_or_default().as_secs_f64() * 1e3;
-    println!(
-        "{arrivals:.1} arrivals/s; refusals heard after {:.1} ms (p50), {:.1} (p99), {:.1} (longest)",
-        ms(0.5),
-        ms(0.99),
-        ms(1.0)
-    );
-    println!("resident KiB of router, base, reward at start, middle, end: {resident:?}");
-    let back = back_after(&over, &after, BACK * full.tokens_per_second());
-    println!("throughput is back {back:?} after the last arrival");
-
-    for met in over.met.iter().chain(&after.met) {
-        match met {
-            Met::Answered { index, transcript, .. } => {
-                assert_eq!(transcript.choices, undisturbed[*index], "under load");
-            }
-            Met::Refused { refused, .. } => {
-                assert!(refused.retry_after.is_some() && refused.cause.is_some(), "{refused:?}");
-                assert_eq!(refused.code, "resource_exhausted", "{refused:?}");
-            }
-        }
+    let measured = measure(&clients, calm, time).await;
+    for met in measured.over.met.iter().chain(&measured.after.met) {
+        check_met(met, &undisturbed);
     }
-    assert!(refusals.len() > over.answers(), "{} refusals are no overload", refusals.len());
-    assert!(quantile(&refusals, 0.99).unwrap() < REFUSED_WITHIN, "refusals are heard late");
-    let p99 = |phase: &Phase| quantile(&phase.gaps(), 0.99).unwrap().as_secs_f64();
-    assert!(p99(&over) <= SLOWER_MAX * p99(&full), "{} s, and {} s before", p99(&over), p99(&full));
-    for (middle, end) in resident[1].iter().zip(&resident[2]) {
-        assert!(*end as f64 <= GROWTH_MAX * *middle as f64, "memory grows: {resident:?}");
-    }
-    assert!(back.is_some_and(|back| back < BACK_WITHIN), "throughput does not come back: {back:?}");
+    check(&measured);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
-use uniarm_proto::{ClusterClient, Event, GenerateRequest, Priority, Transcript};
+use uniarm_proto::{ClusterClient, Event, GenerateRequest, Priority, Transcript, limits::CHOICES_MAX};
 
 use crate::{
     Pool,
@@ -116,6 +116,20 @@ impl Pool {
             };
             let (patient, urgent) = tokio::join!(patient, urgent);
             (patient.into_iter().filter(|is_answered| *is_answered).count(), urgent)
+        })
+    }
+
+    /// When and how a request ends whose answers find no room together: its worker has a place for it, and its queue has
+    /// too few.
+    pub fn too_many_answers(&self) -> (Duration, Status) {
+        runtime().block_on(async {
+            let cluster = Cluster::start(Shape { waiting_max: 2, ..Shape::UNDISTURBED }, 0).await;
+            let client = cluster.client("client");
+            let mut request = self.requests[0].clone();
+            request.sampling.n = CHOICES_MAX;
+            let began = Instant::now();
+            let ended = client.complete(request, None).await.map(|_| ()).unwrap_err();
+            (began.elapsed(), ended)
         })
     }
 
