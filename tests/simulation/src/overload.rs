@@ -20,6 +20,9 @@ const URGENT: usize = 48;
 const PATIENT: usize = 8;
 const PATIENT_BEGIN: Duration = Duration::from_secs(1);
 
+/// Requests of so many answers each as are allowed that have more of them than a base worker holds.
+const CROWDING: usize = 6;
+
 /// By then a flood has arrived.
 const FLOODED_AFTER: Duration = Duration::from_millis(25);
 
@@ -119,17 +122,23 @@ impl Pool {
         })
     }
 
-    /// When and how a request ends whose answers find no room together: its worker has a place for it, and its queue has
-    /// too few.
-    pub fn too_many_answers(&self) -> (Duration, Status) {
+    /// When and how requests end whose answers find no room together: a worker has a place for each of them, and its queue
+    /// has too few.
+    pub fn too_many_answers(&self) -> Vec<(Duration, Status)> {
         runtime().block_on(async {
-            let cluster = Cluster::start(Shape { waiting_max: 2, ..Shape::UNDISTURBED }, 0).await;
+            let cluster = Cluster::start(Shape::UNDISTURBED, 0).await;
             let client = cluster.client("client");
-            let mut request = self.requests[0].clone();
-            request.sampling.n = CHOICES_MAX;
-            let began = Instant::now();
-            let ended = client.complete(request, None).await.map(|_| ()).unwrap_err();
-            (began.elapsed(), ended)
+            let asked = (0..CROWDING).map(|_| {
+                let (client, mut request) = (client.clone(), self.requests[0].clone());
+                request.sampling.n = CHOICES_MAX;
+                request.guidance.clear();
+                async move {
+                    let began = Instant::now();
+                    let ended = client.complete(request, None).await;
+                    ended.err().map(|status| (began.elapsed(), status))
+                }
+            });
+            join_all(asked).await.into_iter().flatten().collect()
         })
     }
 
