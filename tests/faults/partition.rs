@@ -56,12 +56,9 @@ fn stores() -> std::ops::Range<usize> {
     MEMBERS..MEMBERS + NODES
 }
 
-fn all(
-    from: impl Iterator<Item = usize> + Clone,
-    to: impl Iterator<Item = usize> + Clone,
-    cut: impl Fn(usize, usize) -> Cut,
-) -> Vec<Cut> {
-    from.flat_map(|from| to.clone().map(move |to| (from, to))).map(|(from, to)| cut(from, to)).collect()
+/// Each of the first from each of the second.
+fn all(some: impl Iterator<Item = usize>, others: &(impl Iterator<Item = usize> + Clone)) -> Vec<Cut> {
+    some.flat_map(|one| others.clone().map(move |other| Cut::Both(one, other))).collect()
 }
 
 /// One of each kind.
@@ -71,7 +68,7 @@ fn few_partitions() -> Vec<Partition> {
     vec![
         ("base | reward", vec![Cut::Both(base, reward)], noticed),
         ("router > base", vec![Cut::OneWay(0, base + 1)], noticed),
-        ("all bases | all rewards", all(bases(), rewards(), Cut::Both), CUT),
+        ("all bases | all rewards", all(bases(), &rewards()), CUT),
     ]
 }
 
@@ -93,12 +90,12 @@ fn partitions() -> Vec<Partition> {
     }
     let others = |member: usize| (0..=CLIENTS).filter(move |other| *other != member);
     for (name, member) in [("a base alone", base), ("a reward alone", reward + 1)] {
-        partitions.push((name, all(member..member + 1, others(member), Cut::Both), noticed));
+        partitions.push((name, all(member..member + 1, &others(member)), noticed));
     }
     // Its record ends with its lease, while its streams run.
-    partitions.push(("base | etcd", all(base..base + 1, stores(), Cut::Both), Duration::ZERO));
-    partitions.push(("all bases | all rewards", all(bases(), rewards(), Cut::Both), CUT));
-    partitions.push(("all routers | all bases", all(routers(), bases(), Cut::Both), CUT));
+    partitions.push(("base | etcd", all(base..base + 1, &stores()), Duration::ZERO));
+    partitions.push(("all bases | all rewards", all(bases(), &rewards()), CUT));
+    partitions.push(("all routers | all bases", all(routers(), &bases()), CUT));
     partitions
 }
 
