@@ -34,7 +34,7 @@ simulate-long: prerequisites ## Run 100,000 schedules of faults on a simulated c
 fuzz: prerequisites ## Alter the inputs of every parser for UNIARM_FUZZ_SECONDS each (60): none may end in a panic
 	UNIARM_FUZZ_SECONDS=$${UNIARM_FUZZ_SECONDS:-60} cargo test --release --locked --workspace --no-fail-fast -- --nocapture --test-threads 1 of_strangers
 
-test-faults: build ## Kill, hang and stop processes of a cluster under load, for minutes; prints recovery times
+test-faults: build ## Faults under load, for half an hour: kills, hangs, partitions, etcd away, overload, clients that vanish
 	$(WITH_MODEL) cargo test --release --locked --package uniarm --test faults -- --ignored --nocapture --test-threads 1
 
 bench: build ## Print tokens per second beside the machine's own limits

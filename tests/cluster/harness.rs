@@ -1,6 +1,7 @@
 //! Starts clusters of real processes and asks them.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -27,9 +28,18 @@ pub const PROMPTED: [&str; 4] = [
     "concise=Answer in one short sentence. Be as brief as possible.",
 ];
 
+/// Where a process runs: on this machine, or in a network namespace with an address of its own.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// None: the one that this thread is in.
+    pub namespace: Option<String>,
+    pub address: String,
+}
+
 /// A process of `uniarm`, killed when it is dropped.
 pub struct Running {
     child: Child,
+    host: Host,
     role: String,
     flags: Vec<String>,
     pub address: String,
@@ -79,16 +89,41 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 }
 
 pub fn free_address() -> String {
-    format!("127.0.0.1:{}", free_port())
+    Host::this().free_address()
+}
+
+// === impl Host ===
+
+impl Host {
+    pub fn this() -> Self {
+        Self { namespace: None, address: "127.0.0.1".to_owned() }
+    }
+
+    pub fn free_address(&self) -> String {
+        format!("{}:{}", self.address, free_port())
+    }
+
+    /// A program that will run there, in a process of its own id.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let Some(namespace) = &self.namespace else { return Command::new(program) };
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(program);
+        command
+    }
 }
 
 // === impl Running ===
 
 impl Running {
-    /// Starts a role and waits until it is ready. `extra` wins over the defaults.
+    /// Starts a role and waits until it is ready.
     pub fn start(role: &str, flags: &[&str]) -> Self {
-        let admin = free_address();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_uniarm"))
+        Self::start_on(&Host::this(), role, flags)
+    }
+
+    pub fn start_on(host: &Host, role: &str, flags: &[&str]) -> Self {
+        let admin = host.free_address();
+        let mut child = host
+            .command(env!("CARGO_BIN_EXE_uniarm"))
             .arg(role)
             .args(flags)
             .args(["--admin", &admin, "--log-filter", "warn"])
@@ -113,13 +148,13 @@ impl Running {
         let address =
             ready.recv_timeout(READY_TIMEOUT).unwrap_or_else(|_| panic!("{role} {flags:?} is not ready"));
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Self { child, role: role.to_owned(), flags, address, admin }
+        Self { child, host: host.clone(), role: role.to_owned(), flags, address, admin }
     }
 
     /// Starts it again after its end, with the same flags.
     pub fn restart(&mut self) {
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        *self = Self::start(&self.role, &flags);
+        *self = Self::start_on(&self.host, &self.role, &flags);
     }
 
     /// Of the process.

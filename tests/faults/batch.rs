@@ -11,6 +11,7 @@ use std::{
 use crate::{
     fleet::{Fault, Fleet},
     harness::machine,
+    held::resident_kib,
 };
 
 /// Lines of the job; `UNIARM_BATCH_LINES` says otherwise.
@@ -62,12 +63,6 @@ impl Job<'_> {
 
 fn endpoints(fleet: &Fleet) -> String {
     fleet.endpoints.iter().map(|address| format!("http://{address}")).collect::<Vec<_>>().join(",")
-}
-
-fn resident_kib(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Every third line is guided, each with a strength of its own.

@@ -1,4 +1,4 @@
-//! A whole cluster of real processes around a real etcd, any of which can be hurt.
+//! A whole cluster of real processes around a real etcd of three nodes, any of which can be hurt.
 
 use std::{
     sync::Mutex,
@@ -6,14 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use uniarm_cluster::testing::EtcdServer;
 use uniarm_proto::ClusterClient;
 
-use crate::harness::{PROMPTED, Running, demo_model, free_address};
+use crate::{
+    harness::{Host, PROMPTED, Running, borrowed, demo_model},
+    trio::{EtcdTrio, NODES},
+};
 
 pub const ROUTERS: usize = 2;
 pub const BASES: usize = 2;
 pub const REWARDS: usize = 3;
+pub const MEMBERS: usize = ROUTERS + BASES + REWARDS;
 
 /// Long enough for short answers to end by themselves, short enough that long ones are handed over.
 const DRAIN_SECONDS: &str = "2";
@@ -21,15 +24,25 @@ const DRAIN_SECONDS: &str = "2";
 /// The shortest that etcd grants: a process that was killed takes its id again after it.
 const LEASE_SECONDS: &str = "2";
 
-/// What a base worker that comes late calls its model.
-pub const LATE: &str = "late";
+/// A client asks for a sign of life after 1 s, and waits 3 s for it: who is silent is known to be lost then.
+const NOTICED_AFTER: Duration = Duration::from_secs(4);
 
-/// 2 routers, 2 base workers (one drafts, one decides for itself), 3 reward workers, and etcd.
+/// 2 routers, 2 base workers (one drafts, one decides for itself), 3 reward workers, and 3 nodes of etcd.
 pub struct Fleet {
-    pub etcd: Mutex<EtcdServer>,
     /// Routers, then base workers, then reward workers. Locked while something is done to one.
     pub members: Vec<Mutex<Running>>,
+    /// Of the routers, for gRPC.
     pub endpoints: Vec<String>,
+    /// The same for HTTP.
+    pub doors: Vec<String>,
+    /// Ends after the members: they would all complain.
+    pub etcd: Mutex<EtcdTrio>,
+}
+
+/// Where each process runs.
+pub struct Places {
+    pub members: [Host; MEMBERS],
+    pub etcd: [Host; NODES],
 }
 
 /// What is done to a process.
@@ -43,39 +56,57 @@ pub enum Fault {
     Leave,
 }
 
+// === impl Places ===
+
+impl Places {
+    /// All of them on this machine.
+    pub fn here() -> Self {
+        let here = |_| Host::this();
+        Self { members: [(); MEMBERS].map(here), etcd: [(); NODES].map(here) }
+    }
+}
+
 // === impl Fleet ===
 
 impl Fleet {
     pub fn start() -> Self {
-        let etcd = EtcdServer::start().expect("a fleet needs etcd");
+        Self::start_at(&Places::here(), &[])
+    }
+
+    /// `engine`: flags of every worker.
+    pub fn start_at(places: &Places, engine: &[&str]) -> Self {
+        let etcd = EtcdTrio::start(places.etcd.clone());
         let store = etcd.address();
-        let endpoints: Vec<String> = (0..ROUTERS).map(|_| free_address()).collect();
-        let start = |role: &'static str, number: usize, extra: Vec<String>| {
-            let id = format!("{role}-{number}");
+        let free = || places.members[..ROUTERS].iter().map(Host::free_address).collect::<Vec<_>>();
+        let (endpoints, doors) = (free(), free());
+        let start = |member: usize, extra: Vec<String>| {
+            let (role, host) = (role_of(member), &places.members[member]);
+            let id = format!("{role}-{member}");
             let common = ["--store", &store, "--id", &id, "--drain-timeout", DRAIN_SECONDS];
             let lease = ["--lease-ttl", LEASE_SECONDS];
-            let extra: Vec<&str> = extra.iter().map(String::as_str).collect();
-            Mutex::new(Running::start(role, &[&common[..], &lease, &extra].concat()))
+            Mutex::new(Running::start_on(host, role, &[&common[..], &lease, &borrowed(&extra)].concat()))
         };
-        let model = || vec!["--model".to_owned(), demo_model().to_owned(), "--threads".into(), "1".into()];
+        let flags = |member: usize| -> Vec<String> {
+            let listen = format!("{}:0", places.members[member].address);
+            let window = ["auto", "4"][member % BASES];
+            let model: &[&str] = &["--listen", &listen, "--model", demo_model(), "--threads", "1"];
+            let flags = match role_of(member) {
+                "router" => vec!["--listen", &endpoints[member], "--http-listen", &doors[member]],
+                "base" => [model, &["--draft-window", window], engine].concat(),
+                _ => [model, &PROMPTED[..], engine].concat(),
+            };
+            flags.into_iter().map(str::to_owned).collect()
+        };
         let members = thread::scope(|scope| {
-            let mut starting = Vec::new();
-            for (number, endpoint) in endpoints.iter().enumerate() {
-                let flags = vec!["--listen".into(), endpoint.clone()];
-                starting.push(scope.spawn(move || start("router", number, flags)));
-            }
-            for number in 0..BASES {
-                let drafts = ["--draft-window".to_owned(), ["auto", "4"][number % 2].to_owned()];
-                let flags = [model(), drafts.to_vec()].concat();
-                starting.push(scope.spawn(move || start("base", number, flags)));
-            }
-            for number in 0..REWARDS {
-                let flags = [model(), PROMPTED.map(str::to_owned).to_vec()].concat();
-                starting.push(scope.spawn(move || start("reward", number, flags)));
-            }
+            let start = &start;
+            let starting: Vec<_> = (0..MEMBERS).map(|member| (member, flags(member))).collect();
+            let starting: Vec<_> = starting
+                .into_iter()
+                .map(|(member, flags)| scope.spawn(move || start(member, flags)))
+                .collect();
             starting.into_iter().map(|member| member.join().unwrap()).collect()
         });
-        Self { etcd: Mutex::new(etcd), members, endpoints }
+        Self { etcd: Mutex::new(etcd), members, endpoints, doors }
     }
 
     /// A client of all routers, once each of them knows its workers.
@@ -114,13 +145,12 @@ impl Fleet {
         }
     }
 
-    /// Starts another base worker, and returns when it has been ready.
-    pub fn start_late(&self) -> Running {
+    /// Starts another base worker under a name of its own, and returns when it has been ready.
+    pub fn start_late(&self, name: &str) -> Running {
         let store = self.etcd.lock().unwrap().address();
-        Running::start(
-            "base",
-            &["--store", &store, "--model", demo_model(), "--name", LATE, "--threads", "1"],
-        )
+        let lease = ["--lease-ttl", LEASE_SECONDS];
+        let flags = ["--store", &store, "--model", demo_model(), "--name", name, "--threads", "1"];
+        Running::start("base", &[&flags[..], &lease].concat())
     }
 
     /// Whether the first router knows a base model of that name.
@@ -132,13 +162,23 @@ impl Fleet {
         served.base_models.iter().any(|served| served.name == model)
     }
 
-    pub fn role_of(&self, member: usize) -> &'static str {
-        match member {
-            0..ROUTERS => "router",
-            member if member < ROUTERS + BASES => "base",
-            _ => "reward",
-        }
+    /// Every process is the one that was started.
+    pub fn is_whole(&self) -> bool {
+        self.members.iter().all(|member| member.lock().unwrap().is_alive())
     }
+}
+
+pub fn role_of(member: usize) -> &'static str {
+    match member {
+        0..ROUTERS => "router",
+        member if member < ROUTERS + BASES => "base",
+        _ => "reward",
+    }
+}
+
+/// What a pause costs at least whose cause ends after `time`: until somebody can know, or nobody has to.
+pub fn floor_of_silence(time: Duration) -> Duration {
+    time.min(NOTICED_AFTER)
 }
 
 // === impl Fault ===
@@ -149,6 +189,14 @@ impl Fault {
             Self::Kill => "killed",
             Self::Hang(_) => "hung",
             Self::Leave => "left",
+        }
+    }
+
+    /// The shortest pause that it can cost: a connection that breaks tells at once, one that is silent does not.
+    pub fn floor(self) -> Duration {
+        match self {
+            Self::Kill | Self::Leave => Duration::ZERO,
+            Self::Hang(time) => floor_of_silence(time),
         }
     }
 }

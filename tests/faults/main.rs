@@ -1,4 +1,5 @@
-//! Real processes are killed, hung and told to leave under load, and no stream may differ from its undisturbed run.
+//! Real processes are killed, hung, cut off, overloaded and left by their clients, and no stream may differ from its
+//! undisturbed run.
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 #![allow(clippy::await_holding_lock)] // tests take turns on the machine, each on a runtime of its own
@@ -9,6 +10,14 @@ mod harness;
 
 mod batch;
 mod fleet;
+mod held;
 mod load;
+mod network;
+mod outage;
+mod overload;
+mod partition;
 mod reward;
 mod storm;
+mod trio;
+mod vanish;
+mod weather;

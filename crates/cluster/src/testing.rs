@@ -81,13 +81,10 @@ impl EtcdServer {
     /// When no etcd can be had.
     #[must_use]
     pub fn stopped() -> Option<Self> {
-        if std::env::var(SKIP_VARIABLE).is_ok_and(|value| value == "1") {
-            eprintln!("skipped: {SKIP_VARIABLE}=1");
-            return None;
-        }
+        let binary = etcd_binary()?;
         let folder = tempfile::tempdir().expect("a folder for etcd's data can be made");
         let (client_port, peer_port) = (free_port(), free_port());
-        Some(Self { binary: binary(), folder, client_port, peer_port, child: None, tls: None })
+        Some(Self { binary, folder, client_port, peer_port, child: None, tls: None })
     }
 
     /// host:port
@@ -185,11 +182,20 @@ impl Drop for EtcdServer {
     }
 }
 
-fn binary() -> PathBuf {
+/// An etcd, found or fetched; `None` where `UNIARM_SKIP_ETCD=1` says so.
+///
+/// # Panics
+/// When none can be had.
+#[must_use]
+pub fn etcd_binary() -> Option<PathBuf> {
+    if std::env::var(SKIP_VARIABLE).is_ok_and(|value| value == "1") {
+        eprintln!("skipped: {SKIP_VARIABLE}=1");
+        return None;
+    }
     let found = Command::new(SCRIPT).arg("path").stderr(Stdio::inherit()).output();
     let found = found.expect("scripts/etcd.sh can be run");
     assert!(found.status.success(), "no etcd; set {SKIP_VARIABLE}=1 to go without");
-    Path::new(String::from_utf8_lossy(&found.stdout).trim()).to_owned()
+    Some(Path::new(String::from_utf8_lossy(&found.stdout).trim()).to_owned())
 }
 
 /// A loopback port that nobody listens on, that this process has not had before, and that the kernel gives to no

@@ -17,6 +17,7 @@ pub mod telemetry;
 pub mod trace;
 
 mod error;
+mod process;
 mod wire;
 
 pub use admin::{Admin, AdminOptions};

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
@@ -15,11 +16,16 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
+use tokio::runtime::Handle;
 
+use crate::process::{OwnProcess, OwnRuntime};
 use crate::steps::Steps;
 
 /// Every metric of the product begins with this word.
 const PREFIX: &str = "uniarm";
+
+/// What any process has begins with this one, as in every other exporter.
+const PROCESS_PREFIX: &str = "process";
 
 /// What `Metrics::encode` returns, as HTTP names it.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -114,6 +120,14 @@ impl Metrics {
         self.engines_mut().clone()
     }
 
+    /// Adds what the process holds (`process_open_fds`, …) and how `runtime` does (`uniarm_runtime_…`). Once for a
+    /// process: its roles share both.
+    pub fn watch_process(&self, runtime: &Handle) {
+        let process = Self { prefix: PROCESS_PREFIX.to_owned(), ..self.clone() };
+        process.collect(OwnProcess);
+        self.scope("runtime").collect(OwnRuntime(runtime.metrics()));
+    }
+
     /// All metrics of the process as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -126,13 +140,21 @@ impl Metrics {
     }
 
     fn insert(&self, name: &str, help: &str, metric: impl Metric) {
+        self.in_own_scope(|registry| registry.register(name, help, metric));
+    }
+
+    fn collect(&self, collector: impl Collector) {
+        self.in_own_scope(|registry| registry.register_collector(Box::new(collector)));
+    }
+
+    fn in_own_scope(&self, register: impl FnOnce(&mut Registry)) {
         let mut scopes = self.lock();
         let position = scopes.iter().position(|scope| scope.prefix == self.prefix).unwrap_or_else(|| {
             let registry = Registry::with_prefix(self.prefix.clone());
             scopes.push(Scope { prefix: self.prefix.clone(), registry });
             scopes.len() - 1
         });
-        scopes[position].registry.register(name, help, metric);
+        register(&mut scopes[position].registry);
     }
 
     fn engines_mut(&self) -> MutexGuard<'_, Vec<Steps>> {

@@ -241,6 +241,7 @@ pub fn start_admin(
 ) -> anyhow::Result<Option<Admin>> {
     let tls = args.server()?;
     let Some(address) = args.admin.clone() else { return Ok(None) };
+    metrics.watch_process(&tokio::runtime::Handle::current());
     let roles = vec![(role, readiness.clone())];
     let admin = Admin::start(AdminOptions { address, metrics: metrics.clone(), roles, tls })?;
     tracing::info!(address = %admin.local_addr(), "metrics at /metrics, readiness at /readyz, steps at /debug/steps");

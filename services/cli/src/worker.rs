@@ -193,8 +193,13 @@ pub fn start_base(
         list_length: exchange.list_length,
     };
     let member = Member { capacity: engine.running_max as u32, ..settings.member() };
-    let options =
-        BaseOptions { executor: executor_options(engine), pace: exchange.pace(), ..BaseOptions::default() };
+    let options = BaseOptions {
+        executor: executor_options(engine),
+        // Refused before its prompt is read, and with places kept for priorities, is what the queue would refuse.
+        requests_max: engine.running_max + engine.waiting_max,
+        pace: exchange.pace(),
+        ..BaseOptions::default()
+    };
     let handle = BaseEngine::start(model, settings, scorer, &options, metrics)?;
     Ok((handle, member))
 }

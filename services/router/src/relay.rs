@@ -142,7 +142,7 @@ impl Relay {
         let began = Instant::now();
         self.budget.lock().on_request();
         let mut relayed = Relayed::new(self.clone(), asked);
-        relayed.place().await?;
+        relayed.place(None).await?;
         relayed.outcome = Some(("cancelled", Code::Cancelled));
         self.metrics.first_event.observe(began.elapsed().as_secs_f64());
         Ok(unfold(relayed, |mut relayed| async move { Some((relayed.next_or_hand_over().await?, relayed)) }))
@@ -309,15 +309,15 @@ impl Relayed {
     async fn recover(&mut self, ended: Status) -> Result<(), Status> {
         let Some(attempt) = self.attempt.take() else { return Err(ended) };
         self.lost_at.get_or_insert_with(Instant::now);
+        let said = own(&ended);
         self.after_loss(&attempt.base, ended).await?;
         drop(attempt); // its load counted until here
         self.relay.metrics.migrations.inc();
-        self.place().await
+        self.place(Some(said)).await
     }
 
-    /// Finds a base worker that takes the request as far as it has come.
-    async fn place(&mut self) -> Result<(), Status> {
-        let mut last = None;
+    /// Finds a base worker that takes the request as far as it has come. `last`: what the worker said that it had before.
+    async fn place(&mut self, mut last: Option<Status>) -> Result<(), Status> {
         loop {
             let snapshot = Arc::clone(&self.relay.members.borrow());
             let placement = match self.placement(&snapshot) {
@@ -401,7 +401,12 @@ impl Relayed {
             Next::Again(wait) => {
                 let (request, tokens) = (&self.request.request_id, self.progress.tokens());
                 let reason = status.message();
-                tracing::warn!(base = %base.id, reason, request, tokens, "a base worker was lost to a request");
+                if fault == Fault::Connection {
+                    tracing::warn!(base = %base.id, reason, request, tokens, "a base worker was lost to a request");
+                } else {
+                    // Full or leaving: under overload there is one of these for each request.
+                    tracing::debug!(base = %base.id, reason, request, tokens, "a base worker cannot take a request");
+                }
                 self.pause(wait).await
             }
             Next::GiveUp => Err(own(&status)),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
-use uniarm_proto::{ClusterClient, Event, GenerateRequest, Priority, Transcript};
+use uniarm_proto::{ClusterClient, Event, GenerateRequest, Priority, Transcript, limits::CHOICES_MAX};
 
 use crate::{
     Pool,
@@ -19,6 +19,9 @@ const URGENT: usize = 48;
 /// Requests that nobody is in a hurry for, and when they begin.
 const PATIENT: usize = 8;
 const PATIENT_BEGIN: Duration = Duration::from_secs(1);
+
+/// Requests of so many answers each as are allowed that have more of them than a base worker holds.
+const CROWDING: usize = 6;
 
 /// By then a flood has arrived.
 const FLOODED_AFTER: Duration = Duration::from_millis(25);
@@ -116,6 +119,26 @@ impl Pool {
             };
             let (patient, urgent) = tokio::join!(patient, urgent);
             (patient.into_iter().filter(|is_answered| *is_answered).count(), urgent)
+        })
+    }
+
+    /// When and how requests end whose answers find no room together: a worker has a place for each of them, and its queue
+    /// has too few.
+    pub fn too_many_answers(&self) -> Vec<(Duration, Status)> {
+        runtime().block_on(async {
+            let cluster = Cluster::start(Shape::UNDISTURBED, 0).await;
+            let client = cluster.client("client");
+            let asked = (0..CROWDING).map(|_| {
+                let (client, mut request) = (client.clone(), self.requests[0].clone());
+                request.sampling.n = CHOICES_MAX;
+                request.guidance.clear();
+                async move {
+                    let began = Instant::now();
+                    let ended = client.complete(request, None).await;
+                    ended.err().map(|status| (began.elapsed(), status))
+                }
+            });
+            join_all(asked).await.into_iter().flatten().collect()
         })
     }
 

@@ -123,6 +123,18 @@ fn a_flood_of_patient_requests_leaves_places_for_an_urgent_one() {
     assert!(is_urgent_answered);
 }
 
+#[test]
+fn a_request_that_a_full_queue_refuses_hears_so_at_once_and_when_to_come_again() {
+    let refused = Pool::new().too_many_answers();
+    assert!((1..6).contains(&refused.len()), "{refused:?}");
+    for (took, status) in refused {
+        assert_eq!(cause_of(&status).as_deref(), Some("base_queue_full"), "{status:?} after {took:?}");
+        assert!(retry_delay(&status) > Duration::ZERO, "{status:?}");
+        // A step of many rows may be under way.
+        assert!(took < Duration::from_millis(200), "{took:?}");
+    }
+}
+
 /// Everybody rises by a class for each `PROMOTION_STEPS` steps, in both pools at the same time; the longest step takes
 /// 8.4 ms, and a place is free when an answer ends.
 #[test]

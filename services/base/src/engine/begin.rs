@@ -28,8 +28,12 @@ impl Engine {
         let mut result = self.check_deadline(&request);
         self.drain.observe(self.executor.now(), 0, true);
         if result.is_ok() {
-            request.outlet.send(Ok(Event::Started(request.started(&self.settings.model))));
-            result = self.start_answers(key, &mut request, &prompt);
+            let ends = self.start_answers(key, &mut request, &prompt);
+            result = ends.map(|ends| {
+                // Only now is it sure of its places: to its router, what has started is never refused, only continued.
+                let started = Event::Started(request.started(&self.settings.model));
+                std::iter::once(started).chain(ends).for_each(|event| request.outlet.send(Ok(event)));
+            });
         }
         let is_over = result.is_err() || request.running.is_empty();
         self.requests.insert(key, request);
@@ -70,29 +74,31 @@ impl Engine {
         if there > here { (there, "reward") } else { (here, "base") }
     }
 
+    /// Returns the ends of those that have nothing left to write.
     fn start_answers(
         &mut self,
         key: RequestKey,
         request: &mut Request,
         prompt: &[u32],
-    ) -> Result<(), Refusal> {
+    ) -> Result<Vec<Event>, Refusal> {
+        let mut ends = Vec::new();
         for number in 0..request.placed.request.sampling.n {
-            self.start_answer(key, request, prompt, number)?;
+            ends.extend(self.start_answer(key, request, prompt, number)?);
         }
-        Ok(())
+        Ok(ends)
     }
 
-    /// Starts an answer, unless it has come to its end elsewhere.
+    /// Starts an answer, unless it has come to its end elsewhere, or does so with the tokens that it has.
     fn start_answer(
         &mut self,
         key: RequestKey,
         request: &mut Request,
         prompt: &[u32],
         number: u32,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<Event>, Refusal> {
         let so_far = request.placed.progress.answer(number);
         if so_far.is_finished {
-            return Ok(());
+            return Ok(None);
         }
         let asked = &request.placed.request.sampling;
         let sequence = SequenceId(self.next_sequence);
@@ -109,8 +115,7 @@ impl Engine {
                 Refusal::invalid("resume.ids", reason)
             })?;
             if let Some(reason) = last.reason {
-                request.outlet.send(Ok(Event::Finished(choice.finished(reason, last.stop))));
-                return Ok(());
+                return Ok(Some(Event::Finished(choice.finished(reason, last.stop))));
             }
         }
         self.add_sequence(&choice, request, prompt).map_err(|error| self.refusal_of(&error))?;
@@ -125,7 +130,7 @@ impl Engine {
         choice.choose_drafter();
         self.choices.insert(sequence, choice);
         request.running.push(sequence);
-        Ok(())
+        Ok(None)
     }
 
     fn add_sequence(&mut self, choice: &Choice, request: &Request, prompt: &[u32]) -> Result<(), AddError> {

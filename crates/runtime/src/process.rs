@@ -1,0 +1,138 @@
+//! What the process itself holds and does, looked up whenever somebody asks for its metrics.
+
+use std::{fmt, fs};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+};
+use tokio::runtime::RuntimeMetrics;
+
+const KIB: u64 = 1024;
+
+/// What the operating system tells of this process, under the names that every exporter gives it. Empty where there is
+/// no /proc.
+#[derive(Debug)]
+pub(crate) struct OwnProcess;
+
+/// What tokio tells of the runtime that the services run on.
+#[derive(Debug)]
+pub(crate) struct OwnRuntime(pub(crate) RuntimeMetrics);
+
+// === impl OwnProcess ===
+
+impl Collector for OwnProcess {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let numbers = [
+            ("open_fds", "Open file handles", open_files()),
+            ("max_fds", "File handles that may be open at once", files_max()),
+            (
+                "resident_memory_bytes",
+                "Memory that is here, and not swapped out or never touched",
+                resident(),
+            ),
+            ("threads", "Threads of the operating system", status("Threads:")),
+        ];
+        for (name, help, number) in numbers {
+            if let Some(number) = number {
+                gauge(&mut encoder, name, help, number)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+// === impl OwnRuntime ===
+
+impl Collector for OwnRuntime {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Self(runtime) = self;
+        gauge(&mut encoder, "tasks_alive", "Tasks that have not ended", runtime.num_alive_tasks() as u64)?;
+        gauge(&mut encoder, "workers", "Threads that run tasks", runtime.num_workers() as u64)?;
+        let waiting = runtime.global_queue_depth() as u64;
+        gauge(
+            &mut encoder,
+            "tasks_queued",
+            "Tasks that are ready, and that no thread has taken yet",
+            waiting,
+        )?;
+        let busy = (0..runtime.num_workers()).map(|worker| runtime.worker_total_busy_duration(worker));
+        let busy = busy.sum::<std::time::Duration>().as_secs_f64();
+        let help = "Time that threads have spent on tasks, over all of them.";
+        ConstCounter::new(busy).encode(encoder.encode_descriptor(
+            "busy_seconds",
+            help,
+            None,
+            MetricType::Counter,
+        )?)
+    }
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, number: u64) -> fmt::Result {
+    let help = format!("{help}.");
+    // No process has so many of anything that the sign would be lost.
+    let number = ConstGauge::new(number.cast_signed());
+    number.encode(encoder.encode_descriptor(name, &help, None, MetricType::Gauge)?)
+}
+
+fn open_files() -> Option<u64> {
+    let handles = fs::read_dir("/proc/self/fd").ok()?.count() as u64;
+    // One of them is the folder that was just read.
+    Some(handles.saturating_sub(1))
+}
+
+fn files_max() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    limit.split_ascii_whitespace().next()?.parse().ok()
+}
+
+fn resident() -> Option<u64> {
+    status("VmRSS:").map(|kib| kib * KIB)
+}
+
+/// A number of /proc/self/status.
+fn status(name: &str) -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    value.split_ascii_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use crate::Metrics;
+
+    fn value(page: &str, name: &str) -> f64 {
+        let sample = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        sample.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn files_and_tasks_that_are_held_are_counted_until_they_are_gone() {
+        let metrics = Metrics::new();
+        metrics.watch_process(&tokio::runtime::Handle::current());
+        let tasks = || value(&metrics.encode(), "uniarm_runtime_tasks_alive");
+        let files = || value(&metrics.encode(), "process_open_fds");
+        assert_eq!(tasks(), 0.0);
+        let task = tokio::spawn(std::future::pending::<()>());
+        assert_eq!(tasks(), 1.0);
+        task.abort();
+        let _ = task.await;
+        assert_eq!(tasks(), 0.0);
+
+        // Tests beside this one open and close files too: so many cannot be theirs.
+        let before = files();
+        let held: Vec<_> = (0..200).map(|_| std::fs::File::open("/proc/self/status").unwrap()).collect();
+        assert!(files() >= before + 100.0, "{before}, {}", files());
+        drop(held);
+        assert!(files() < before + 100.0);
+
+        let page = metrics.encode();
+        assert!(value(&page, "process_resident_memory_bytes") > 1e6, "{page}");
+        assert!(value(&page, "process_max_fds") >= value(&page, "process_open_fds"), "{page}");
+        assert!(value(&page, "uniarm_runtime_workers") >= 1.0, "{page}");
+        assert!(page.contains("# TYPE uniarm_runtime_busy_seconds counter"), "{page}");
+    }
+}
