@@ -11,6 +11,7 @@
 //! one batch may each have their own.
 
 mod apply;
+mod files;
 mod load;
 mod plain;
 mod projection;
@@ -26,6 +27,7 @@ use crate::division::Linear;
 use crate::error::ModelError;
 use crate::kernels::panels::Panels;
 
+pub use files::AdapterFiles;
 pub use plain::PlainLora;
 
 /// Two preferences closer than this to the simplex are taken as on it.

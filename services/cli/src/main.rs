@@ -4,6 +4,7 @@ mod adapters;
 mod args;
 mod batch;
 mod bench;
+mod catalogue;
 mod chat;
 mod client;
 mod complete;
@@ -60,7 +61,7 @@ fn main() -> std::process::ExitCode {
             Command::Models(args) => models::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Keys { command } => keys::run(&command),
-            Command::Adapters(args) => adapters::run(&args),
+            Command::Adapters(args) => adapters::run(args).await,
             Command::Label(args) => label::run(args).await,
             Command::Eval(args) => eval::run(args).await,
             Command::Bench(args) => bench::run(args).await,

@@ -26,6 +26,7 @@ fn reward_model(model: &pb::RewardModel, created: u64) -> Value {
         |objective: &pb::Objective| json!({ "name": objective.name, "description": objective.description });
     let extension = json!({
         "role": "reward",
+        "version": (model.version > 0).then_some(model.version),
         "objectives": model.objectives.iter().map(objective).collect::<Vec<_>>(),
         "method": model.method,
         "backbone": model.backbone,
@@ -49,8 +50,8 @@ pub(super) fn status(report: &pb::ReportResponse) -> Value {
     let member = |seen: &pb::MemberReport| {
         let member = seen.member.clone().unwrap_or_default();
         let base = member.base_model.iter().map(|model| model.name.as_str());
-        let serves: Vec<_> =
-            base.chain(member.reward_models.iter().map(|model| model.name.as_str())).collect();
+        let rewards = member.reward_models.iter().filter(|model| !model.retired);
+        let serves: Vec<_> = base.chain(rewards.map(|model| model.name.as_str())).collect();
         json!({
             "role": role(member.role()),
             "id": member.id,
