@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 use uniarm_cluster::{Adapters, AdaptersReceiver};
-use uniarm_model::{Adapter, AdapterFiles, Config};
+use uniarm_model::{Adapter, Config};
 use uniarm_proto::{
     AdapterFault, AdapterRecord, AdapterVersion,
     adapter::{hexadecimal, versioned},
@@ -261,25 +261,10 @@ fn wanted(record: &AdapterRecord, now: SystemTime) -> Vec<(&AdapterVersion, Want
         .collect()
 }
 
-/// Its files are what they were when it was put, before and after they are read.
+/// Its files are what they were when it was put.
 fn load(version: &AdapterVersion, config: &Config, backbone: &[u8; 32]) -> Result<Adapter, String> {
-    let folder = Path::new(&version.source);
-    let check = || {
-        let digest = AdapterFiles::digest(folder).map_err(|error| error.to_string())?;
-        if digest == version.digest {
-            return Ok(());
-        }
-        let (found, wanted) = (hexadecimal(&digest), version.digest_text());
-        Err(format!(
-            "the files in {} have the digest {found}, not {wanted} as when they were put: they have changed; put them \
-             again, as the next version",
-            version.source
-        ))
-    };
-    check()?;
-    let adapter = Adapter::load(folder, config, backbone).map_err(|error| error.to_string())?;
-    check()?;
-    Ok(adapter)
+    let loaded = Adapter::load_known(Path::new(&version.source), config, backbone, &version.digest);
+    loaded.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
