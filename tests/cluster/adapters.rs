@@ -18,8 +18,8 @@ use crate::harness::{Running, knows_its_workers, machine, repository, request, w
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Long enough for a put, a lost reward worker and a lost router.
-const LONG_TOKENS: u32 = 256;
-const SHORT_TOKENS: u32 = 16;
+const LONG_TOKENS: u32 = 192;
+const SHORT_TOKENS: u32 = 24;
 
 /// A record of a process that was killed stays for so long.
 const LEASE: [&str; 2] = ["--lease-ttl", "2"];
@@ -57,7 +57,7 @@ impl World {
         ClusterClient::new(&addresses).unwrap().with_patience(SEEN_WITHIN)
     }
 
-    /// The adapter that ships, under a scale of its own: other files, other answers.
+    /// The adapter that ships, under a scale of its own: other files, and below 0 the opposite of its answers.
     fn folder(&self, name: &str, alpha: &str) -> PathBuf {
         let shipped = repository().join("adapters/positive-concise");
         let folder = self.folders.path().join(name);
@@ -145,7 +145,7 @@ async fn a_stream_ends_on_the_version_that_it_began_with_whatever_is_put_or_lost
         tokens += usize::from(matches!(event, Event::Tokens(_)));
         if tokens == 4 && world.routers.len() == 2 && !lost_router {
             lost_router = true;
-            let put = world.put("my", &world.folder("two", "4.0"));
+            let put = world.put("my", &world.folder("two", "-16.0"));
             assert_eq!((put["version"].as_u64(), put["refused_by"].as_array().unwrap().len()), (Some(2), 0));
             let busy = world.rewards.iter_mut().find(|reward| reward.metric("uniarm_reward_sessions") > 0.0);
             busy.expect("the stream is under way").kill();
@@ -168,7 +168,8 @@ async fn a_stream_ends_on_the_version_that_it_began_with_whatever_is_put_or_lost
     assert_ne!(old.choices[0].tokens, new.choices[0].tokens, "two versions, one answer");
 
     // A worker that starts later has both versions; a removal takes the newest from new requests, and from nobody else.
-    let lost = world.rewards.iter_mut().find(|reward| !reward.is_alive()).unwrap();
+    let lost = world.rewards.iter_mut().position(|reward| !reward.is_alive()).unwrap();
+    let lost = &mut world.rewards[lost];
     tokio::task::block_in_place(|| lost.restart());
     for version in [1, 2] {
         let row = world.listed("my", version);
