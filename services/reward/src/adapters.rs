@@ -226,14 +226,14 @@ impl AdapterFollower {
     /// Said once for each reason. Always false.
     fn refuse(&mut self, version: &AdapterVersion, fault: AdapterFault, again_at: Option<Instant>) -> bool {
         let key = (fault.name.clone(), fault.version);
-        let former = self.refused.insert(key, Refused { fault: fault.clone(), again_at });
-        if former.is_none_or(|former| former.fault != fault) {
+        if self.refused.get(&key).is_none_or(|former| former.fault != fault) {
             let (adapter, reason) = (versioned(&fault.name, fault.version), &fault.reason);
             match fault.other_backbone || version.retired_at_ms.is_some() {
                 true => tracing::info!(adapter, reason, "an adapter of the catalogue is not for this worker"),
                 false => tracing::error!(adapter, reason, "an adapter of the catalogue is not served"),
             }
         }
+        self.refused.insert(key, Refused { fault, again_at });
         false
     }
 

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use uniarm_model::{Adapter, ChatTemplate, Config, Method, ModelError, Tokenizer};
+use uniarm_model::{Adapter, ChatTemplate, Conditioned, Config, Method, ModelError, Tokenizer};
 use uniarm_proto::{
     AdapterFault, Generation, Member, MemberId, Objective, RewardModel, Role, TokenizerFingerprint,
     adapter::versioned,
@@ -50,14 +50,17 @@ pub struct RewardCatalogue {
 #[derive(Clone)]
 pub(crate) struct Served {
     pub(crate) record: RewardModel,
-    /// The outer count is of catalogues, the inner one of sessions.
-    pub(crate) adapter: Option<Arc<Arc<Adapter>>>,
+    /// This count is of catalogues, the one within of sessions.
+    pub(crate) adapter: Option<Arc<Loaded>>,
     pub(crate) system: Option<String>,
     /// Number of the adapter among those of this worker, from 1: part of the prefix cache's key. 0: no adapter.
     pub(crate) adapter_number: u64,
     /// Of what the store lists.
     listed: Option<Listed>,
 }
+
+/// An adapter in memory.
+pub(crate) struct Loaded(Arc<Adapter>);
 
 /// One version of the store's catalogue.
 #[derive(Clone)]
@@ -172,7 +175,7 @@ impl RewardCatalogue {
             ..RewardModel::default()
         };
         let adapter_number = if adapter.is_some() { self.next_number() } else { 0 };
-        let adapter = adapter.map(|adapter| Arc::new(Arc::new(adapter)));
+        let adapter = adapter.map(|adapter| Arc::new(Loaded(Arc::new(adapter))));
         self.served.push(Served { record, adapter, system, adapter_number, listed: None });
         Ok(())
     }
@@ -216,7 +219,7 @@ impl RewardCatalogue {
         };
         let adapter_number = self.next_number();
         let listed = Listed { name: name.to_owned(), digest, kept_until, left_at: None };
-        let adapter = Some(Arc::new(Arc::new(adapter)));
+        let adapter = Some(Arc::new(Loaded(Arc::new(adapter))));
         self.served.push(Served { record, adapter, system: None, adapter_number, listed: Some(listed) });
     }
 
@@ -297,7 +300,16 @@ impl RewardCatalogue {
 
 impl Served {
     fn has_sessions(&self) -> bool {
-        self.adapter.as_ref().is_some_and(|adapter| Arc::strong_count(adapter) > 1)
+        self.adapter.as_ref().is_some_and(|adapter| Arc::strong_count(&adapter.0) > 1)
+    }
+}
+
+// === impl Loaded ===
+
+impl Loaded {
+    /// What a session holds of it.
+    pub(crate) fn condition(&self, preference: &[f32]) -> Result<Conditioned, ModelError> {
+        self.0.condition(preference)
     }
 }
 
