@@ -354,6 +354,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_repeated_names_the_version_that_it_began_with() {
+        let client = ClusterClient::new(&["a:1", "b:1"]).unwrap();
+        let mut asked = GenerateRequest::new(crate::Input::Prompt("x".into()));
+        asked.guidance = vec![crate::GuidanceTerm { reward: "my".into(), preference: vec![], strength: 1.0 }];
+        let mut answers = client.generate(asked, None);
+        let guidance = vec![pb::GuidanceTerm { reward: "my@3".into(), ..pb::GuidanceTerm::default() }];
+        let started = pb::Started { guidance, seed: 7, ..pb::Started::default() };
+        answers.take(Event::Started(started)).unwrap();
+        let (request, sampling) = (&answers.request, answers.request.sampling.as_ref().unwrap());
+        assert_eq!((request.guidance[0].reward.as_str(), sampling.seed), ("my@3", Some(7)));
+    }
+
+    #[tokio::test]
     async fn routers_take_turns_and_one_that_broke_is_left_out() {
         let client = ClusterClient::new(&["a:1", "b:1", "c:1"]).unwrap();
         let turns: Vec<usize> = (0..4).map(|_| client.choose(None)).collect();

@@ -9,6 +9,7 @@ pub mod pb {
     tonic::include_proto!("uniarm.v1");
 }
 
+pub mod adapter;
 pub mod client;
 pub mod cluster_client;
 pub mod deadline;
@@ -22,6 +23,7 @@ pub mod request;
 pub mod session;
 pub mod transcript;
 
+pub use adapter::{AdapterFault, AdapterRecord, AdapterVersion};
 pub use cluster_client::{Answers, ClusterClient};
 pub use dice::Dice;
 pub use error::ProtocolError;

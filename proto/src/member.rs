@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    ProtocolError,
+    AdapterFault, ProtocolError,
     limits::{NAME_BYTES_MAX, OBJECTIVES_MAX},
     pb,
     request::check_count,
@@ -42,6 +42,8 @@ pub struct Member {
     pub group: String,
     pub rank: u32,
     pub size: u32,
+    /// What the store's catalogue names and this reward worker does not serve.
+    pub adapter_faults: Vec<AdapterFault>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,8 +54,9 @@ pub struct BaseModel {
     pub has_chat_template: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RewardModel {
+    /// As sessions name it: NAME@VERSION where it has a version.
     pub name: String,
     pub objectives: Vec<Objective>,
     pub backbone: String,
@@ -61,6 +64,10 @@ pub struct RewardModel {
     pub method: String,
     /// A prompted model of one objective, which can stand for it in a mixed preference.
     pub single_objective: bool,
+    /// Of the store's catalogue; 0: it is of its worker's command line, and has none.
+    pub version: u64,
+    /// No new request gets it by its bare name.
+    pub retired: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +171,7 @@ impl Member {
             group: String::new(),
             rank: 0,
             size: 1,
+            adapter_faults: Vec::new(),
         }
     }
 
@@ -195,6 +203,7 @@ impl TryFrom<pb::Member> for Member {
             group: wire.group,
             rank: wire.rank,
             size: wire.size,
+            adapter_faults: wire.adapter_faults.into_iter().map(Into::into).collect(),
         })
     }
 }
@@ -214,6 +223,7 @@ impl From<Member> for pb::Member {
             group: member.group,
             rank: member.rank,
             size: member.size,
+            adapter_faults: member.adapter_faults.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -240,6 +250,20 @@ impl RewardModel {
     pub fn serves(&self, objective: &str) -> bool {
         self.objectives.iter().any(|served| served.name == objective)
     }
+
+    /// The name without its version: what new requests say.
+    pub fn bare_name(&self) -> &str {
+        match self.name.rsplit_once('@') {
+            Some((bare, _)) if self.version > 0 => bare,
+            _ => &self.name,
+        }
+    }
+
+    /// As clients see it in a list: under its bare name.
+    #[must_use]
+    pub fn as_listed(&self) -> Self {
+        Self { name: self.bare_name().to_owned(), ..self.clone() }
+    }
 }
 
 impl TryFrom<pb::RewardModel> for RewardModel {
@@ -258,6 +282,8 @@ impl TryFrom<pb::RewardModel> for RewardModel {
             backbone: wire.backbone,
             method: wire.method,
             single_objective: wire.single_objective,
+            version: wire.version,
+            retired: wire.retired,
         })
     }
 }
@@ -274,6 +300,8 @@ impl From<RewardModel> for pb::RewardModel {
             backbone: model.backbone,
             method: model.method,
             single_objective: model.single_objective,
+            version: model.version,
+            retired: model.retired,
         }
     }
 }

@@ -22,6 +22,12 @@ pub enum StoreError {
     #[error("the member's record is invalid: {0}")]
     InvalidMember(String),
 
+    #[error("the adapter's record is invalid: {0}")]
+    InvalidAdapter(String),
+
+    #[error("the catalogue has no adapter named {name:?}")]
+    UnknownAdapter { name: String },
+
     #[error("store address {address:?}: {reason}")]
     Address { address: String, reason: String },
 

@@ -1,8 +1,10 @@
-//! Who is in the cluster: members register under a lease, and everyone watches the same snapshot of them.
+//! Who is in the cluster: members register under a lease, and everyone watches the same snapshot of them. And what reward
+//! workers are to serve: a catalogue of adapters.
 //!
 //! The store says who is alive and what they serve. It is never asked on a token's path: readers hold
 //! a snapshot that stays as it was while the store is away.
 
+pub mod adapters;
 pub mod address;
 pub mod etcd;
 pub mod memory;
@@ -17,6 +19,7 @@ mod record;
 
 use std::sync::Arc;
 
+pub use adapters::{Adapters, AdaptersReceiver, NewAdapter};
 pub use address::StoreAddress;
 pub use error::StoreError;
 pub use etcd::{Claim, Claimed, Credentials, EtcdOptions, EtcdStore, TlsFiles, Work, WorkState};

@@ -6,8 +6,9 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use uniarm_proto::{Generation, Member, MemberId};
+use uniarm_proto::{AdapterRecord, Generation, Member, MemberId};
 
+use crate::adapters::{self, Adapters, AdaptersReceiver, NewAdapter};
 use crate::snapshot::{Snapshot, SnapshotReceiver};
 use crate::store::{Hold, MemberStore, Registration, RegistrationState};
 use crate::{StoreError, record};
@@ -23,11 +24,13 @@ struct Shared {
     table: Mutex<Table>,
     clock: fn() -> SystemTime,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    catalogues: watch::Sender<Arc<Adapters>>,
 }
 
 #[derive(Default)]
 struct Table {
     members: BTreeMap<MemberId, Held>,
+    adapters: BTreeMap<String, Arc<AdapterRecord>>,
     revision: u64,
     generation_last: u64,
     closed: bool,
@@ -58,7 +61,8 @@ impl MemoryStore {
         // Revision 0 is for stores that have not been read yet; this one is complete from the start.
         let table = Table { revision: 1, ..Table::default() };
         let snapshots = watch::Sender::new(Arc::new(Snapshot::new([], table.revision)));
-        Self { shared: Arc::new(Shared { table: Mutex::new(table), clock, snapshots }) }
+        let catalogues = watch::Sender::new(Arc::new(Adapters::new([], table.revision)));
+        Self { shared: Arc::new(Shared { table: Mutex::new(table), clock, snapshots, catalogues }) }
     }
 }
 
@@ -100,6 +104,27 @@ impl MemberStore for MemoryStore {
         self.shared.snapshots.subscribe()
     }
 
+    async fn put_adapter(&self, adapter: NewAdapter) -> Result<AdapterRecord, StoreError> {
+        let mut table = self.shared.open_table()?;
+        let former = table.adapters.get(&adapter.name).cloned();
+        let others = table.adapters.values();
+        let others = others.filter(|record| record.name != adapter.name && !record.is_removed()).count();
+        adapters::check(&adapter, others)?;
+        let record = adapters::put(former.as_deref(), &adapter, self.shared.now_ms());
+        self.shared.settle(&mut table, former, record)
+    }
+
+    async fn remove_adapter(&self, name: &str) -> Result<AdapterRecord, StoreError> {
+        let mut table = self.shared.open_table()?;
+        let former = table.adapters.get(name).cloned();
+        let record = adapters::remove(former.as_deref(), name, self.shared.now_ms())?;
+        self.shared.settle(&mut table, former, record)
+    }
+
+    fn watch_adapters(&self) -> AdaptersReceiver {
+        self.shared.catalogues.subscribe()
+    }
+
     async fn close(&self) {
         let mut table = self.shared.lock();
         table.closed = true;
@@ -121,6 +146,27 @@ impl Shared {
     fn open_table(&self) -> Result<MutexGuard<'_, Table>, StoreError> {
         let table = self.lock();
         if table.closed { Err(StoreError::Closed) } else { Ok(table) }
+    }
+
+    fn now_ms(&self) -> u64 {
+        record::milliseconds((self.clock)())
+    }
+
+    /// Takes in what a record has become, and tells everyone; `None`: it is as it was.
+    fn settle(
+        &self,
+        table: &mut Table,
+        former: Option<Arc<AdapterRecord>>,
+        record: Option<AdapterRecord>,
+    ) -> Result<AdapterRecord, StoreError> {
+        let Some(record) = record else {
+            return Ok(former.map(Arc::unwrap_or_clone).expect("only what is there stays as it was"));
+        };
+        table.revision += 1;
+        table.adapters.insert(record.name.clone(), Arc::new(record.clone()));
+        let catalogue = Adapters::new(table.adapters.values().cloned(), table.revision);
+        self.catalogues.send_replace(Arc::new(catalogue));
+        Ok(record)
     }
 
     fn publish(&self, table: &mut Table) {

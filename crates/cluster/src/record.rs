@@ -31,6 +31,11 @@ pub(crate) fn check_id(id: &MemberId) -> Result<(), StoreError> {
 /// not passed it. The store's memory alone would do, until the store is lost with its data; the
 /// clock alone would do, until it is set back.
 pub(crate) fn generation_after(last: u64, now: SystemTime) -> u64 {
-    let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis());
-    u64::try_from(now_ms).unwrap_or(0).max(last + 1)
+    milliseconds(now).max(last + 1)
+}
+
+/// Since 1970.
+pub(crate) fn milliseconds(now: SystemTime) -> u64 {
+    let elapsed = now.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis());
+    u64::try_from(elapsed).unwrap_or(0)
 }

@@ -1,13 +1,13 @@
-//! The member store as a role sees it: register, watch, leave.
+//! The member store as a role sees it: register, watch, leave; and the catalogue of adapters beside the members.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use uniarm_proto::{Generation, Member, MemberId};
+use uniarm_proto::{AdapterRecord, Generation, Member, MemberId};
 
-use crate::{SnapshotReceiver, StoreError};
+use crate::{AdaptersReceiver, NewAdapter, SnapshotReceiver, StoreError};
 
 /// How often an id that is taken is tried again.
 const TAKEN_RETRY: Duration = Duration::from_millis(250);
@@ -30,6 +30,22 @@ pub trait MemberStore: Send + Sync {
     /// The members as this store last saw them. The snapshot stays while the store is away; it
     /// changes no more once this store and its registrations are dropped.
     fn watch(&self) -> SnapshotReceiver;
+
+    /// Puts the next version of an adapter into the catalogue, where it stays until it is removed; nobody else gets that
+    /// version's number, now or later. The very folder and digest that the newest version has are no new version. Returns
+    /// the record as it is then.
+    ///
+    /// Waits while the store is unavailable; bound it with a timeout where that matters.
+    async fn put_adapter(&self, adapter: NewAdapter) -> Result<AdapterRecord, StoreError>;
+
+    /// Takes an adapter from new requests (`UnknownAdapter`: there is none). Its record stays, so that its versions go on
+    /// where they ended.
+    ///
+    /// Waits while the store is unavailable; bound it with a timeout where that matters.
+    async fn remove_adapter(&self, name: &str) -> Result<AdapterRecord, StoreError>;
+
+    /// The catalogue as this store last saw it; as `watch`.
+    fn watch_adapters(&self) -> AdaptersReceiver;
 
     /// Ends all registrations made here and stops watching. Calls that come later fail with `Closed`.
     async fn close(&self);

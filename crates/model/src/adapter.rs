@@ -11,6 +11,7 @@
 //! one batch may each have their own.
 
 mod apply;
+mod files;
 mod load;
 mod plain;
 mod projection;
@@ -26,6 +27,7 @@ use crate::division::Linear;
 use crate::error::ModelError;
 use crate::kernels::panels::Panels;
 
+pub use files::AdapterFiles;
 pub use plain::PlainLora;
 
 /// Two preferences closer than this to the simplex are taken as on it.
@@ -162,7 +164,20 @@ impl Adapter {
     /// name the file and the tensor: another backbone, an unknown method, a missing, surplus, misshapen or
     /// non-finite tensor.
     pub fn load(folder: &Path, config: &Config, backbone_fingerprint: &[u8; 32]) -> Result<Self, ModelError> {
-        load::load(folder, config, backbone_fingerprint)
+        load::load(folder, config, backbone_fingerprint, None)
+    }
+
+    /// The same of files that are known by their digest ([`AdapterFiles`]): those with another one are refused.
+    ///
+    /// # Errors
+    /// As of `load`; [`ModelError::Adapter`] for another digest.
+    pub fn load_known(
+        folder: &Path,
+        config: &Config,
+        backbone_fingerprint: &[u8; 32],
+        digest: &[u8; 32],
+    ) -> Result<Self, ModelError> {
+        load::load(folder, config, backbone_fingerprint, Some(digest))
     }
 
     /// An adapter without weights, to be conditioned in tests over a

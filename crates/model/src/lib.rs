@@ -36,7 +36,7 @@ mod scripted;
 
 pub mod machine;
 
-pub use adapter::{Adapter, Conditioned, Method, Objective, PlainLora};
+pub use adapter::{Adapter, AdapterFiles, Conditioned, Method, Objective, PlainLora};
 pub use config::{Architecture, Config, Rope, RopeScaling};
 pub use error::ModelError;
 pub use forward::{Forward, Row};

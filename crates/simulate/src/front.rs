@@ -134,6 +134,7 @@ fn member(role: Role, index: usize) -> Arc<Member> {
         backbone: REWARD_MODEL.into(),
         method: "plain".into(),
         single_objective: false,
+        ..RewardModel::default()
     };
     Arc::new(Member {
         id: MemberId(format!("{role}-{index:06}")),
@@ -148,6 +149,7 @@ fn member(role: Role, index: usize) -> Arc<Member> {
         group: String::new(),
         rank: 0,
         size: 1,
+        adapter_faults: Vec::new(),
     })
 }
 

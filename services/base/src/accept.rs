@@ -79,6 +79,7 @@ impl BaseSettings {
             group: self.model.clone(),
             rank: 0,
             size: 1,
+            adapter_faults: Vec::new(),
         }
     }
 

@@ -1,10 +1,15 @@
-//! `uniarm adapters`: adapters made of adapters.
+//! `uniarm adapters`: the catalogue that reward workers serve, and adapters made of adapters.
+
+mod desired;
+mod seen;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 use uniarm_trainer::soup::{self, Ingredient};
+
+use desired::{DigestArgs, ListArgs, PutArgs, RemoveArgs};
 
 #[derive(Debug, Args)]
 pub struct AdaptersArgs {
@@ -14,6 +19,14 @@ pub struct AdaptersArgs {
 
 #[derive(Debug, Subcommand)]
 enum AdaptersCommand {
+    /// Have the reward workers of a cluster serve an adapter, without a restart: the next version of its name
+    Put(PutArgs),
+    /// List the adapters that reward workers are to serve, and who does
+    List(ListArgs),
+    /// Take an adapter from new requests; what has begun with it goes on
+    Remove(RemoveArgs),
+    /// Print what an adapter's files are known by
+    Digest(DigestArgs),
     /// Mix plain LoRAs, one for each objective, into one adapter whose mean the preference of a request weighs
     Soup(SoupArgs),
 }
@@ -31,8 +44,17 @@ struct SoupArgs {
     loras: Vec<Ingredient>,
 }
 
-pub fn run(args: &AdaptersArgs) -> anyhow::Result<()> {
-    let AdaptersCommand::Soup(SoupArgs { output, json, loras }) = &args.command;
+pub async fn run(args: AdaptersArgs) -> anyhow::Result<()> {
+    match args.command {
+        AdaptersCommand::Put(args) => desired::put(args).await,
+        AdaptersCommand::List(args) => desired::list(args).await,
+        AdaptersCommand::Remove(args) => desired::remove(args).await,
+        AdaptersCommand::Digest(args) => desired::digest(&args),
+        AdaptersCommand::Soup(args) => cook(&args),
+    }
+}
+
+fn cook(SoupArgs { output, json, loras }: &SoupArgs) -> anyhow::Result<()> {
     let soup = soup::cook(loras, output)?;
     if *json {
         let folder = output.display().to_string();

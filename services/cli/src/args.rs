@@ -62,7 +62,7 @@ pub enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
-    /// Make adapters of adapters
+    /// Say which adapters the reward workers of a cluster serve, and make adapters of adapters
     Adapters(AdaptersArgs),
     /// Judge answers: fit, ask and compare what scores them for one objective
     Oracle {
@@ -282,11 +282,11 @@ impl RewardModelArgs {
     /// Prompted reward models by name, with their texts.
     pub fn prompted(&self) -> anyhow::Result<Vec<(&str, &str)>> {
         let is_whole = |flag: &&String| match flag.split_once('=') {
-            Some((name, text)) => !name.is_empty() && !text.is_empty(),
+            Some((name, text)) => !name.is_empty() && !name.contains('@') && !text.is_empty(),
             None => false,
         };
         if let Some(wrong) = self.prompted.iter().find(|flag| !is_whole(flag)) {
-            anyhow::bail!("--prompted wants NAME=TEXT, not {wrong:?}");
+            anyhow::bail!("--prompted wants NAME=TEXT, without an @ in NAME, not {wrong:?}");
         }
         Ok(self.prompted.iter().filter_map(|flag| flag.split_once('=')).collect())
     }
@@ -298,6 +298,7 @@ impl RewardModelArgs {
 
     /// What can be said of the flags without opening a file.
     pub fn check(&self) -> anyhow::Result<()> {
+        self.adapter.iter().try_for_each(|flag| crate::worker::check_adapter_name(flag))?;
         self.prompted().map(|_| ())
     }
 }

@@ -65,6 +65,15 @@ pub fn reward() -> ArgValueCompleter {
     })
 }
 
+/// Of `uniarm adapters`: names that somebody serves a version of.
+pub fn adapter() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let models = served().unwrap_or_default().reward_models.into_iter();
+        let names = models.filter(|model| model.version > 0).map(|model| model.name);
+        starting_with(names, &current.to_string_lossy())
+    })
+}
+
 /// Of `--model`.
 pub fn model() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {

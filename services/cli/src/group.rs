@@ -18,10 +18,12 @@ use uniarm_cluster::{MemberStore, StoreAddress};
 use uniarm_collective::{Group, Payload, RANKS_MAX, Tcp, Wires};
 use uniarm_model::{Adapter, Leader, ModelError, ModelFiles, Shard};
 use uniarm_proto::{Generation, Member, MemberId, Role};
+use uniarm_reward::AdapterFollower;
 use uniarm_tls::RoleName;
 
 use crate::{
     args::{BaseArgs, EngineArgs, ProcessArgs, RewardArgs},
+    catalogue,
     process::Process,
     served::Served,
     worker,
@@ -178,8 +180,13 @@ pub async fn reward(mut process: Process, seat: Seat, args: RewardArgs) -> anyho
         return Ok(());
     };
     process.lost = Some(lost);
+    let config = files.config.clone();
     let (handle, member) = worker::start_reward(files, model, &args.models, &args.engine, &process.metrics)?;
     let Some(member) = process.member(seat.sign(member)).await? else { return Ok(()) };
+    // Ranks that follow load the adapters of their flags when they start, and a step names one that all of them have.
+    let follower = AdapterFollower::new(handle.clone(), config, &process.metrics)
+        .refusing("a reward worker of several processes (--group) serves the adapters of its flags alone");
+    let Some(member) = catalogue::follow(&process, follower, &handle, member).await else { return Ok(()) };
     process.serve(member, Served::Reward(handle), None).await
 }
 

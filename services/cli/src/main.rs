@@ -4,6 +4,7 @@ mod adapters;
 mod args;
 mod batch;
 mod bench;
+mod catalogue;
 mod chat;
 mod client;
 mod complete;
@@ -53,7 +54,7 @@ fn main() -> std::process::ExitCode {
         match cli.command {
             Command::Up(args) => Box::pin(roles::up(args)).await,
             Command::Router(args) => roles::router(args).await,
-            Command::Base(args) => roles::base(args).await,
+            Command::Base(args) => Box::pin(roles::base(args)).await,
             Command::Reward(args) => roles::reward(args).await,
             Command::Generate(args) => generate::run(args).await,
             Command::Chat(args) => chat::run(args).await,
@@ -62,7 +63,7 @@ fn main() -> std::process::ExitCode {
             Command::Status(args) => status::run(args).await,
             Command::Replay(args) => replay::run(args).await,
             Command::Keys { command } => keys::run(&command),
-            Command::Adapters(args) => adapters::run(&args),
+            Command::Adapters(args) => adapters::run(args).await,
             Command::Label(args) => label::run(args).await,
             Command::Eval(args) => eval::run(args).await,
             Command::Bench(args) => bench::run(args).await,

@@ -33,6 +33,7 @@ fn as_json(served: &pb::ListModelsResponse) -> serde_json::Value {
             .collect();
         json!({
             "name": model.name,
+            "version": (model.version > 0).then_some(model.version),
             "objectives": objectives,
             "backbone": model.backbone,
             "method": model.method,
@@ -54,7 +55,8 @@ fn print_table(served: &pb::ListModelsResponse) {
     }
     println!("REWARD MODELS");
     for model in &served.reward_models {
-        println!("  {}  ({} on {})", model.name, model.method, model.backbone);
+        let version = if model.version > 0 { format!("version {}, ", model.version) } else { String::new() };
+        println!("  {}  ({version}{} on {})", model.name, model.method, model.backbone);
         for objective in &model.objectives {
             println!("      {}: {}", objective.name, objective.description);
         }

@@ -16,7 +16,7 @@ use uniarm_tls::ServerTls;
 
 use crate::{
     args::{EngineArgs, LogArgs, LogForm, ProcessArgs},
-    group,
+    catalogue, group,
     served::{HAND_OVER, Served, drain},
     tls::AdminArgs,
     worker::{self, Loaded},
@@ -169,6 +169,7 @@ impl Process {
             }
             tokio::select! {
                 () = shutdown.begun() => {}
+                never = catalogue::announce(&registrations, &members, &all) => match never {},
                 by = superseded(&registrations[0]) => {
                     tracing::error!(%by, "another process has taken this one's id; stopping");
                 }

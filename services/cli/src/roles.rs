@@ -7,6 +7,7 @@ use uniarm_base::{GrpcScorer, StoreScorer, server::BaseService};
 use uniarm_cluster::{MemberStore as _, MemoryStore, StoreAddress};
 use uniarm_engine::fused::fuse;
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Member, MemberId, Role};
+use uniarm_reward::AdapterFollower;
 use uniarm_router::{RouterOptions, RouterService, peers};
 use uniarm_runtime::{
     Metrics, Readiness, Shutdown,
@@ -17,6 +18,7 @@ use uniarm_tls::RoleName;
 
 use crate::{
     args::{BaseArgs, RewardArgs, RouterArgs, UpArgs},
+    catalogue,
     demo_adapter::{self, DemoAdapter},
     group,
     local::LocalScorer,
@@ -115,6 +117,7 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
     let options = GrpcOptions { tls: args.process.tls.server(Role::Reward)?, ..options.clone() };
     let server = GrpcServer::bind(address, options, readiness.clone()).await?;
     let reward_files = worker::open(&args.model)?;
+    let config = reward_files.config.clone();
     let [base_model, reward_model] = fuse(Box::new(loaded.llama));
     let (reward, member) =
         worker::start_reward(reward_files, Box::new(reward_model), &args.models, &args.engine, metrics)?;
@@ -127,6 +130,10 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
         None => advertised(&server),
     };
     let Some(reward_member) = process.member(Member { id, address: advertise, ..member }).await? else {
+        return Ok(());
+    };
+    let follower = AdapterFollower::new(reward.clone(), config, metrics);
+    let Some(reward_member) = catalogue::follow(&process, follower, &reward, reward_member).await else {
         return Ok(());
     };
     let flags = (&args.engine, &args.exchange);
@@ -158,10 +165,12 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     }
     let threads = worker::Threads::of(false);
     let Some(loaded) = process.load(args.model, &args.engine, threads).await? else { return Ok(()) };
-    let model = Box::new(loaded.llama);
+    let (model, config) = (Box::new(loaded.llama), loaded.files.config.clone());
     let (handle, member) =
         worker::start_reward(loaded.files, model, &args.models, &args.engine, &process.metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
+    let follower = AdapterFollower::new(handle.clone(), config, &process.metrics);
+    let Some(member) = catalogue::follow(&process, follower, &handle, member).await else { return Ok(()) };
     process.serve(member, Served::Reward(handle), None).await
 }
 

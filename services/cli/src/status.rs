@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tonic::Request;
-use uniarm_proto::{Member, Role, pb, pb::status_client::StatusClient};
+use uniarm_proto::{Member, Role, adapter::versioned, pb, pb::status_client::StatusClient};
 
 use crate::{args::StatusArgs, client::EndpointArgs};
 
@@ -34,6 +34,17 @@ struct Overview {
     leaving: BTreeMap<String, u32>,
     /// Routers that do not answer, and why.
     away: Vec<(String, String)>,
+}
+
+/// One reward model, over all workers.
+#[derive(Debug, Default, PartialEq)]
+struct Steering {
+    /// Workers that give it to new requests.
+    workers: usize,
+    /// Workers that keep it for streams that began with it.
+    retiring: usize,
+    /// What other workers say of it.
+    faults: Vec<(String, String)>,
 }
 
 struct Seen {
@@ -132,6 +143,25 @@ impl Overview {
         load
     }
 
+    /// Reward models by name, each version for itself.
+    fn catalogue(&self) -> BTreeMap<String, Steering> {
+        let mut catalogue: BTreeMap<String, Steering> = BTreeMap::new();
+        for Seen { member, .. } in self.members.values() {
+            for model in &member.reward_models {
+                let known = catalogue.entry(model.name.clone()).or_default();
+                match model.retired {
+                    true => known.retiring += 1,
+                    false => known.workers += 1,
+                }
+            }
+            for fault in member.adapter_faults.iter().filter(|fault| !fault.other_backbone) {
+                let known = catalogue.entry(versioned(&fault.name, fault.version)).or_default();
+                known.faults.push((member.id.to_string(), fault.reason.clone()));
+            }
+        }
+        catalogue
+    }
+
     fn print(&self) {
         println!("{:<7} {:<24} {:<22} {:>7} {:>9}  SERVES", "ROLE", "ID", "ADDRESS", "UP", "UNDER WAY");
         for ((role, id), seen) in &self.members {
@@ -155,6 +185,25 @@ impl Overview {
         for (endpoint, reason) in &self.away {
             println!("router at {endpoint} does not answer: {reason}");
         }
+        self.print_catalogue();
+    }
+
+    fn print_catalogue(&self) {
+        let catalogue = self.catalogue();
+        if catalogue.is_empty() {
+            return;
+        }
+        println!("\n{:<32} {:>7}", "REWARD MODEL", "WORKERS");
+        for (name, known) in &catalogue {
+            let retiring = match known.retiring {
+                0 => String::new(),
+                workers => format!("  (retired on {workers}: for streams that began with it)"),
+            };
+            println!("{name:<32} {:>7}{retiring}", known.workers);
+            for (worker, reason) in &known.faults {
+                println!("    not on {worker}: {reason}");
+            }
+        }
     }
 
     fn as_json(&self) -> serde_json::Value {
@@ -172,7 +221,17 @@ impl Overview {
         let leaving = self.leaving.iter().map(|(id, under_way)| json!({ "id": id, "under_way": under_way }));
         let away =
             self.away.iter().map(|(endpoint, reason)| json!({ "endpoint": endpoint, "reason": reason }));
+        let fault = |(worker, reason): &(String, String)| json!({ "worker": worker, "reason": reason });
+        let reward_model = |(name, known): (String, Steering)| {
+            json!({
+                "name": name,
+                "workers": known.workers,
+                "retiring": known.retiring,
+                "faults": known.faults.iter().map(fault).collect::<Vec<_>>(),
+            })
+        };
         json!({
+            "reward_models": self.catalogue().into_iter().map(reward_model).collect::<Vec<_>>(),
             "members": self.members.iter().map(member).collect::<Vec<_>>(),
             "leaving": leaving.collect::<Vec<_>>(),
             "routers_away": away.collect::<Vec<_>>(),
@@ -185,7 +244,8 @@ impl Overview {
 impl Seen {
     fn serves(&self) -> Vec<&str> {
         let base = self.member.base_model.iter().map(|model| model.name.as_str());
-        base.chain(self.member.reward_models.iter().map(|model| model.name.as_str())).collect()
+        let rewards = self.member.reward_models.iter().filter(|model| !model.retired);
+        base.chain(rewards.map(|model| model.name.as_str())).collect()
     }
 
     /// A generation is the time at which its life began, in milliseconds, unless a clock was set back.
@@ -226,6 +286,48 @@ mod tests {
         assert_eq!(json["members"][0]["under_way"], 5);
         assert_eq!(json["members"][0]["left_alone"], true);
         assert_eq!(json["leaving"], json!([{ "id": "base-1", "under_way": 5 }]));
+    }
+
+    #[test]
+    fn the_catalogue_counts_workers_by_version_and_says_who_lacks_one() {
+        let model = |version, retired| pb::RewardModel {
+            name: format!("my@{version}"),
+            version,
+            retired,
+            ..pb::RewardModel::default()
+        };
+        let reward = |id: &str, reward_models, adapter_faults| pb::MemberReport {
+            member: Some(pb::Member {
+                id: id.into(),
+                role: pb::Role::Reward as i32,
+                reward_models,
+                adapter_faults,
+                ..pb::Member::default()
+            }),
+            ..pb::MemberReport::default()
+        };
+        let fault = pb::AdapterFault {
+            name: "my".into(),
+            version: 2,
+            reason: "no such folder".into(),
+            other_backbone: false,
+        };
+        let members = vec![
+            reward("reward-0", vec![model(1, true), model(2, false)], vec![]),
+            reward("reward-1", vec![model(1, false)], vec![fault]),
+        ];
+        let mut overview = Overview::default();
+        overview.add(pb::ReportResponse { members, ..pb::ReportResponse::default() }).unwrap();
+        let json = overview.as_json();
+        let fault = json!([{ "worker": "reward-1", "reason": "no such folder" }]);
+        assert_eq!(
+            json["reward_models"],
+            json!([
+                { "name": "my@1", "workers": 1, "retiring": 1, "faults": [] },
+                { "name": "my@2", "workers": 1, "retiring": 0, "faults": fault },
+            ])
+        );
+        assert_eq!(json["members"][0]["serves"], json!(["my@2"]));
     }
 
     #[test]

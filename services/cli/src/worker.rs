@@ -242,13 +242,28 @@ pub fn start_reward(
 
 /// `NAME=FOLDER`, or the folder's own name.
 pub fn adapter_name(flag: &str) -> anyhow::Result<(String, PathBuf)> {
+    check_adapter_name(flag)?;
     if let Some((name, folder)) = flag.split_once('=') {
         return Ok((name.to_owned(), folder.into()));
     }
     let folder = Path::new(flag);
     let name = folder.canonicalize().with_context(|| format!("no adapter folder {flag}"))?;
     let name = name.file_name().context("an adapter folder has a name")?.to_string_lossy().into_owned();
+    check_adapter_name(&format!("{name}="))?;
     Ok((name, folder.to_owned()))
+}
+
+/// Refuses a name that looks like a version of the store's catalogue, before a folder is looked for.
+pub fn check_adapter_name(flag: &str) -> anyhow::Result<()> {
+    match flag.split_once('=') {
+        Some((name, _)) if name.contains('@') => {
+            bail!(
+                "--adapter {name:?} has an @, which stands before versions of the store's catalogue: give it another \
+                 name, as NAME=FOLDER"
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What these flags make an engine with.

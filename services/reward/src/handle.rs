@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc, watch};
 use uniarm_engine::{Executor, ExecutorOptions};
 use uniarm_model::{Forward, ModelError};
 use uniarm_proto::{
@@ -42,7 +42,8 @@ pub struct RewardEngine;
 /// What the rest of the process holds of an engine.
 #[derive(Clone)]
 pub struct RewardHandle {
-    catalogue: Arc<RewardCatalogue>,
+    /// One after the other; a session is opened by the one that is here then.
+    catalogue: Arc<watch::Sender<Arc<RewardCatalogue>>>,
     inbox: Inbox<Command>,
     connections: Arc<AtomicU64>,
 }
@@ -122,15 +123,29 @@ impl RewardEngine {
         let own = (RewardMetrics::new(metrics), StepMeter::new(metrics));
         let engine = Engine::new(executor, fingerprint, own);
         drive(options.driver, "reward-engine", engine, commands)?;
-        Ok(RewardHandle { catalogue: Arc::new(catalogue), inbox, connections: Arc::default() })
+        let catalogue = Arc::new(watch::Sender::new(Arc::new(catalogue)));
+        Ok(RewardHandle { catalogue, inbox, connections: Arc::default() })
     }
 }
 
 // === impl RewardHandle ===
 
 impl RewardHandle {
-    pub fn catalogue(&self) -> &RewardCatalogue {
-        &self.catalogue
+    /// What it serves now.
+    #[must_use]
+    pub fn catalogue(&self) -> Arc<RewardCatalogue> {
+        self.catalogue.borrow().clone()
+    }
+
+    /// What it serves now, and each time that this has changed.
+    #[must_use]
+    pub fn watch_catalogue(&self) -> watch::Receiver<Arc<RewardCatalogue>> {
+        self.catalogue.subscribe()
+    }
+
+    /// Serves this from the next session on.
+    pub(crate) fn set_catalogue(&self, catalogue: RewardCatalogue) {
+        self.catalogue.send_replace(Arc::new(catalogue));
     }
 
     /// Tells all base workers that this worker is going away; they move what they can, and leave.
@@ -158,8 +173,8 @@ impl Connection {
         let _credit = credit.expect("the semaphore is never closed");
         let is_slow = |op: &IncomingOp| matches!(&op.2, Ok(SessionOp::Open(open)) if !open.input.is_tokens());
         let ready = if ops.iter().any(is_slow) {
-            let catalogue = Arc::clone(&self.handle.catalogue);
-            let prepared = tokio::task::spawn_blocking(move || ready_ops(&catalogue, ops)).await;
+            let handle = self.handle.clone();
+            let prepared = tokio::task::spawn_blocking(move || ready_ops(&handle, ops)).await;
             match prepared {
                 Ok(ready) => ready,
                 Err(error) => {
@@ -168,7 +183,7 @@ impl Connection {
                 }
             }
         } else {
-            ready_ops(&self.handle.catalogue, ops)
+            ready_ops(&self.handle, ops)
         };
         let _ = self.handle.inbox.send(Command::Ops { connection: self.id, ops: ready, _credit });
     }
@@ -180,10 +195,10 @@ impl Drop for Connection {
     }
 }
 
-fn ready_ops(catalogue: &RewardCatalogue, ops: Vec<IncomingOp>) -> Vec<ReadyOp> {
+fn ready_ops(handle: &RewardHandle, ops: Vec<IncomingOp>) -> Vec<ReadyOp> {
     let ready = |(session, generation, op): IncomingOp| {
         let kind = match op {
-            Ok(SessionOp::Open(open)) => match prepare(catalogue, &open) {
+            Ok(SessionOp::Open(open)) => match prepare(&handle.catalogue(), &open) {
                 Ok(prepared) => ReadyKind::Open(Box::new(prepared)),
                 Err(failure) => ReadyKind::Refuse(failure),
             },

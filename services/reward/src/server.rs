@@ -79,7 +79,8 @@ impl Reward for RewardService {
 #[tonic::async_trait]
 impl Membership for RewardService {
     async fn describe(&self, _: Request<pb::DescribeRequest>) -> Result<Response<pb::Member>, Status> {
-        Ok(Response::new(Member::clone(&self.member).into()))
+        let member = Member::clone(&self.member);
+        Ok(Response::new(self.handle.catalogue().describe(member).into()))
     }
 }
 

@@ -112,6 +112,7 @@ mod tests {
             group: String::new(),
             rank: 0,
             size: 1,
+            adapter_faults: Vec::new(),
         }
     }
 

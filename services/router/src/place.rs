@@ -8,8 +8,7 @@ use uniarm_proto::{
     RewardWorker, Role,
 };
 
-/// Names of served things that a refusal lists; more would hide the sentence.
-const NAMES_LISTED_MAX: usize = 12;
+use crate::resolve::{Rewards, list, resolve_guidance, unknown};
 
 /// Reward workers that a placement names for a term. A request that has lost so many meets a cluster without reward
 /// workers; the names of a thousand would be 60 KB in every request.
@@ -60,15 +59,14 @@ impl Scope {
         members.filter_map(|member| member.base_model.as_ref()).filter(move |model| may(&model.name))
     }
 
-    /// What is served of it, each once.
-    pub fn reward_models<'a>(&self, snapshot: &'a Snapshot) -> Vec<&'a RewardModel> {
-        let may = |name: &String| self.reward_models.as_ref().is_none_or(|names| names.contains(name));
-        let mut seen = BTreeSet::new();
-        snapshot
-            .with_role(Role::Reward)
-            .flat_map(|member| &member.reward_models)
-            .filter(|reward| may(&reward.name) && seen.insert(reward.name.as_str()))
-            .collect()
+    /// What is served of it. A name means all of its versions; NAME@VERSION means that one.
+    pub fn reward_models<'a>(&self, snapshot: &'a Snapshot) -> Rewards<'a> {
+        let may = |reward: &&RewardModel| {
+            let names = self.reward_models.as_ref();
+            names.is_none_or(|names| names.contains(&reward.name) || names.contains(reward.bare_name()))
+        };
+        let served = snapshot.with_role(Role::Reward).flat_map(|member| &member.reward_models);
+        Rewards::of(served.filter(may))
     }
 }
 
@@ -177,128 +175,8 @@ fn choose_base(
     Ok(std::sync::Arc::clone(better))
 }
 
-/// Gives every term a reward model. A preference over several prompted models becomes a term for each of them.
-fn resolve_guidance(
-    rewards: &[&RewardModel],
-    asked: Vec<GuidanceTerm>,
-) -> Result<Vec<GuidanceTerm>, Refusal> {
-    if rewards.is_empty() && !asked.is_empty() {
-        return Err(Refusal::unavailable("no_reward_worker", "no reward worker is registered yet"));
-    }
-    let mut resolved = Vec::with_capacity(asked.len());
-    for (index, term) in asked.into_iter().enumerate() {
-        resolve_term(rewards, index, term, &mut resolved)?;
-    }
-    Ok(resolved)
-}
-
-fn resolve_term(
-    rewards: &[&RewardModel],
-    index: usize,
-    mut term: GuidanceTerm,
-    resolved: &mut Vec<GuidanceTerm>,
-) -> Result<(), Refusal> {
-    let field = |name: &str| format!("guidance[{index}].{name}");
-    if !term.reward.is_empty() {
-        let Some(reward) = rewards.iter().find(|reward| reward.name == term.reward) else {
-            let names = rewards.iter().map(|reward| reward.name.clone()).collect();
-            return Err(Refusal::not_found(field("reward"), unknown(&term.reward, &names)));
-        };
-        check_objectives(reward, &term).map_err(|reason| Refusal::invalid(field("preference"), reason))?;
-        resolved.push(term);
-        return Ok(());
-    }
-    if term.preference.is_empty() {
-        let [only] = rewards else {
-            let names = rewards.iter().map(|reward| reward.name.clone()).collect();
-            let reason = format!("is empty, and so is the preference; several are served: {}", list(&names));
-            return Err(Refusal::invalid(field("reward"), reason));
-        };
-        term.reward.clone_from(&only.name);
-        check_objectives(only, &term).map_err(|reason| Refusal::invalid(field("preference"), reason))?;
-        resolved.push(term);
-        return Ok(());
-    }
-    let serves_all = |reward: &&&RewardModel| term.preference.iter().all(|(name, _)| reward.serves(name));
-    if let Some(reward) = rewards.iter().find(serves_all) {
-        term.reward.clone_from(&reward.name);
-        resolved.push(term);
-        return Ok(());
-    }
-    let total: f32 = term.preference.iter().map(|(_, weight)| weight).sum();
-    for (objective, weight) in &term.preference {
-        let stands_for = |reward: &&&RewardModel| reward.single_objective && reward.serves(objective);
-        let Some(reward) = rewards.iter().find(stands_for) else {
-            let known = rewards.iter().flat_map(|r| r.objectives.iter().map(|o| o.name.clone())).collect();
-            let reason = if rewards.iter().any(|reward| reward.serves(objective)) {
-                format!("no single reward model serves all of {:?}", names_of(&term.preference))
-            } else {
-                format!("objective {}", unknown(objective, &known))
-            };
-            return Err(Refusal::invalid(field("preference"), reason));
-        };
-        if *weight > 0.0 {
-            resolved.push(GuidanceTerm {
-                reward: reward.name.clone(),
-                preference: vec![(objective.clone(), 1.0)],
-                strength: term.strength * weight / total,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn check_objectives(reward: &RewardModel, term: &GuidanceTerm) -> Result<(), String> {
-    let known: BTreeSet<String> = reward.objectives.iter().map(|o| o.name.clone()).collect();
-    if let Some((objective, _)) = term.preference.iter().find(|(name, _)| !known.contains(name)) {
-        if known.is_empty() {
-            return Err(format!("reward {:?} has no objectives: send no preference", reward.name));
-        }
-        return Err(format!("objective {}", unknown(objective, &known)));
-    }
-    if term.preference.is_empty() && known.len() > 1 {
-        return Err(format!("is missing; reward {:?} wants weights for {}", reward.name, list(&known)));
-    }
-    Ok(())
-}
-
 fn serving<'a>(member: &'a Member, reward: &str) -> Option<&'a RewardModel> {
     member.reward_models.iter().find(|served| served.name == reward)
-}
-
-fn names_of(preference: &[(String, f32)]) -> Vec<&str> {
-    preference.iter().map(|(name, _)| name.as_str()).collect()
-}
-
-fn unknown(asked: &str, known: &BTreeSet<String>) -> String {
-    let nearest = known.iter().min_by_key(|name| edit_distance(asked, name));
-    match nearest.filter(|name| edit_distance(asked, name) <= asked.len().div_ceil(2)) {
-        Some(nearest) => {
-            format!("{asked:?} is not served; did you mean {nearest:?}? Served: {}", list(known))
-        }
-        None => format!("{asked:?} is not served. Served: {}", list(known)),
-    }
-}
-
-fn list(names: &BTreeSet<String>) -> String {
-    let shown: Vec<&str> = names.iter().take(NAMES_LISTED_MAX).map(String::as_str).collect();
-    let more = if names.len() > NAMES_LISTED_MAX { ", …" } else { "" };
-    format!("{}{more}", shown.join(", "))
-}
-
-/// Levenshtein distance over bytes.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -339,6 +217,7 @@ mod tests {
             group: String::new(),
             rank: 0,
             size: 1,
+            adapter_faults: Vec::new(),
         }
     }
 
@@ -360,6 +239,7 @@ mod tests {
                 backbone: "b".into(),
                 method: "prompted".into(),
                 single_objective: objectives.len() == 1,
+                ..RewardModel::default()
             })
             .collect();
         Arc::new(Member { reward_models, ..member(id, Role::Reward) })
@@ -411,7 +291,7 @@ mod tests {
             Scope::only(set(base), set(rewards))
         };
         let all = Scope::everything().reward_models(&cluster);
-        let (first, second) = (&all[0].name, &all[1].name);
+        let (first, second) = (&all.current()[0].name, &all.current()[1].name);
         let ask = |scope: &Scope, guidance| {
             place((&cluster, scope), &request(guidance), &Idle, [0, 1], &BTreeSet::new())
         };
@@ -440,6 +320,45 @@ mod tests {
         assert_eq!(again.placed.request, before.request);
         assert_eq!(again.placed.placements[0][0].member.0, "r3");
         assert_eq!(again.placed.placements[1], before.placements[1]);
+    }
+
+    fn versions(id: &str, versions: &[(u64, bool)]) -> Arc<Member> {
+        let version = |(version, retired): &(u64, bool)| RewardModel {
+            name: format!("my@{version}"),
+            version: *version,
+            retired: *retired,
+            ..RewardModel::default()
+        };
+        let reward_models = versions.iter().map(version).collect();
+        Arc::new(Member { reward_models, ..member(id, Role::Reward) })
+    }
+
+    /// The whole life of a stream over two versions: what it began with it keeps, wherever it goes.
+    #[test]
+    fn a_request_keeps_the_version_that_it_was_placed_with() {
+        let mine = |snapshot: &Snapshot, reward: &str| {
+            let request = request(vec![term(reward, &[])]);
+            let placed = place((snapshot, Scope::everything()), &request, &Idle, [0, 0], &BTreeSet::new());
+            placed.map(|placement| placement.placed)
+        };
+        let first = Snapshot::new([base("b1", "m"), versions("r1", &[(1, false)])], 1);
+        let begun = mine(&first, "my").unwrap();
+        assert_eq!(begun.request.guidance[0].reward, "my@1");
+        // One worker has the next version already, the other not yet.
+        let both = [versions("r1", &[(1, true), (2, false)]), versions("r2", &[(1, false)])];
+        let second = Snapshot::new(both.into_iter().chain([base("b1", "m")]), 2);
+        let next = mine(&second, "my").unwrap();
+        assert_eq!(next.request.guidance[0].reward, "my@2");
+        assert_eq!(next.placements[0].len(), 1, "who has it");
+        let again = place_again(&second, &begun, &Idle, [0, 0], &BTreeSet::new()).unwrap().placed;
+        assert_eq!(again.request.guidance[0].reward, "my@1");
+        assert_eq!(again.placements[0].len(), 2);
+        assert_eq!(mine(&second, "my@1").unwrap().placements, again.placements, "as its client repeats it");
+        // Removed: nobody begins with it, and what has begun goes on.
+        let removed = Snapshot::new([base("b1", "m"), versions("r1", &[(1, true), (2, true)])], 3);
+        let refusal = mine(&removed, "my").unwrap_err();
+        assert_eq!((refusal.code, refusal.field.as_deref()), (Code::NotFound, Some("guidance[0].reward")));
+        assert_eq!(mine(&removed, "my@2").unwrap().request.guidance[0].reward, "my@2");
     }
 
     #[test]

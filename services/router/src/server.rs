@@ -239,12 +239,13 @@ impl RouterService {
     /// What this cluster serves now, of what `scope` has.
     pub(crate) fn served(&self, scope: &Scope) -> pb::ListModelsResponse {
         let snapshot = Arc::clone(&self.relay.members.borrow());
+        let rewards = scope.reward_models(&snapshot);
         let mut base_models: Vec<_> = scope.base_models(&snapshot).cloned().collect();
         base_models.sort_by(|a, b| a.name.cmp(&b.name));
         base_models.dedup_by(|a, b| a.name == b.name);
         pb::ListModelsResponse {
             base_models: base_models.into_iter().map(Into::into).collect(),
-            reward_models: scope.reward_models(&snapshot).into_iter().cloned().map(Into::into).collect(),
+            reward_models: rewards.current().iter().map(|reward| reward.as_listed().into()).collect(),
         }
     }
 }

@@ -13,7 +13,8 @@ import sys
 import time
 
 import uniarm
-from uniarm._resume import Fault, Repeats
+from uniarm._resume import Fault, Journey, Repeats
+from uniarm.v1 import inference_pb2
 
 GUIDED = uniarm.Request(
     "Describe the sea.", preference={"positive": 0.5, "concise": 0.5}, temperature=0.0, seed=7, max_tokens=16
@@ -88,6 +89,17 @@ def the_rules_of_repeating_are_the_rust_clients():
     assert repeats.on_loss(Fault.CONNECTION, 60.0, 0.0) is None
 
 
+def what_is_repeated_names_the_version_that_it_began_with():
+    journey = Journey(uniarm.Request("Hi", reward="my", preference={"kind": 1.0}).to_wire(), 2, 0.0)
+    started = inference_pb2.Started(request_id="r", model="m", seed=7)
+    started.guidance.add(reward="my@3", strength=1.0).preference.add(objective="kind", weight=1.0)
+    assert journey.take(inference_pb2.GenerateResponse(started=started))
+    journey.take(inference_pb2.GenerateResponse(tokens=inference_pb2.Tokens(ids=[5])))
+    again = journey.request()
+    assert [term.reward for term in again.guidance] == ["my@3"], again
+    assert list(again.resume[0].ids) == [5] and again.sampling.seed == 7, again
+
+
 async def asynchronous(routers):
     async with uniarm.AsyncClient(routers) as client:
         assert (await client.models()).base
@@ -115,6 +127,7 @@ def killed(routers, pid):
 def main():
     routers, pid = sys.argv[1:3], int(sys.argv[3])
     the_rules_of_repeating_are_the_rust_clients()
+    what_is_repeated_names_the_version_that_it_began_with()
     with uniarm.Client(routers) as client:
         assert {"positive", "concise"} <= {name for model in client.models().reward for name in model.objectives}
         errors_are_typed_and_name_their_field(client)

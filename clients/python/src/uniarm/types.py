@@ -329,6 +329,8 @@ class RewardModel:
     objectives: Mapping[str, str]
     backbone: str
     method: str
+    # Of the cluster's catalogue of adapters; 0: it has none.
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -389,7 +391,7 @@ def models_of_wire(wire: inference_pb2.ListModelsResponse) -> Models:
         BaseModel(one.name, one.context_tokens, one.vocabulary, one.has_chat_template) for one in wire.base_models
     )
     reward = tuple(
-        RewardModel(one.name, {o.name: o.description for o in one.objectives}, one.backbone, one.method)
+        RewardModel(one.name, {o.name: o.description for o in one.objectives}, one.backbone, one.method, one.version)
         for one in wire.reward_models
     )
     return Models(base, reward)

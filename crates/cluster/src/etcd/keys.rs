@@ -21,6 +21,15 @@ impl Keys {
         format!("{}{id}", self.members())
     }
 
+    /// The catalogue: a record for each name, without a lease.
+    pub(super) fn adapters(&self) -> String {
+        format!("{}/adapters/", self.prefix)
+    }
+
+    pub(super) fn adapter(&self, name: &str) -> String {
+        format!("{}{name}", self.adapters())
+    }
+
     /// The last generation given out for `id`, as decimal digits. It has no lease: it outlives members.
     pub(super) fn generation(&self, id: &MemberId) -> String {
         format!("{}/generations/{id}", self.prefix)

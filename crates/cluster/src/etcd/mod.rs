@@ -3,6 +3,7 @@
 //! An engine that keeps every worker of the process's runtime busy must not cost the process its
 //! membership, so the client, the watch and all keepalives live on a small runtime beside it.
 
+mod catalogue;
 mod keeper;
 mod keys;
 mod session;
@@ -11,7 +12,7 @@ mod work;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -19,8 +20,9 @@ use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use uniarm_proto::{Generation, Member, MemberId};
+use uniarm_proto::{AdapterRecord, Generation, Member, MemberId};
 
+use crate::adapters::{self, Adapters, AdaptersReceiver, NewAdapter};
 use crate::address::PREFIX_DEFAULT;
 use crate::backoff::Backoff;
 use crate::snapshot::{Snapshot, SnapshotReceiver};
@@ -82,6 +84,8 @@ struct Shared {
     keys: Keys,
     handle: Handle,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Watched once somebody asks: only reward workers do, and who manages the catalogue.
+    catalogues: OnceLock<AdaptersReceiver>,
     stop: CancellationToken,
     /// Its clones tell the thread that keepers are still at work. None: the store is closed.
     working: Mutex<Option<mpsc::Sender<Infallible>>>,
@@ -144,7 +148,7 @@ impl EtcdStore {
         let stop = CancellationToken::new();
         let (working, mut all_done) = mpsc::channel::<Infallible>(1);
         let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let watching = Watcher::new(session.clone(), keys.clone(), publish).run();
+        let watching = Watcher::<Member>::new(session.clone(), keys.members(), publish).run();
         let (stopped, ended) = (stop.clone(), CancellationToken::new());
         let ending = ended.clone().drop_guard();
         std::thread::Builder::new()
@@ -161,7 +165,9 @@ impl EtcdStore {
             })
             .map_err(thread_failed)?;
         let working = Mutex::new(Some(working));
-        Ok(Self { shared: Arc::new(Shared { session, keys, handle, snapshots, stop, working, ended }) })
+        let catalogues = OnceLock::new();
+        let shared = Shared { session, keys, handle, snapshots, catalogues, stop, working, ended };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Runs `attempt` on the store's thread until it succeeds or fails for good.
@@ -248,6 +254,39 @@ impl MemberStore for EtcdStore {
 
     fn watch(&self) -> SnapshotReceiver {
         self.shared.snapshots.clone()
+    }
+
+    async fn put_adapter(&self, adapter: NewAdapter) -> Result<AdapterRecord, StoreError> {
+        adapters::check(&adapter, 0)?;
+        let (session, keys) = (self.shared.session.clone(), self.shared.keys.clone());
+        let adapter = Arc::new(adapter);
+        self.insist("put an adapter", move || {
+            let (session, keys, adapter) = (session.clone(), keys.clone(), adapter.clone());
+            async move { catalogue::put(&session, &keys, &adapter).await }
+        })
+        .await
+    }
+
+    async fn remove_adapter(&self, name: &str) -> Result<AdapterRecord, StoreError> {
+        let (session, keys) = (self.shared.session.clone(), self.shared.keys.clone());
+        let name: Arc<str> = name.into();
+        self.insist("remove an adapter", move || {
+            let (session, keys, name) = (session.clone(), keys.clone(), name.clone());
+            async move { catalogue::remove(&session, &keys, &name).await }
+        })
+        .await
+    }
+
+    fn watch_adapters(&self) -> AdaptersReceiver {
+        let watching = || {
+            let (publish, catalogues) = watch::channel(Arc::new(Adapters::default()));
+            let (session, prefix) = (self.shared.session.clone(), self.shared.keys.adapters());
+            let watcher = Watcher::<AdapterRecord>::new(session, prefix, publish);
+            // It ends with the store's thread.
+            self.shared.handle.spawn(watcher.run());
+            catalogues
+        };
+        self.shared.catalogues.get_or_init(watching).clone()
     }
 
     async fn close(&self) {

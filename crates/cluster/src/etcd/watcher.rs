@@ -7,31 +7,43 @@ use std::sync::Arc;
 use etcd_client::{EventType, GetOptions, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use uniarm_proto::Member;
+use uniarm_proto::{AdapterRecord, Member};
 
-use super::keys::Keys;
 use super::session::Session;
+use crate::adapters::{self, Adapters};
 use crate::backoff::Backoff;
 use crate::snapshot::Snapshot;
 use crate::{StoreError, record};
 
-pub(super) struct Watcher {
+/// A kind of record that is watched, and what its readers see of all of them.
+pub(super) trait Watched: Sized + Send + Sync + 'static {
+    type Snapshot: Send + Sync + 'static;
+
+    /// In log lines.
+    const WHAT: &'static str;
+
+    fn decode(bytes: &[u8]) -> Result<Self, StoreError>;
+
+    fn snapshot(records: impl Iterator<Item = Arc<Self>>, revision: u64) -> Self::Snapshot;
+}
+
+pub(super) struct Watcher<T: Watched> {
     session: Arc<Session>,
-    keys: Keys,
-    publish: watch::Sender<Arc<Snapshot>>,
-    table: Table,
+    /// Begins the keys of all records.
+    prefix: String,
+    publish: watch::Sender<Arc<T::Snapshot>>,
+    table: Table<T>,
     backoff: Backoff,
     /// Since the last success, so that an outage is logged once at each end.
     away: bool,
 }
 
-/// The members by key, as of a revision of etcd.
-#[derive(Default)]
-struct Table {
-    members: BTreeMap<Vec<u8>, Arc<Member>>,
+/// The records by key, as of a revision of etcd.
+struct Table<T> {
+    records: BTreeMap<Vec<u8>, Arc<T>>,
     /// 0: nothing was listed yet.
     revision: i64,
-    /// Members that only the lost data of a former etcd vouches for; they go at the deadline.
+    /// Records that only the lost data of a former etcd vouches for; they go at the deadline.
     unconfirmed: BTreeSet<Vec<u8>>,
     deadline: Option<Instant>,
 }
@@ -42,11 +54,49 @@ enum Step {
     Follow,
 }
 
+// === impl Member ===
+
+impl Watched for Member {
+    type Snapshot = Snapshot;
+
+    const WHAT: &'static str = "members";
+
+    fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        record::decode(bytes)
+    }
+
+    fn snapshot(records: impl Iterator<Item = Arc<Self>>, revision: u64) -> Snapshot {
+        Snapshot::new(records, revision)
+    }
+}
+
+// === impl AdapterRecord ===
+
+impl Watched for AdapterRecord {
+    type Snapshot = Adapters;
+
+    const WHAT: &'static str = "adapters";
+
+    fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        adapters::decode(bytes)
+    }
+
+    fn snapshot(records: impl Iterator<Item = Arc<Self>>, revision: u64) -> Adapters {
+        Adapters::new(records, revision)
+    }
+}
+
 // === impl Watcher ===
 
-impl Watcher {
-    pub(super) fn new(session: Arc<Session>, keys: Keys, publish: watch::Sender<Arc<Snapshot>>) -> Self {
-        Self { session, keys, publish, table: Table::default(), backoff: Backoff::new(), away: false }
+impl<T: Watched> Watcher<T> {
+    pub(super) fn new(
+        session: Arc<Session>,
+        prefix: String,
+        publish: watch::Sender<Arc<T::Snapshot>>,
+    ) -> Self {
+        let table =
+            Table { records: BTreeMap::new(), revision: 0, unconfirmed: BTreeSet::new(), deadline: None };
+        Self { session, prefix, publish, table, backoff: Backoff::new(), away: false }
     }
 
     /// Publishes snapshots for ever. While etcd is away the last one stays.
@@ -70,7 +120,7 @@ impl Watcher {
     }
 
     async fn list(&mut self) -> Result<Step, StoreError> {
-        let key = self.keys.members();
+        let key = self.prefix.clone();
         let options = GetOptions::new().with_prefix();
         let answer = self.session.request(|mut client| async move { client.get(key, Some(options)).await });
         let answer = answer.await?;
@@ -103,7 +153,7 @@ impl Watcher {
     }
 
     async fn open(&self) -> Result<WatchStream, StoreError> {
-        let key = self.keys.members();
+        let key = self.prefix.clone();
         let options = WatchOptions::new()
             .with_prefix()
             .with_start_revision(self.table.revision + 1)
@@ -118,7 +168,8 @@ impl Watcher {
             tracing::info!(
                 compacted = response.compact_revision(),
                 reason = response.cancel_reason(),
-                "the watch was refused; listing the members again"
+                "the watch was refused; listing the {} again",
+                T::WHAT
             );
             return Some(Step::List);
         }
@@ -144,15 +195,15 @@ impl Watcher {
 
     fn publish(&self) {
         let revision = u64::try_from(self.table.revision).unwrap_or(0);
-        let members = self.table.members.values().cloned();
-        self.publish.send_replace(Arc::new(Snapshot::new(members, revision)));
+        let records = self.table.records.values().cloned();
+        self.publish.send_replace(Arc::new(T::snapshot(records, revision)));
     }
 
     fn report_away(&mut self, error: &StoreError) {
         if self.away {
-            tracing::debug!(%error, "still cannot watch the members");
+            tracing::debug!(%error, "still cannot watch the {}", T::WHAT);
         } else {
-            tracing::warn!(%error, "cannot watch the members; going on with the last snapshot");
+            tracing::warn!(%error, "cannot watch the {}; going on with the last snapshot", T::WHAT);
             self.away = true;
         }
     }
@@ -160,14 +211,14 @@ impl Watcher {
     fn report_back(&mut self) {
         self.backoff.reset();
         if std::mem::take(&mut self.away) {
-            tracing::info!("watching the members again");
+            tracing::info!("watching the {} again", T::WHAT);
         }
     }
 }
 
 // === impl Table ===
 
-impl Table {
+impl<T: Watched> Table<T> {
     /// Takes a full list as of `revision`. An etcd that lost its data lists nobody, though everybody is
     /// alive and will register again: who is missing from it stays until `deadline`. From an etcd
     /// that kept its data, who is missing has left or died.
@@ -177,15 +228,15 @@ impl Table {
         revision: i64,
         deadline: Instant,
     ) {
-        let former = std::mem::take(&mut self.members);
+        let former = std::mem::take(&mut self.records);
         for (key, value) in listed {
             self.put(key, value);
         }
         if revision < self.revision {
-            for (key, member) in former {
-                if !self.members.contains_key(&key) {
+            for (key, record) in former {
+                if !self.records.contains_key(&key) {
                     self.unconfirmed.insert(key.clone());
-                    self.members.insert(key, member);
+                    self.records.insert(key, record);
                 }
             }
             tracing::warn!(unconfirmed = self.unconfirmed.len(), "the store lost its data");
@@ -196,9 +247,9 @@ impl Table {
 
     fn put(&mut self, key: &[u8], value: &[u8]) {
         self.remove(key);
-        match record::decode(value) {
-            Ok(member) => {
-                self.members.insert(key.to_vec(), Arc::new(member));
+        match T::decode(value) {
+            Ok(record) => {
+                self.records.insert(key.to_vec(), Arc::new(record));
             }
             Err(error) => {
                 tracing::warn!(key = %String::from_utf8_lossy(key), %error, "ignoring a record");
@@ -207,13 +258,13 @@ impl Table {
     }
 
     fn remove(&mut self, key: &[u8]) {
-        self.members.remove(key);
+        self.records.remove(key);
         self.unconfirmed.remove(key);
     }
 
     fn drop_unconfirmed(&mut self) {
         for key in std::mem::take(&mut self.unconfirmed) {
-            self.members.remove(&key);
+            self.records.remove(&key);
         }
         self.deadline = None;
     }

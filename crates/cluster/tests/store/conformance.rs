@@ -8,7 +8,7 @@ use uniarm_cluster::testing::EtcdServer;
 use uniarm_cluster::{EtcdOptions, MemberStore, MemoryStore, RegistrationState, StoreAddress, StoreError};
 use uniarm_proto::{Generation, Member, MemberId, Role};
 
-use crate::fixtures::{PATIENCE, member, wait_for};
+use crate::fixtures::{PATIENCE, adapter, member, wait_for, wait_for_adapters};
 
 /// A kind of store. Every call of `open` is another process that uses the same one.
 trait World {
@@ -62,6 +62,10 @@ conformance! {
     generations_grow_over_stores_and_concurrent_callers
     a_closed_store_takes_its_members_along_and_refuses_further_calls
     a_record_that_readers_would_refuse_is_refused_at_once
+    an_adapter_that_is_put_is_seen_by_every_store_and_outlives_who_put_it
+    of_puts_at_once_none_gets_the_version_of_another
+    a_removed_adapter_keeps_its_count_of_versions
+    an_adapter_that_readers_would_refuse_is_refused_at_once
 }
 
 async fn a_member_that_registers_is_seen_by_every_store(world: &impl World) {
@@ -200,4 +204,70 @@ async fn a_record_that_readers_would_refuse_is_refused_at_once(world: &impl Worl
         store.next_generation(&MemberId(String::new())).await,
         Err(StoreError::InvalidMember(_))
     ));
+}
+
+async fn an_adapter_that_is_put_is_seen_by_every_store_and_outlives_who_put_it(world: &impl World) {
+    let (one, two) = (world.open(), world.open());
+    let mut seen = two.watch_adapters();
+    let first = one.put_adapter(adapter("my", 1)).await.unwrap();
+    assert_eq!((first.newest().version, first.newest().digest), (1, [1; 32]));
+    assert_eq!(one.put_adapter(adapter("my", 1)).await.unwrap(), first, "the same again is no new version");
+    let before = wait_for_adapters(&mut seen, |adapters| adapters.get("my").is_some()).await;
+    assert_eq!(before.get("my").unwrap().as_ref(), &first);
+
+    let second = one.put_adapter(adapter("my", 2)).await.unwrap();
+    let ended = second.versions.iter().map(|version| (version.version, version.retired_at_ms.is_some()));
+    assert_eq!(ended.collect::<Vec<_>>(), [(1, true), (2, false)]);
+    drop(one);
+
+    let after =
+        wait_for_adapters(&mut seen, |adapters| adapters.get("my").unwrap().newest().version == 2).await;
+    assert!(after.revision() > before.revision());
+    let late = world.open();
+    let seen_late = wait_for_adapters(&mut late.watch_adapters(), |adapters| adapters.revision() > 0).await;
+    assert_eq!(seen_late.get("my").unwrap().as_ref(), &second);
+    assert!(late.watch().borrow().members().is_empty(), "an adapter is no member");
+}
+
+async fn of_puts_at_once_none_gets_the_version_of_another(world: &impl World) {
+    let stores = [world.open(), world.open()];
+    let puts = (1..=8_u8).map(|digest| {
+        let store = stores[usize::from(digest) % 2].clone();
+        tokio::spawn(async move { store.put_adapter(adapter("my", digest)).await.unwrap() })
+    });
+    let mut versions = Vec::new();
+    for (digest, put) in (1..=8).zip(puts.collect::<Vec<_>>()) {
+        let record = put.await.unwrap();
+        assert_eq!(record.newest().digest, [digest; 32], "the answer is of one's own put");
+        versions.push(record.newest().version);
+    }
+    versions.sort_unstable();
+    assert_eq!(versions, (1..=8).collect::<Vec<_>>());
+}
+
+async fn a_removed_adapter_keeps_its_count_of_versions(world: &impl World) {
+    let (one, two) = (world.open(), world.open());
+    let unknown = one.remove_adapter("my").await.unwrap_err();
+    assert!(matches!(&unknown, StoreError::UnknownAdapter { name } if name == "my"), "{unknown}");
+    one.put_adapter(adapter("my", 1)).await.unwrap();
+    let removed = two.remove_adapter("my").await.unwrap();
+    assert!(removed.is_removed());
+    assert_eq!(one.remove_adapter("my").await.unwrap(), removed, "removed twice is removed");
+    wait_for_adapters(&mut one.watch_adapters(), |adapters| {
+        adapters.get("my").is_some_and(|record| record.is_removed())
+    })
+    .await;
+    let back = one.put_adapter(adapter("my", 1)).await.unwrap();
+    assert_eq!((back.newest().version, back.is_removed()), (2, false));
+}
+
+async fn an_adapter_that_readers_would_refuse_is_refused_at_once(world: &impl World) {
+    let store = world.open();
+    for name in ["", "my@1", "a/b", &"x".repeat(129)] {
+        let refused = store.put_adapter(adapter(name, 1)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::InvalidAdapter(_)) && !refused.is_retryable(), "{refused}");
+    }
+    store.close().await;
+    assert!(matches!(store.put_adapter(adapter("my", 1)).await, Err(StoreError::Closed)));
+    assert!(matches!(store.remove_adapter("my").await, Err(StoreError::Closed)));
 }

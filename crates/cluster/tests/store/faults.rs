@@ -268,7 +268,7 @@ fn open(endpoint: &str) -> EtcdStore {
     EtcdStore::connect(&[endpoint.to_owned()], &options()).unwrap()
 }
 
-async fn compact(endpoint: &str) {
+pub async fn compact(endpoint: &str) {
     let mut client = etcd_client::Client::connect([endpoint], None).await.unwrap();
     let revision = client.get("nothing", None).await.unwrap().header().unwrap().revision();
     client.compact(revision, None).await.unwrap();

@@ -24,13 +24,16 @@ fn base_model(model: &pb::BaseModel, created: u64) -> Value {
 fn reward_model(model: &pb::RewardModel, created: u64) -> Value {
     let objective =
         |objective: &pb::Objective| json!({ "name": objective.name, "description": objective.description });
-    let extension = json!({
+    let mut extension = json!({
         "role": "reward",
         "objectives": model.objectives.iter().map(objective).collect::<Vec<_>>(),
         "method": model.method,
         "backbone": model.backbone,
         "single_objective": model.single_objective,
     });
+    if model.version > 0 {
+        extension["version"] = json!(model.version);
+    }
     entry(&model.name, created, &extension)
 }
 
@@ -49,8 +52,8 @@ pub(super) fn status(report: &pb::ReportResponse) -> Value {
     let member = |seen: &pb::MemberReport| {
         let member = seen.member.clone().unwrap_or_default();
         let base = member.base_model.iter().map(|model| model.name.as_str());
-        let serves: Vec<_> =
-            base.chain(member.reward_models.iter().map(|model| model.name.as_str())).collect();
+        let rewards = member.reward_models.iter().filter(|model| !model.retired);
+        let serves: Vec<_> = base.chain(rewards.map(|model| model.name.as_str())).collect();
         json!({
             "role": role(member.role()),
             "id": member.id,

@@ -68,6 +68,7 @@ impl Clock {
             group: String::new(),
             rank: 0,
             size: 1,
+            adapter_faults: Vec::new(),
         };
         let (begin, shutdown) = (Instant::now(), Shutdown::new());
         let generation = member.generation;
