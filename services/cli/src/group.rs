@@ -388,6 +388,7 @@ fn answers(address: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use uniarm_proto::Role;
 
     use crate::args::{Cli, Command};
 
