@@ -80,7 +80,7 @@ async fn steps_add_up_to_what_a_request_did() {
     assert!(page.contains("<svg") && !page.contains("herons"), "{page}");
     assert!(http_get(&cluster.router.admin, path).ends_with("{\"engines\":[]}"), "a router has no engine");
 
-    let up = Cluster::up(&["--fused"]);
+    let up = Cluster::up(&[&["--fused"][..], &PROMPTED].concat());
     ask(&mut up.client().await, request("Hello", &[("positive", 1.0)])).await.unwrap();
     let page = http_get(&up.router.admin, path);
     assert!(!steps(&page, "base").is_empty() && !steps(&page, "reward").is_empty());

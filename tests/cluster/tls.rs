@@ -264,7 +264,8 @@ fn ranks_that_know_each_other_by_certificates_write_what_one_process_writes() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let client =
-            ClusterClient::over(&Dialer::default(), Dice::default(), &[router.address.clone()]).unwrap();
+            ClusterClient::over(&Dialer::default(), Dice::default(), std::slice::from_ref(&router.address))
+                .unwrap();
         knows_its_workers(&client).await;
         for temperature in [0.0, 1.0] {
             let preference = [("positive", 0.6), ("concise", 0.4)];
