@@ -206,11 +206,9 @@ fn report(args: &ReplayArgs, wanted: &Wanted, totals: &Totals) -> anyhow::Result
             );
         }
     }
-    for receipt in wanted.receipts.iter().filter(|receipt| !totals.found.contains(receipt)) {
-        bail!(
-            "no record has the hash {}: it was left out, or made anew after it was changed",
-            hexadecimal(receipt)
-        );
+    if let Some(receipt) = wanted.receipts.iter().find(|receipt| !totals.found.contains(receipt)) {
+        let receipt = hexadecimal(receipt);
+        bail!("no record has the hash {receipt}: it was left out, or made anew after it was changed");
     }
     if totals.found.is_empty() && *records > 0 {
         bail!("no record is of such a request; leave out --request-id to see all");

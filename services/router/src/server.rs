@@ -59,7 +59,7 @@ pub struct RouterOptions {
 pub struct RouterService {
     pub(crate) relay: Relay,
     permits: Arc<Semaphore>,
-    options: RouterOptions,
+    options: Arc<RouterOptions>,
     is_draining: Arc<AtomicBool>,
 }
 
@@ -93,7 +93,7 @@ impl RouterService {
             hand_over: CancellationToken::new(),
         };
         let permits = Arc::new(Semaphore::new(options.requests_max));
-        Self { relay, permits, options, is_draining: Arc::default() }
+        Self { relay, permits, options: Arc::new(options), is_draining: Arc::default() }
     }
 
     pub fn inference_server(&self) -> InferenceServer<Self> {

@@ -228,7 +228,8 @@ mod tests {
     fn every_change_is_named_and_the_same_is_the_same() {
         let computed = answer(&[1, 2, 3], &[]);
         assert_eq!(difference(&computed, &computed), None);
-        let changes: [(&str, fn(&mut Answer)); 7] = [
+        type Change = fn(&mut Answer);
+        let changes: [(&str, Change); 7] = [
             ("token 1 is 9", |answer| answer.ids[1] = 9),
             ("goes on when it is computed", |answer| _ = answer.ids.pop()),
             ("base log-probability of token 2", |answer| answer.base_logprobs[2] = Some(-3.000_000_2)),
