@@ -213,7 +213,7 @@ mod tests {
         let record = AdapterRecord::try_from(wire.clone()).unwrap();
         assert_eq!((record.newest().version, record.is_removed()), (5, false));
         assert_eq!(pb::AdapterRecord::from(record), wire);
-        let field = |wire| AdapterRecord::try_from(wire).unwrap_err().field().to_owned();
+        let field = |wire: pb::AdapterRecord| AdapterRecord::try_from(wire).unwrap_err().field().to_owned();
         for name in ["", "a@1", "a/b", "ä"] {
             assert_eq!(field(pb::AdapterRecord { name: name.into(), ..wire.clone() }), "name");
         }

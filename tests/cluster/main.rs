@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 #![allow(clippy::await_holding_lock)] // tests take turns on the machine, each on a runtime of its own
 
+mod adapters;
 mod attacks;
 mod bad_input;
 mod batches;

@@ -164,7 +164,20 @@ impl Adapter {
     /// name the file and the tensor: another backbone, an unknown method, a missing, surplus, misshapen or
     /// non-finite tensor.
     pub fn load(folder: &Path, config: &Config, backbone_fingerprint: &[u8; 32]) -> Result<Self, ModelError> {
-        load::load(folder, config, backbone_fingerprint)
+        load::load(folder, config, backbone_fingerprint, None)
+    }
+
+    /// The same of files that are known by their digest ([`AdapterFiles`]): those with another one are refused.
+    ///
+    /// # Errors
+    /// As of `load`; [`ModelError::Adapter`] for another digest.
+    pub fn load_known(
+        folder: &Path,
+        config: &Config,
+        backbone_fingerprint: &[u8; 32],
+        digest: &[u8; 32],
+    ) -> Result<Self, ModelError> {
+        load::load(folder, config, backbone_fingerprint, Some(digest))
     }
 
     /// An adapter without weights, to be conditioned in tests over a

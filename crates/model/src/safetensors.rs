@@ -35,7 +35,7 @@ impl Safetensors {
         let mut shards = Vec::with_capacity(paths.len());
         let mut homes = HashMap::new();
         for path in paths {
-            let shard = Shard::open(path)?;
+            let shard = Shard::of(path, map_file(path)?)?;
             for name in shard.metadata.offset_keys() {
                 if let Some(other) = homes.insert(name.clone(), shards.len()) {
                     let other: &Shard = &shards[other];
@@ -46,6 +46,13 @@ impl Safetensors {
             shards.push(shard);
         }
         Ok(Self { shards, homes })
+    }
+
+    /// One file that was read.
+    pub(crate) fn in_memory(path: &Path, memory: Mmap) -> Result<Self, ModelError> {
+        let shard = Shard::of(path, memory)?;
+        let homes = shard.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
+        Ok(Self { shards: vec![shard], homes })
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -71,8 +78,7 @@ impl Safetensors {
 }
 
 impl Shard {
-    fn open(path: &Path) -> Result<Self, ModelError> {
-        let map = map_file(path)?;
+    fn of(path: &Path, map: Mmap) -> Result<Self, ModelError> {
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|error| ModelError::malformed(path, format!("not a sound safetensors file: {error}")))?;
         Ok(Self { path: path.to_owned(), data: LENGTH_BYTES + header, map, metadata })

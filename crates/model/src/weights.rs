@@ -7,12 +7,13 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::Read as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, Device, Tensor};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -78,6 +79,15 @@ impl Weights {
     /// [`ModelError::Io`]; [`ModelError::Malformed`] for a truncated or corrupt file.
     pub fn from_safetensors(path: &Path, files: &[PathBuf]) -> Result<Self, ModelError> {
         let store = Store::Safetensors(Safetensors::open(files)?);
+        Ok(Self { store, path: path.to_owned(), interleaved_head_dim: None })
+    }
+
+    /// Tensors of one safetensors file that was read, not mapped.
+    ///
+    /// # Errors
+    /// [`ModelError::Malformed`] for a corrupt file.
+    pub(crate) fn from_memory(path: &Path, memory: Mmap) -> Result<Self, ModelError> {
+        let store = Store::Safetensors(Safetensors::in_memory(path, memory)?);
         Ok(Self { store, path: path.to_owned(), interleaved_head_dim: None })
     }
 
@@ -366,6 +376,21 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap, ModelError> {
     // SAFETY: the map is only read. Model files are replaced by renaming, never rewritten in place; who
     // truncates one under a running process gets SIGBUS, as with every memory-mapped loader.
     unsafe { Mmap::map(&file) }.map_err(|error| ModelError::io(path, error))
+}
+
+/// A copy of a file in memory, which stays as it is whatever becomes of the file. For small files that are read while their
+/// process serves others.
+pub(crate) fn read_file(path: &Path, bytes_max: u64) -> Result<Mmap, ModelError> {
+    let failed = |error| ModelError::io(path, error);
+    let mut file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let bytes = metadata.len();
+    if !metadata.is_file() || bytes == 0 || bytes > bytes_max {
+        return Err(ModelError::malformed(path, format!("not a file of 1..={bytes_max} bytes")));
+    }
+    let mut memory = MmapMut::map_anon(bytes as usize).map_err(failed)?;
+    file.read_exact(&mut memory).map_err(failed)?;
+    memory.make_read_only().map_err(failed)
 }
 
 /// The tensors of an architecture in the order of the forward pass: Hugging Face name and shape.

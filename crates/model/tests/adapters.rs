@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use uniarm_fuzz::{JSON, fuzz, scratch};
-use uniarm_model::{Adapter, Architecture, Config, Method, Rope, RopeScaling};
+use uniarm_model::{Adapter, AdapterFiles, Architecture, Config, Method, Rope, RopeScaling};
 
 const FINGERPRINT: [u8; 32] = [0xab; 32];
 
@@ -217,4 +217,33 @@ fn a_truncated_or_corrupt_adapter_is_an_error_and_never_a_panic() {
     assert!(load().expect_err("half a JSON").contains("not JSON"));
     std::fs::remove_file(&file).expect("the file");
     load().expect_err("no tensors");
+}
+
+#[test]
+fn files_are_known_by_their_digest_and_refused_when_they_change() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    Folder::moslora().write(folder.path());
+    let known = AdapterFiles::read(folder.path()).expect("an adapter");
+    assert_eq!(known.backbone, Some("ab".repeat(32)));
+    let load = || Adapter::load_known(folder.path(), &config(), &FINGERPRINT, &known.digest);
+    load().expect("the files that are known");
+
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let file = folder.path().join(name);
+        let bytes = std::fs::read(&file).expect("the file just written");
+        let mut altered = bytes.clone();
+        // A blank at the end of JSON, the last bit of the last weight.
+        if name.ends_with("json") {
+            altered.push(b' ')
+        } else {
+            altered[bytes.len() - 4] ^= 1
+        }
+        std::fs::write(&file, altered).expect("a writable file");
+        let error = load().expect_err("other bytes").to_string();
+        assert!(error.contains("they have changed"), "{error}");
+        assert_ne!(AdapterFiles::digest(folder.path()).expect("an adapter"), known.digest);
+        std::fs::write(&file, bytes).expect("a writable file");
+    }
+    std::fs::write(folder.path().join("adapter_config.json"), "{}").expect("a writable file");
+    AdapterFiles::read(folder.path()).expect_err("no adapter");
 }

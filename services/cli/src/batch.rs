@@ -168,7 +168,10 @@ fn objectives(reward: Option<&str>, served: &ListModelsResponse) -> Vec<String> 
     let models = &served.reward_models;
     let several = || models.iter().find(|model| model.objectives.len() > 1);
     let one = match reward {
-        Some(name) => models.iter().find(|model| model.name == name),
+        // NAME@VERSION of the catalogue is listed as NAME.
+        Some(name) => models.iter().find(|model| {
+            model.name == name || name.rsplit_once('@').is_some_and(|(bare, _)| bare == model.name)
+        }),
         None => several(),
     };
     let of: Vec<_> = one.map_or_else(|| models.iter().collect(), |model| vec![model]);

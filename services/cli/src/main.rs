@@ -53,7 +53,7 @@ fn main() -> std::process::ExitCode {
         match cli.command {
             Command::Up(args) => Box::pin(roles::up(args)).await,
             Command::Router(args) => roles::router(args).await,
-            Command::Base(args) => roles::base(args).await,
+            Command::Base(args) => Box::pin(roles::base(args)).await,
             Command::Reward(args) => roles::reward(args).await,
             Command::Generate(args) => generate::run(args).await,
             Command::Chat(args) => chat::run(args).await,

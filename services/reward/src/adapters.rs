@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 use uniarm_cluster::{Adapters, AdaptersReceiver};
-use uniarm_model::{Adapter, AdapterFiles, Config};
+use uniarm_model::{Adapter, Config};
 use uniarm_proto::{
     AdapterFault, AdapterRecord, AdapterVersion,
     adapter::{hexadecimal, versioned},
@@ -143,8 +143,8 @@ impl AdapterFollower {
                 Some(_) => {
                     let reason = "this worker has other files under this version, from before the store lost its \
                                   data; put them once more, as the next version";
-                    let again_at = Some(Instant::now() + RETRY_AFTER);
-                    self.refuse(record, version, reason.to_owned(), false, again_at)
+                    let fault = AdapterFault::new(&record.name, version.version, reason, false);
+                    self.refuse(version, fault, Some(Instant::now() + RETRY_AFTER))
                 }
                 None if wanted == Wanted::Retired && self.has_had(record, version) => false,
                 None => self.load(record, version).await,
@@ -162,51 +162,61 @@ impl AdapterFollower {
 
     /// True: it is in the catalogue now.
     async fn load(&mut self, record: &AdapterRecord, version: &AdapterVersion) -> bool {
-        let (name, key) = (&record.name, (record.name.clone(), version.version));
+        let (name, number) = (record.name.as_str(), version.version);
         let now = Instant::now();
-        if let Some(refused) = self.refused.get(&key)
+        if let Some(refused) = self.refused.get(&(name.to_owned(), number))
             && refused.again_at.is_none_or(|again_at| now < again_at)
         {
             return false;
         }
-        let catalogue = self.handle.catalogue();
-        let own = catalogue.backbone.fingerprint;
-        if let Some(why) = self.refuses {
-            return self.refuse(record, version, why.to_owned(), false, None);
+        if let Some(fault) = self.objection(name, version) {
+            return self.refuse(version, fault, None);
         }
+        let own = self.handle.catalogue().backbone.fingerprint;
+        let (wanted, config) = (version.clone(), self.config.clone());
+        let loading = tokio::task::spawn_blocking(move || load(&wanted, &config, &own));
+        let loaded = loading.await.unwrap_or_else(|_| Err("loading it panicked".to_owned()));
+        match loaded {
+            Ok(adapter) => {
+                self.refused.remove(&(name.to_owned(), number));
+                self.had.insert((name.to_owned(), number));
+                let kept_until = version.retired_at_ms.map(|_| now + RETIRED_KEPT);
+                self.change(|catalogue| {
+                    catalogue.add_version((name, number), version.digest, adapter, kept_until);
+                    true
+                });
+                let (adapter, source) = (versioned(name, number), &version.source);
+                tracing::info!(adapter, source, "serving an adapter");
+                true
+            }
+            Err(reason) => {
+                let fault = AdapterFault::new(name, number, &reason, false);
+                self.refuse(version, fault, Some(now + RETRY_AFTER))
+            }
+        }
+    }
+
+    /// Why this worker does not serve a version, whatever its files are.
+    fn objection(&self, name: &str, version: &AdapterVersion) -> Option<AdapterFault> {
+        let fault = |reason: &str, other| Some(AdapterFault::new(name, version.version, reason, other));
+        let catalogue = self.handle.catalogue();
+        if let Some(why) = self.refuses {
+            return fault(why, false);
+        }
+        let own = catalogue.backbone.fingerprint;
         if let Some(backbone) = version.backbone.filter(|backbone| *backbone != own) {
             let (backbone, own) = (hexadecimal(&backbone), hexadecimal(&own));
             let reason = format!("it was trained over backbone {backbone}, this worker's is {own}");
-            return self.refuse(record, version, reason, true, None);
+            return fault(&reason, true);
         }
         if catalogue.has_unlisted(name) {
             let reason = format!(
                 "this worker's command line names a reward model {name:?} too; put it under another name, or start the \
                  worker without that flag"
             );
-            return self.refuse(record, version, reason, false, None);
+            return fault(&reason, false);
         }
-        let (wanted, config) = (version.clone(), self.config.clone());
-        let loading = tokio::task::spawn_blocking(move || load(&wanted, &config, &own));
-        let loaded = loading.await.unwrap_or_else(|_| Err("loading it panicked".to_owned()));
-        match loaded {
-            Ok(adapter) => {
-                self.refused.remove(&key);
-                self.had.insert(key);
-                let (number, digest) = (version.version, version.digest);
-                self.change(|catalogue| {
-                    catalogue.add_version((name, number), digest, adapter);
-                    true
-                });
-                tracing::info!(
-                    adapter = versioned(name, number),
-                    source = version.source,
-                    "serving an adapter"
-                );
-                true
-            }
-            Err(reason) => self.refuse(record, version, reason, false, Some(now + RETRY_AFTER)),
-        }
+        None
     }
 
     fn has_had(&self, record: &AdapterRecord, version: &AdapterVersion) -> bool {
@@ -214,24 +224,16 @@ impl AdapterFollower {
     }
 
     /// Said once for each reason. Always false.
-    fn refuse(
-        &mut self,
-        record: &AdapterRecord,
-        version: &AdapterVersion,
-        reason: String,
-        other_backbone: bool,
-        again_at: Option<Instant>,
-    ) -> bool {
-        let fault = AdapterFault::new(&record.name, version.version, &reason, other_backbone);
-        let refused = Refused { fault: fault.clone(), again_at };
-        let former = self.refused.insert((record.name.clone(), version.version), refused);
-        if former.is_none_or(|former| former.fault != fault) {
-            let adapter = versioned(&record.name, version.version);
-            match other_backbone || version.retired_at_ms.is_some() {
+    fn refuse(&mut self, version: &AdapterVersion, fault: AdapterFault, again_at: Option<Instant>) -> bool {
+        let key = (fault.name.clone(), fault.version);
+        if self.refused.get(&key).is_none_or(|former| former.fault != fault) {
+            let (adapter, reason) = (versioned(&fault.name, fault.version), &fault.reason);
+            match fault.other_backbone || version.retired_at_ms.is_some() {
                 true => tracing::info!(adapter, reason, "an adapter of the catalogue is not for this worker"),
                 false => tracing::error!(adapter, reason, "an adapter of the catalogue is not served"),
             }
         }
+        self.refused.insert(key, Refused { fault, again_at });
         false
     }
 
@@ -261,25 +263,10 @@ fn wanted(record: &AdapterRecord, now: SystemTime) -> Vec<(&AdapterVersion, Want
         .collect()
 }
 
-/// Its files are what they were when it was put, before and after they are read.
+/// Its files are what they were when it was put.
 fn load(version: &AdapterVersion, config: &Config, backbone: &[u8; 32]) -> Result<Adapter, String> {
-    let folder = Path::new(&version.source);
-    let check = || {
-        let digest = AdapterFiles::digest(folder).map_err(|error| error.to_string())?;
-        if digest == version.digest {
-            return Ok(());
-        }
-        let (found, wanted) = (hexadecimal(&digest), version.digest_text());
-        Err(format!(
-            "the files in {} have the digest {found}, not {wanted} as when they were put: they have changed; put them \
-             again, as the next version",
-            version.source
-        ))
-    };
-    check()?;
-    let adapter = Adapter::load(folder, config, backbone).map_err(|error| error.to_string())?;
-    check()?;
-    Ok(adapter)
+    let loaded = Adapter::load_known(Path::new(&version.source), config, backbone, &version.digest);
+    loaded.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@
 //! the command line are in all of them; `adapters` adds and takes away what the store lists.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use uniarm_model::{Adapter, ChatTemplate, Config, Method, ModelError, Tokenizer};
+use uniarm_model::{Adapter, ChatTemplate, Conditioned, Config, Method, ModelError, Tokenizer};
 use uniarm_proto::{
     AdapterFault, Generation, Member, MemberId, Objective, RewardModel, Role, TokenizerFingerprint,
     adapter::versioned,
@@ -49,14 +50,17 @@ pub struct RewardCatalogue {
 #[derive(Clone)]
 pub(crate) struct Served {
     pub(crate) record: RewardModel,
-    /// The outer count is of catalogues, the inner one of sessions.
-    pub(crate) adapter: Option<Arc<Arc<Adapter>>>,
+    /// This count is of catalogues, the one within of sessions.
+    pub(crate) adapter: Option<Arc<Loaded>>,
     pub(crate) system: Option<String>,
     /// Number of the adapter among those of this worker, from 1: part of the prefix cache's key. 0: no adapter.
     pub(crate) adapter_number: u64,
     /// Of what the store lists.
     listed: Option<Listed>,
 }
+
+/// An adapter in memory.
+pub(crate) struct Loaded(Arc<Adapter>);
 
 /// One version of the store's catalogue.
 #[derive(Clone)]
@@ -171,7 +175,7 @@ impl RewardCatalogue {
             ..RewardModel::default()
         };
         let adapter_number = if adapter.is_some() { self.next_number() } else { 0 };
-        let adapter = adapter.map(|adapter| Arc::new(Arc::new(adapter)));
+        let adapter = adapter.map(|adapter| Arc::new(Loaded(Arc::new(adapter))));
         self.served.push(Served { record, adapter, system, adapter_number, listed: None });
         Ok(())
     }
@@ -195,8 +199,14 @@ impl RewardCatalogue {
         self.versions(name).find(|(record, _)| record.version == version).map(|(_, listed)| listed.digest)
     }
 
-    /// Adds a version that is not in memory; `retire` decides whether new requests get it.
-    pub(crate) fn add_version(&mut self, (name, version): (&str, u64), digest: [u8; 32], adapter: Adapter) {
+    /// Adds a version that is not in memory. `kept_until`: it is retired already, and stays until then at least.
+    pub(crate) fn add_version(
+        &mut self,
+        (name, version): (&str, u64),
+        digest: [u8; 32],
+        adapter: Adapter,
+        kept_until: Option<Instant>,
+    ) {
         let (method, objectives) = description(&adapter);
         let record = RewardModel {
             name: versioned(name, version),
@@ -205,11 +215,11 @@ impl RewardCatalogue {
             backbone: self.backbone.name.clone(),
             method: method.to_owned(),
             version,
-            retired: false,
+            retired: kept_until.is_some(),
         };
         let adapter_number = self.next_number();
-        let listed = Listed { name: name.to_owned(), digest, kept_until: None, left_at: None };
-        let adapter = Some(Arc::new(Arc::new(adapter)));
+        let listed = Listed { name: name.to_owned(), digest, kept_until, left_at: None };
+        let adapter = Some(Arc::new(Loaded(Arc::new(adapter))));
         self.served.push(Served { record, adapter, system: None, adapter_number, listed: Some(listed) });
     }
 
@@ -233,40 +243,39 @@ impl RewardCatalogue {
         has_changed
     }
 
-    /// Lets go of retired versions whose time has come: first from the record, then from memory. `sessions` of a version
-    /// keep it in both, unless there are too many of its name. False: nothing has changed.
+    /// Lets go of retired versions whose time has come: first from the record, then from memory. False: nothing has
+    /// changed.
     pub(crate) fn let_go(&mut self, now: Instant) -> bool {
-        let mut has_changed = false;
-        let mut by_age: Vec<usize> = (0..self.served.len()).collect();
-        by_age.sort_by_key(|index| std::cmp::Reverse(self.served[*index].record.version));
-        let mut kept: Vec<(&str, usize)> = Vec::new();
-        let mut leave = Vec::new();
-        for index in by_age {
-            let served = &self.served[index];
-            let Some(listed) = &served.listed else { continue };
-            let Some(kept_until) = listed.kept_until.filter(|_| listed.left_at.is_none()) else { continue };
-            let of_name = match kept.iter_mut().find(|(name, _)| *name == listed.name) {
-                Some((_, count)) => count,
-                None => {
-                    kept.push((&listed.name, 0));
-                    &mut kept.last_mut().expect("it was just pushed").1
-                }
-            };
-            *of_name += 1;
-            if *of_name > RETIRED_MAX || (kept_until <= now && !served.has_sessions()) {
-                leave.push(index);
+        let leaving = self.leaving(now);
+        for index in &leaving {
+            if let Some(listed) = &mut self.served[*index].listed {
+                listed.left_at = Some(now);
             }
-        }
-        for index in leave {
-            has_changed = true;
-            self.served[index].listed.as_mut().expect("it was looked at").left_at = Some(now);
         }
         let before = self.served.len();
         self.served.retain(|served| {
             let left_at = served.listed.as_ref().and_then(|listed| listed.left_at);
             left_at.is_none_or(|left_at| now < left_at + LEAVING)
         });
-        has_changed || self.served.len() < before
+        !leaving.is_empty() || self.served.len() < before
+    }
+
+    /// Retired versions that leave the record now: those whose time is over and that no session uses, and of each name the
+    /// oldest, where there are too many.
+    fn leaving(&self, now: Instant) -> Vec<usize> {
+        let retired = self.served.iter().enumerate().filter_map(|(index, served)| {
+            let listed = served.listed.as_ref().filter(|listed| listed.left_at.is_none())?;
+            Some((index, served, listed.name.as_str(), listed.kept_until?))
+        });
+        let mut retired: Vec<_> = retired.collect();
+        retired.sort_by_key(|(_, served, ..)| std::cmp::Reverse(served.record.version));
+        let mut of_name: BTreeMap<&str, usize> = BTreeMap::new();
+        retired.retain(|(_, served, name, kept_until)| {
+            let count = of_name.entry(name).or_default();
+            *count += 1;
+            *count > RETIRED_MAX || (*kept_until <= now && !served.has_sessions())
+        });
+        retired.into_iter().map(|(index, ..)| index).collect()
     }
 
     /// What of the store's list is not served, and why. False: so it was.
@@ -291,7 +300,16 @@ impl RewardCatalogue {
 
 impl Served {
     fn has_sessions(&self) -> bool {
-        self.adapter.as_ref().is_some_and(|adapter| Arc::strong_count(adapter) > 1)
+        self.adapter.as_ref().is_some_and(|adapter| Arc::strong_count(&adapter.0) > 1)
+    }
+}
+
+// === impl Loaded ===
+
+impl Loaded {
+    /// What a session holds of it.
+    pub(crate) fn condition(&self, preference: &[f32]) -> Result<Conditioned, ModelError> {
+        self.0.condition(preference)
     }
 }
 
@@ -331,7 +349,7 @@ mod tests {
     fn with_versions(count: u64) -> RewardCatalogue {
         let mut catalogue = catalogue();
         for version in 1..=count {
-            catalogue.add_version(("my", version), [version as u8; 32], Adapter::scripted(Vec::new()));
+            catalogue.add_version(("my", version), [version as u8; 32], Adapter::scripted(Vec::new()), None);
         }
         catalogue
     }
@@ -386,7 +404,7 @@ mod tests {
         catalogue.let_go(now);
         catalogue.let_go(now + LEAVING);
         assert_eq!(catalogue.served.len(), 1);
-        catalogue.add_version(("my", 3), [3; 32], Adapter::scripted(Vec::new()));
+        catalogue.add_version(("my", 3), [3; 32], Adapter::scripted(Vec::new()), None);
         assert_eq!(catalogue.find("my@3").unwrap().adapter_number, 3);
     }
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::kernels::panels::{Format, Numbers, Panels};
-use crate::weights::Weights;
+use crate::weights::{Weights, read_file};
 
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 pub(super) const TENSOR_FILE: &str = "adapter_model.safetensors";
@@ -26,6 +26,8 @@ const OBJECTIVES_TENSOR: &str = "moslora_objectives";
 const RANK_MAX: usize = 1024;
 const OBJECTIVES_MAX: usize = 64;
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Rank 1024 on every layer of a model of 8 billion parameters, in f32, is below it.
+const TENSOR_BYTES_MAX: u64 = 16 << 30;
 
 /// The folder's JSON, checked.
 pub(super) struct Description {
@@ -54,19 +56,40 @@ struct Loader<'a> {
     state_floats: usize,
 }
 
-pub(super) fn load(folder: &Path, config: &Config, fingerprint: &[u8; 32]) -> Result<Adapter, ModelError> {
+/// `digest`: what the files must be known by, where somebody knows it.
+pub(super) fn load(
+    folder: &Path,
+    config: &Config,
+    fingerprint: &[u8; 32],
+    digest: Option<&[u8; 32]>,
+) -> Result<Adapter, ModelError> {
     let config_file = folder.join(CONFIG_FILE);
+    let file = folder.join(TENSOR_FILE);
+    // Both are read once, and what was read is what is checked: they may change at any moment.
     let text = read_config(&config_file)?;
+    let tensors = read_file(&file, TENSOR_BYTES_MAX)?;
+    if let Some(digest) = digest {
+        check_digest(folder, &Sha256::new().chain_update(&text).chain_update(&tensors).finalize(), digest)?;
+    }
     let json: Value = serde_json::from_str(&text)
         .map_err(|error| ModelError::malformed(&config_file, format!("not JSON: {error}")))?;
     let fields = Fields { json: &json, file: &config_file };
     fields.check_backbone(config, fingerprint)?;
     let description = fields.description()?;
 
-    let file = folder.join(TENSOR_FILE);
-    let weights = Weights::from_safetensors(&file, std::slice::from_ref(&file))?;
+    let weights = Weights::from_memory(&file, tensors)?;
     let mut loader = Loader { description, weights, file, config, used: BTreeSet::new(), state_floats: 0 };
     loader.adapter(&text)
+}
+
+fn check_digest(folder: &Path, found: &[u8], wanted: &[u8; 32]) -> Result<(), ModelError> {
+    if found == wanted {
+        return Ok(());
+    }
+    let text = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (found, wanted) = (text(found), text(wanted));
+    let reason = format!("its files have the digest {found}, not {wanted}: they have changed");
+    Err(ModelError::Adapter { file: folder.to_owned(), reason })
 }
 
 pub(super) fn read_config(file: &Path) -> Result<String, ModelError> {

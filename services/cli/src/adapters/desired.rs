@@ -238,7 +238,10 @@ fn nobody_serves(named: &str, args: &PutArgs, verdicts: &Verdicts) -> String {
     let said: Vec<String> =
         verdicts.faults.iter().map(|(worker, fault)| format!("{worker}: {}", fault.reason)).collect();
     let name = &args.name;
-    let next = format!("mend it and workers try again, or take it back with `uniarm adapters remove {name}`");
+    let next = format!(
+        "put the files right, and workers try again; put other ones, as the next version; or take it back: `uniarm adapters \
+         remove {name}`"
+    );
     match (said.is_empty(), verdicts.silent.is_empty()) {
         (false, _) => format!("no reward worker serves {named}; {}; {next}", said.join("; ")),
         (true, false) => {

@@ -136,7 +136,7 @@ mod tests {
     fn each_worker_has_its_say_once() {
         let fault = AdapterFault::new("my", 2, "no such folder", false);
         let waiting = Arc::new(Member { id: MemberId("g.1".into()), ..Member::new(Role::Reward) });
-        let all = [worker("r1", &[1, 2], &[]), worker("r2", &[1], &[fault.clone()]), waiting];
+        let all = [worker("r1", &[1, 2], &[]), worker("r2", &[1], std::slice::from_ref(&fault)), waiting];
         let members = Snapshot::new(all.clone(), 1);
         let verdicts = Verdicts::of(&members, "my", 2);
         assert_eq!(

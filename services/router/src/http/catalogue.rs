@@ -24,14 +24,16 @@ fn base_model(model: &pb::BaseModel, created: u64) -> Value {
 fn reward_model(model: &pb::RewardModel, created: u64) -> Value {
     let objective =
         |objective: &pb::Objective| json!({ "name": objective.name, "description": objective.description });
-    let extension = json!({
+    let mut extension = json!({
         "role": "reward",
-        "version": (model.version > 0).then_some(model.version),
         "objectives": model.objectives.iter().map(objective).collect::<Vec<_>>(),
         "method": model.method,
         "backbone": model.backbone,
         "single_objective": model.single_objective,
     });
+    if model.version > 0 {
+        extension["version"] = json!(model.version);
+    }
     entry(&model.name, created, &extension)
 }
 

@@ -138,18 +138,58 @@ class Objective(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class RewardModel(_message.Message):
-    __slots__ = ("name", "objectives", "backbone", "method", "single_objective")
+    __slots__ = ("name", "objectives", "backbone", "method", "single_objective", "version", "retired")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVES_FIELD_NUMBER: _ClassVar[int]
     BACKBONE_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     SINGLE_OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
     name: str
     objectives: _containers.RepeatedCompositeFieldContainer[Objective]
     backbone: str
     method: str
     single_objective: bool
-    def __init__(self, name: _Optional[str] = ..., objectives: _Optional[_Iterable[_Union[Objective, _Mapping]]] = ..., backbone: _Optional[str] = ..., method: _Optional[str] = ..., single_objective: bool = ...) -> None: ...
+    version: int
+    retired: bool
+    def __init__(self, name: _Optional[str] = ..., objectives: _Optional[_Iterable[_Union[Objective, _Mapping]]] = ..., backbone: _Optional[str] = ..., method: _Optional[str] = ..., single_objective: bool = ..., version: _Optional[int] = ..., retired: bool = ...) -> None: ...
+
+class AdapterRecord(_message.Message):
+    __slots__ = ("name", "versions")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    versions: _containers.RepeatedCompositeFieldContainer[AdapterVersion]
+    def __init__(self, name: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ...) -> None: ...
+
+class AdapterVersion(_message.Message):
+    __slots__ = ("version", "source", "digest", "backbone_fingerprint", "put_at_ms", "retired_at_ms")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BACKBONE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PUT_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    source: str
+    digest: bytes
+    backbone_fingerprint: bytes
+    put_at_ms: int
+    retired_at_ms: int
+    def __init__(self, version: _Optional[int] = ..., source: _Optional[str] = ..., digest: _Optional[bytes] = ..., backbone_fingerprint: _Optional[bytes] = ..., put_at_ms: _Optional[int] = ..., retired_at_ms: _Optional[int] = ...) -> None: ...
+
+class AdapterFault(_message.Message):
+    __slots__ = ("name", "version", "reason", "other_backbone")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    OTHER_BACKBONE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    reason: str
+    other_backbone: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., reason: _Optional[str] = ..., other_backbone: bool = ...) -> None: ...
 
 class BaseModel(_message.Message):
     __slots__ = ("name", "context_tokens", "vocabulary", "has_chat_template")
@@ -174,7 +214,7 @@ class TokenizerFingerprint(_message.Message):
     def __init__(self, core: _Optional[bytes] = ..., core_tokens: _Optional[int] = ..., full: _Optional[bytes] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("id", "generation", "role", "address", "tokenizer", "vocabulary", "capacity", "base_model", "reward_models", "group", "rank", "size")
+    __slots__ = ("id", "generation", "role", "address", "tokenizer", "vocabulary", "capacity", "base_model", "reward_models", "group", "rank", "size", "adapter_faults")
     ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +227,7 @@ class Member(_message.Message):
     GROUP_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FAULTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     generation: int
     role: Role
@@ -199,7 +240,8 @@ class Member(_message.Message):
     group: str
     rank: int
     size: int
-    def __init__(self, id: _Optional[str] = ..., generation: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., tokenizer: _Optional[_Union[TokenizerFingerprint, _Mapping]] = ..., vocabulary: _Optional[int] = ..., capacity: _Optional[int] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., reward_models: _Optional[_Iterable[_Union[RewardModel, _Mapping]]] = ..., group: _Optional[str] = ..., rank: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+    adapter_faults: _containers.RepeatedCompositeFieldContainer[AdapterFault]
+    def __init__(self, id: _Optional[str] = ..., generation: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., tokenizer: _Optional[_Union[TokenizerFingerprint, _Mapping]] = ..., vocabulary: _Optional[int] = ..., capacity: _Optional[int] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., reward_models: _Optional[_Iterable[_Union[RewardModel, _Mapping]]] = ..., group: _Optional[str] = ..., rank: _Optional[int] = ..., size: _Optional[int] = ..., adapter_faults: _Optional[_Iterable[_Union[AdapterFault, _Mapping]]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
