@@ -270,8 +270,8 @@ impl Scheduler {
             self.deadlines.insert((deadline, id));
         }
         self.arrivals += 1;
-        let tag = self.shares.enter(new.tenant, new.tokens_max);
-        self.sequences.insert(id, Sequence::new(new, tag, self.arrivals));
+        let share = self.shares.enter(new.tenant, new.tokens.len(), new.tokens_max);
+        self.sequences.insert(id, Sequence::new(new, share, self.arrivals));
         self.requeue(id);
         Ok(())
     }
@@ -308,7 +308,7 @@ impl Scheduler {
             self.deadlines.remove(&(deadline, id));
         }
         self.waiting.remove(sequence.rank());
-        self.shares.leave(sequence.tenant, sequence.tokens_max - sequence.tokens.len());
+        self.shares.leave(sequence.tenant, sequence.share, sequence.tokens.len());
         self.running.retain(|&running| running != id);
         true
     }

@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn there_is_a_place_for_the_next_tenant_however_many_are_there() {
         assert_eq!(shares(900, &[1]), [800]);
-        assert_eq!(shares(900, &[1, 2]), [424, 423]);
+        assert_eq!(shares(900, &[1, 2]), [424, 424]);
         assert_eq!(shares(900, &[0]), [900], "without tenants nobody keeps anything for another");
         for tenants in 1..20 {
             let everyone: Vec<u64> = (1..=tenants).collect();

@@ -242,7 +242,7 @@ impl Scheduler {
         self.running.push(id);
         self.admitted += 1;
         sequence.start(prefix, block_tokens, self.step);
-        self.shares.serve(sequence.tag);
+        self.shares.serve(sequence.share.tag);
         let allocate = |_| self.pool.allocate().expect("room was made");
         sequence.blocks.extend((0..fresh).map(allocate));
         Admission::Admitted

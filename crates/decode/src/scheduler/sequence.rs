@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
+use super::shares::Share;
 use super::{IDLE_PATIENCE, NewSequence, PROMOTION_STEPS, Priority, Tenant};
 use crate::blocks::{BlockId, BlockPool, CacheRoot, Parent};
 
@@ -25,8 +26,8 @@ pub(super) struct Sequence {
     /// The asked priority, or higher by promotion.
     class: Priority,
     pub(super) tenant: Tenant,
-    /// When its tenant's turn comes; see `shares`.
-    pub(super) tag: u64,
+    /// When its tenant's turn comes.
+    pub(super) share: Share,
     arrival: u64,
 
     /// Whether it has a running place, and so may hold blocks.
@@ -56,7 +57,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(new: NewSequence, tag: u64, arrival: u64) -> Self {
+    pub(super) fn new(new: NewSequence, share: Share, arrival: u64) -> Self {
         Self {
             tokens: new.tokens,
             tokens_max: new.tokens_max,
@@ -65,7 +66,7 @@ impl Sequence {
             asked: new.priority,
             class: new.priority,
             tenant: new.tenant,
-            tag,
+            share,
             arrival,
             running: false,
             blocks: Vec::new(),
@@ -82,7 +83,7 @@ impl Sequence {
     }
 
     pub(super) fn rank(&self) -> Rank {
-        Rank { class: Reverse(self.class), tag: self.tag, arrival: self.arrival }
+        Rank { class: Reverse(self.class), tag: self.share.tag, arrival: self.arrival }
     }
 
     pub(super) fn class(&self) -> Priority {

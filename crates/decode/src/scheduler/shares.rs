@@ -15,34 +15,58 @@ const ACCOUNTS_KEPT: usize = 256;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tenant(pub u64);
 
-#[derive(Default)]
+/// What an answer is expected to cost before any has ended, in tokens.
+const ANSWER_FIRST: u64 = 64;
+
+/// An answer moves its tenant's mean by one part in so many.
+const MEAN_OVER: u64 = 8;
+
 pub(super) struct Shares {
     /// The latest tag that was served.
     clock: u64,
+    /// Mean length of all answers, times [`MEAN_OVER`]: what is expected of a tenant that nothing is known of.
+    answers: u64,
     accounts: HashMap<Tenant, Account>,
 }
 
-#[derive(Default)]
 struct Account {
     /// Tag of its latest sequence.
     latest: u64,
     /// Where its next one begins, unless the clock is further.
     next: u64,
+    /// Mean length of its answers, times [`MEAN_OVER`]. What a request may have says little: clients ask for more than they get.
+    answers: u64,
     sequences: usize,
 }
 
+/// What a sequence was taken to cost when it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) tag: u64,
+    cost: u64,
+    prompt: usize,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self { clock: 0, answers: ANSWER_FIRST * MEAN_OVER, accounts: HashMap::new() }
+    }
+}
+
 impl Shares {
-    /// The tag of a new sequence, which may cost so many tokens.
-    pub(super) fn enter(&mut self, tenant: Tenant, tokens: usize) -> u64 {
-        let clock = self.clock;
+    /// The share of a new sequence of `prompt` tokens, which will never have more than `tokens_max`.
+    pub(super) fn enter(&mut self, tenant: Tenant, prompt: usize, tokens_max: usize) -> Share {
+        let (clock, answers) = (self.clock, self.answers);
         if self.accounts.len() >= ACCOUNTS_KEPT {
             self.accounts.retain(|_, account| account.sequences > 0 || account.next > clock);
         }
-        let account = self.accounts.entry(tenant).or_default();
+        let fresh = || Account { latest: clock, next: clock, answers, sequences: 0 };
+        let account = self.accounts.entry(tenant).or_insert_with(fresh);
+        let cost = (prompt as u64 + account.answers / MEAN_OVER).min(tokens_max as u64);
         account.latest = account.next.max(clock);
-        account.next = account.latest + tokens as u64;
+        account.next = account.latest + cost;
         account.sequences += 1;
-        account.latest
+        Share { tag: account.latest, cost, prompt }
     }
 
     /// The tag that a sequence would get now.
@@ -55,11 +79,15 @@ impl Shares {
         self.clock = self.clock.max(tag);
     }
 
-    /// A sequence ends, and so many of the tokens that it might have cost were not needed. What its tenant has queued
-    /// since keeps its order.
-    pub(super) fn leave(&mut self, tenant: Tenant, unused: usize) {
+    /// A sequence ends with so many tokens. What it had more or less than it was taken to cost, its tenant's next one
+    /// is charged or given back; what its tenant has queued since keeps its order.
+    pub(super) fn leave(&mut self, tenant: Tenant, share: Share, tokens: usize) {
         let Some(account) = self.accounts.get_mut(&tenant) else { return };
-        account.next = account.next.saturating_sub(unused as u64).max(account.latest);
+        let answer = tokens.saturating_sub(share.prompt) as u64;
+        for mean in [&mut account.answers, &mut self.answers] {
+            *mean = *mean - *mean / MEAN_OVER + answer;
+        }
+        account.next = (account.next + tokens as u64).saturating_sub(share.cost).max(account.latest);
         account.sequences -= 1;
     }
 }
@@ -72,26 +100,34 @@ mod tests {
     const B: Tenant = Tenant(2);
     const C: Tenant = Tenant(3);
 
+    /// Of a sequence that will have exactly so many tokens.
+    fn tag(shares: &mut Shares, tenant: Tenant, tokens: usize) -> u64 {
+        shares.enter(tenant, tokens, tokens).tag
+    }
+
     #[test]
     fn a_flood_waits_for_whoever_comes_after_it() {
         let mut shares = Shares::default();
-        let flood: Vec<u64> = (0..5).map(|_| shares.enter(A, 100)).collect();
+        let flood: Vec<u64> = (0..5).map(|_| tag(&mut shares, A, 100)).collect();
         assert_eq!(flood, [0, 100, 200, 300, 400]);
         shares.serve(flood[0]);
         shares.serve(flood[1]);
         // It has had nothing yet, and begins now; then they take turns.
-        assert_eq!([shares.enter(B, 100), shares.enter(B, 100)], [100, 200]);
+        assert_eq!([tag(&mut shares, B, 100), tag(&mut shares, B, 100)], [100, 200]);
         // Half as long, twice as many.
-        assert_eq!([shares.enter(C, 50), shares.enter(C, 50), shares.enter(C, 50)], [100, 150, 200]);
+        assert_eq!([(); 3].map(|()| tag(&mut shares, C, 50)), [100, 150, 200]);
     }
 
     #[test]
-    fn tokens_that_were_not_needed_are_given_back_and_absence_saves_nothing() {
+    fn an_answer_costs_what_it_had_and_absence_saves_nothing() {
         let mut shares = Shares::default();
-        shares.enter(A, 1000);
-        shares.leave(A, 900);
-        assert_eq!(shares.enter(A, 10), 100);
-        shares.leave(A, 10);
+        let share = shares.enter(A, 10, 1000);
+        assert_eq!(shares.tag(A), 10 + ANSWER_FIRST);
+        shares.leave(A, share, 1000);
+        assert_eq!(shares.tag(A), 1000);
+        let share = shares.enter(A, 10, 1000);
+        shares.leave(A, share, 10);
+        assert_eq!(shares.tag(A), 1010);
         shares.serve(5000);
         assert_eq!([shares.tag(A), shares.tag(B)], [5000, 5000]);
     }
@@ -99,13 +135,15 @@ mod tests {
     #[test]
     fn a_tenant_is_served_in_the_order_of_arrival_whatever_ends() {
         let mut shares = Shares::default();
-        let mut last = 0;
-        for round in 0..100 {
-            let tag = shares.enter(A, 1 + round * 7 % 90);
-            assert!(tag >= last, "{tag} after {last}");
-            last = tag;
+        let (mut last, mut open) = (0, Vec::new());
+        for round in 0..200 {
+            let share = shares.enter(A, 1 + round * 7 % 90, 1000);
+            assert!(share.tag >= last, "{} after {last}", share.tag);
+            last = share.tag;
+            open.push(share);
             if round % 3 == 0 {
-                shares.leave(A, round * 7 % 90);
+                let ends = open.swap_remove(round % open.len());
+                shares.leave(A, ends, round * 11 % 900);
             }
         }
     }
@@ -115,8 +153,8 @@ mod tests {
         let mut shares = Shares::default();
         for number in 0..10_000 {
             shares.serve(number);
-            shares.enter(Tenant(number), 1);
-            shares.leave(Tenant(number), 1);
+            let share = shares.enter(Tenant(number), 1, 1);
+            shares.leave(Tenant(number), share, 1);
         }
         assert!(shares.accounts.len() <= ACCOUNTS_KEPT);
     }

@@ -53,6 +53,7 @@ struct Entry {
     floors: BTreeMap<String, f32>,
     /// With floors: all guidance together is at least so strong, beside a base model of strength 1; 1 without it.
     guidance_min: Option<f32>,
+    /// A record of each of its requests is kept (docs/audit.md); a router without `--audit-dir` refuses them.
     #[serde(default)]
     audit: bool,
 }
