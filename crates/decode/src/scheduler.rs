@@ -271,7 +271,8 @@ impl Scheduler {
         }
         self.arrivals += 1;
         let share = self.shares.enter(new.tenant, new.tokens.len(), new.tokens_max);
-        self.sequences.insert(id, Sequence::new(new, share, self.arrivals));
+        let class = self.waiting.class_at(new.priority, share.tag);
+        self.sequences.insert(id, Sequence::new(new, class, share, self.arrivals));
         self.requeue(id);
         Ok(())
     }
@@ -404,7 +405,7 @@ impl Scheduler {
     fn requeue(&mut self, id: SequenceId) {
         let sequence = &self.sequences[&id];
         if sequence.ready() && !sequence.running {
-            self.waiting.insert(sequence.rank(), id, self.step);
+            self.waiting.insert(sequence.rank(), id, sequence.asked, self.step);
         } else {
             self.waiting.remove(sequence.rank());
         }

@@ -89,11 +89,20 @@ impl Scheduler {
     }
 
     fn promote_waiting(&mut self) {
-        for id in self.waiting.take_overdue(self.step) {
-            let sequence = self.sequences.get_mut(&id).expect("who waits is known");
-            sequence.promote();
-            self.requeue(id);
+        let overdue = self.waiting.take_overdue(self.step);
+        overdue.iter().for_each(|&id| self.promote(id));
+        if !overdue.is_empty() {
+            for id in self.waiting.passed() {
+                self.waiting.remove(self.sequences[&id].rank());
+                self.promote(id);
+            }
         }
+    }
+
+    /// Of a sequence that was taken out of the line.
+    fn promote(&mut self, id: SequenceId) {
+        self.sequences.get_mut(&id).expect("who waits is known").promote();
+        self.requeue(id);
     }
 
     /// The running sequences with something to compute, in the order in which they are served.

@@ -57,14 +57,14 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(new: NewSequence, share: Share, arrival: u64) -> Self {
+    pub(super) fn new(new: NewSequence, class: Priority, share: Share, arrival: u64) -> Self {
         Self {
             tokens: new.tokens,
             tokens_max: new.tokens_max,
             deadline: new.deadline,
             root: new.root,
             asked: new.priority,
-            class: new.priority,
+            class,
             tenant: new.tenant,
             share,
             arrival,

@@ -15,14 +15,36 @@ pub(super) struct Waiting {
 #[derive(Clone, Copy)]
 struct Place {
     id: SequenceId,
+    /// The priority that was asked for.
+    asked: Priority,
     /// Step in which it joined this class of the line.
     since: u64,
 }
 
 impl Waiting {
     /// Joins the line; a sequence that stands in it keeps its place.
-    pub(super) fn insert(&mut self, rank: Rank, id: SequenceId, step: u64) {
-        self.line.entry(rank).or_insert(Place { id, since: step });
+    pub(super) fn insert(&mut self, rank: Rank, id: SequenceId, asked: Priority, step: u64) {
+        self.line.entry(rank).or_insert(Place { id, asked, since: step });
+    }
+
+    /// The class of a sequence whose tenant's turn comes at `tag`. Whoever has risen by waiting has not passed those who
+    /// stood before it: they rise with it, or the oldest of a flood would keep out all other tenants.
+    pub(super) fn class_at(&self, asked: Priority, tag: u64) -> Priority {
+        let behind = self.line.iter().filter(|(rank, place)| place.asked == asked && rank.tag > tag);
+        behind.map(|(rank, _)| rank.class.0).max().unwrap_or(asked).max(asked)
+    }
+
+    /// Those that somebody behind them has passed by rising.
+    pub(super) fn passed(&self) -> Vec<SequenceId> {
+        let mut furthest = [None; 3];
+        for (rank, place) in &self.line {
+            let risen = &mut furthest[place.asked as usize];
+            *risen = (*risen).max(Some((rank.class.0, rank.tag)).filter(|(class, _)| *class > place.asked));
+        }
+        let is_passed = |(rank, place): &(&Rank, &Place)| {
+            furthest[place.asked as usize].is_some_and(|(class, tag)| rank.class.0 < class && rank.tag < tag)
+        };
+        self.line.iter().filter(is_passed).map(|(_, place)| place.id).collect()
     }
 
     pub(super) fn remove(&mut self, rank: Rank) {

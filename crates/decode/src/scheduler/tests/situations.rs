@@ -304,6 +304,31 @@ fn whoever_asks_for_little_is_next_behind_another_tenants_flood() {
 }
 
 #[test]
+fn a_flood_that_has_waited_for_long_does_not_pass_who_comes_then() {
+    let mut world = world(1000, 64);
+    (world.scheduler.options.running_max, world.scheduler.options.waiting_max) = (1, 100);
+    let (flooder, other) = (Tenant(1), Tenant(2));
+    for number in 1..=40 {
+        world
+            .add(NewSequence { tenant: flooder, ..chat(SequenceId(number), 4, 400, Priority::Normal) })
+            .unwrap();
+    }
+    // Everything in line rises meanwhile.
+    (0..PROMOTION_STEPS + 10).for_each(|_| drop(world.generate()));
+    world.add(NewSequence { tenant: other, ..chat(SequenceId(99), 4, 400, Priority::Normal) }).unwrap();
+    world.remove(SequenceId(1));
+    assert_eq!(ids(&world.step()), [SequenceId(99)]);
+    // And who stood in line when others rose has risen with them.
+    world.add(NewSequence { tenant: other, ..chat(SequenceId(98), 4, 400, Priority::Normal) }).unwrap();
+    (0..PROMOTION_STEPS + 10).for_each(|_| drop(world.generate()));
+    world.remove(SequenceId(99));
+    let next = ids(&world.step())[0];
+    world.remove(next);
+    let after = ids(&world.step())[0];
+    assert!([next, after].contains(&SequenceId(98)), "{next:?} {after:?}");
+}
+
+#[test]
 fn two_tenants_get_tokens_in_equal_parts_however_long_their_answers_are() {
     let mut world = world(1000, 64);
     (world.scheduler.options.running_max, world.scheduler.options.waiting_max) = (4, 100);
