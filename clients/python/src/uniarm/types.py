@@ -373,7 +373,7 @@ def event_of_wire(wire: inference_pb2.GenerateResponse) -> Event | None:
             timing.queue_ms,
             timing.first_token_ms,
             timing.total_ms,
-            summary.audit.hex(),
+            wire.summary.audit.hex(),
         )
     return None
 
