@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use futures_util::{StreamExt as _, stream};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -225,8 +225,9 @@ fn report(args: &ReplayArgs, wanted: &Wanted, totals: &Totals) -> anyhow::Result
 impl Wanted {
     fn of(args: &ReplayArgs) -> anyhow::Result<Self> {
         let receipt = |text: &String| {
-            let wrong = || format!("--receipt {text}: wants the {} digits of a hash", 2 * GENESIS.len());
-            audit::from_hexadecimal(text).with_context(wrong)
+            let digits = 2 * GENESIS.len();
+            audit::from_hexadecimal(text)
+                .map_err(|_| anyhow!("--receipt {text}: wants the {digits} hexadecimal digits of a hash"))
         };
         let receipts = args.receipt.iter().map(receipt).collect::<anyhow::Result<_>>()?;
         Ok(Self { ids: args.request_id.clone(), receipts })
