@@ -1,6 +1,6 @@
 //! The store's catalogue of adapters: what reward workers are to serve, by names whose versions only grow.
 
-use crate::{ProtocolError, pb, request::check_count};
+use crate::{ProtocolError, digits::hexadecimal, pb, request::check_count};
 
 /// Bytes of a name: with a version behind it, it is the name of a reward model, and a part of a key in the store.
 pub const ADAPTER_NAME_BYTES_MAX: usize = 128;
@@ -179,25 +179,6 @@ impl From<AdapterFault> for pb::AdapterFault {
     }
 }
 
-/// Bytes as hexadecimal digits.
-#[must_use]
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// 32 bytes from their hexadecimal digits.
-#[must_use]
-pub fn from_hexadecimal(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,14 +203,5 @@ mod tests {
         }
         let short = pb::AdapterVersion { digest: vec![1].into(), ..version(1) };
         assert_eq!(field(pb::AdapterRecord { versions: vec![short], ..wire }), "digest");
-    }
-
-    #[test]
-    fn hexadecimal_digits_are_the_bytes_again() {
-        let bytes: [u8; 32] = std::array::from_fn(|index| index as u8 * 8);
-        assert_eq!(from_hexadecimal(&hexadecimal(&bytes)), Some(bytes));
-        for wrong in ["", "ab", &"g".repeat(64), &"é".repeat(32)] {
-            assert_eq!(from_hexadecimal(wrong), None, "{wrong}");
-        }
     }
 }

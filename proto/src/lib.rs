@@ -14,6 +14,7 @@ pub mod client;
 pub mod cluster_client;
 pub mod deadline;
 pub mod dice;
+pub mod digits;
 pub mod error;
 pub mod limits;
 pub mod member;

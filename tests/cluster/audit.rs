@@ -8,9 +8,8 @@ use std::{
 
 use serde_json::{Value, json};
 use tonic::Request;
-use uniarm_batch::hexadecimal;
 use uniarm_cluster::testing::EtcdServer;
-use uniarm_proto::{Event, GenerateRequest, OnRewardLoss, pb};
+use uniarm_proto::{Event, GenerateRequest, OnRewardLoss, digits::hexadecimal, pb};
 use uniarm_router::audit::{Link, Record};
 
 use crate::{

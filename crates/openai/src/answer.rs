@@ -1,7 +1,9 @@
 //! Events become OpenAI's objects: one for a whole answer, or a chunk for each event of a stream.
 
 use serde_json::{Map, Value, json};
-use uniarm_proto::{ChoiceTranscript, Event, Transcript, pb, transcript::finish_reason_name};
+use uniarm_proto::{
+    ChoiceTranscript, Event, Transcript, digits::hexadecimal, pb, transcript::finish_reason_name,
+};
 
 use crate::{
     ask::{Call, Form},
@@ -194,8 +196,7 @@ fn ending(summary: &pb::Summary) -> Map<String, Value> {
     let usage = summary.usage.unwrap_or_default();
     fields.insert("unguided_tokens".to_owned(), json!(usage.unguided_tokens));
     if !summary.audit.is_empty() {
-        let digits = summary.audit.iter().map(|byte| format!("{byte:02x}"));
-        fields.insert("audit".to_owned(), json!(digits.collect::<String>()));
+        fields.insert("audit".to_owned(), json!(hexadecimal(&summary.audit)));
     }
     fields
 }

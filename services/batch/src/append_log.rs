@@ -30,7 +30,7 @@ pub struct AppendLog {
 pub enum LogError {
     #[error("{}: {source}; what was there before is kept, make room or correct the path and repeat the command", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("{} is in use by another process that works on the same job; wait for it or stop it", path.display())]
+    #[error("{} is in use by another process; wait for it or stop it", path.display())]
     Busy { path: PathBuf },
 }
 

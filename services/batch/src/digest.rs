@@ -1,13 +1,10 @@
 //! Digests by which jobs know their inputs, and seeds that are functions of their reasons.
 
 use sha2::{Digest as _, Sha256};
+pub use uniarm_proto::digits::hexadecimal;
 
 /// Bytes of a checksum: it finds torn and rotten lines, it is no defence against a forger.
 const CHECK_BYTES: usize = 4;
-
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// Of a line of a journal.
 pub fn checksum(bytes: &[u8]) -> String {

@@ -6,11 +6,10 @@ use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
 use serde_json::json;
 use tonic::Status;
-use uniarm_batch::hexadecimal;
 use uniarm_decode::PreferenceSpec;
 use uniarm_proto::{
     ChatMessage, ChoiceTranscript, ClusterClient, Event, Exchange, GenerateRequest, GuidanceTerm, Input,
-    OnRewardLoss, Priority, Sampling, Transcript, pb, transcript::finish_reason_name,
+    OnRewardLoss, Priority, Sampling, Transcript, digits::hexadecimal, pb, transcript::finish_reason_name,
 };
 
 use crate::{

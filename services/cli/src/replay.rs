@@ -8,13 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use futures_util::{StreamExt as _, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use uniarm_batch::hexadecimal;
-use uniarm_proto::ClusterClient;
+use uniarm_proto::{
+    ClusterClient,
+    digits::{from_hexadecimal, hexadecimal},
+};
 use uniarm_router::audit::{self, GENESIS, Hash, Link, Record};
 
 use crate::client::{self, EndpointArgs};
@@ -226,8 +228,8 @@ impl Wanted {
     fn of(args: &ReplayArgs) -> anyhow::Result<Self> {
         let receipt = |text: &String| {
             let digits = 2 * GENESIS.len();
-            audit::from_hexadecimal(text)
-                .map_err(|_| anyhow!("--receipt {text}: wants the {digits} hexadecimal digits of a hash"))
+            from_hexadecimal(text)
+                .with_context(|| format!("--receipt {text}: wants the {digits} hexadecimal digits of a hash"))
         };
         let receipts = args.receipt.iter().map(receipt).collect::<anyhow::Result<_>>()?;
         Ok(Self { ids: args.request_id.clone(), receipts })

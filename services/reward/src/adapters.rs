@@ -10,10 +10,7 @@ use std::{
 use tokio::time::{sleep, timeout};
 use uniarm_cluster::{Adapters, AdaptersReceiver};
 use uniarm_model::{Adapter, Config};
-use uniarm_proto::{
-    AdapterFault, AdapterRecord, AdapterVersion,
-    adapter::{hexadecimal, versioned},
-};
+use uniarm_proto::{AdapterFault, AdapterRecord, AdapterVersion, adapter::versioned, digits::hexadecimal};
 use uniarm_runtime::{Metrics, prometheus_client::metrics::gauge::Gauge};
 
 use crate::{catalogue::RewardCatalogue, handle::RewardHandle};

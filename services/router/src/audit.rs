@@ -8,7 +8,7 @@ mod chain;
 mod journal;
 mod record;
 
-pub use chain::{ChainError, GENESIS, Hash, Link, from_hexadecimal};
+pub use chain::{ChainError, GENESIS, Hash, Link};
 pub use journal::{Journal, JournalError, files};
 pub(crate) use record::Trail;
 pub use record::{Answer, Record, ScorerRecord, ServedFrom};

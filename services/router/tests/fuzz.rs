@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
 use sha2::{Digest as _, Sha256};
-use uniarm_batch::hexadecimal;
 use uniarm_fuzz::{JSON, fuzz, scratch};
-use uniarm_proto::{GenerateRequest, Input};
+use uniarm_proto::{GenerateRequest, Input, digits::hexadecimal};
 use uniarm_router::{
     audit::{Answer, Link, Record},
     tenants::Tenants,

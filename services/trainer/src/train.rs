@@ -19,12 +19,13 @@ pub mod ranks;
 use std::path::Path;
 
 use uniarm_model::{Config, ModelFiles};
+use uniarm_proto::digits::hexadecimal;
 
 pub use looping::Job;
 
 use crate::network::{LlamaNetwork, NetworkOptions};
 use config::{Switch, TrainConfig};
-use data::{Data, hex};
+use data::Data;
 use events::{Ended, Event};
 use ranks::Ranks;
 
@@ -59,8 +60,15 @@ pub fn train(
         ..NetworkOptions::default()
     };
     let network = LlamaNetwork::open(model, &config.adapter()?, options)?;
-    let job =
-        Job { config, data, network: Box::new(network), model: hex(&model.fingerprint), out, resume, ranks };
+    let job = Job {
+        config,
+        data,
+        network: Box::new(network),
+        model: hexadecimal(&model.fingerprint),
+        out,
+        resume,
+        ranks,
+    };
     job.run(watch)
 }
 

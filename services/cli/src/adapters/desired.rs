@@ -8,7 +8,10 @@ use serde_json::json;
 use tokio::time::{Instant, timeout, timeout_at};
 use uniarm_cluster::{Adapters, MemberStore, NewAdapter, Snapshot, StoreAddress, StoreError};
 use uniarm_model::AdapterFiles;
-use uniarm_proto::adapter::{check_adapter_name, from_hexadecimal, hexadecimal, versioned};
+use uniarm_proto::{
+    adapter::{check_adapter_name, versioned},
+    digits::{from_hexadecimal, hexadecimal},
+};
 use uniarm_reward::adapters::RETIRED_KEPT;
 
 use super::seen::{Row, Verdicts, rows};

@@ -3,8 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use uniarm_batch::hexadecimal;
-use uniarm_proto::{GenerateRequest, Progress, pb, transcript::finish_reason_name};
+use uniarm_proto::{GenerateRequest, Progress, digits::hexadecimal, pb, transcript::finish_reason_name};
 
 /// One request, from its acceptance by this router to its end here.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

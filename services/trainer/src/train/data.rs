@@ -5,6 +5,7 @@ use std::{collections::HashMap, path::PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
 use uniarm_model::ModelFiles;
+use uniarm_proto::digits::hexadecimal;
 
 use super::{config::TrainConfig, draws::Draws};
 use crate::{
@@ -100,12 +101,8 @@ impl Data {
                 labels.for_each(|number| hash.update(number.to_le_bytes()));
             }
         }
-        hex(&hash.finalize())
+        hexadecimal(&hash.finalize())
     }
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn tokens(
