@@ -68,6 +68,9 @@ pub const PROMOTION_STEPS: u64 = 256;
 /// The smallest token budget of a step: one token more than the quarter that is kept for prefill can take.
 pub const STEP_TOKENS_MIN: usize = 4;
 
+/// Places where a step has rows for prompts and for those that run.
+const RUNNING_MIN: usize = 2;
+
 /// Names a sequence for as long as the scheduler knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub u64);
@@ -90,9 +93,13 @@ pub struct SchedulerOptions {
     pub step_tokens: usize,
     /// Most tokens of one sequence in one step.
     pub prefill_chunk: usize,
-    /// Most sequences that hold blocks at a time.
+    /// Running places.
     pub running_max: usize,
-    /// Most sequences that may stand in line when all running places are taken.
+    /// Whether a sequence keeps its place while it has nothing to compute, and so holds back those in line: then there
+    /// are never more under way than places. If not, it keeps only its blocks, and places bound the rows of a step: where
+    /// somebody else decides which sequences go on, those that do must not stand behind those that do not.
+    pub idle_keep_places: bool,
+    /// Sequences beyond the running places that are taken in.
     pub waiting_max: usize,
     /// Whether sequences that begin alike share blocks.
     pub prefix_cache: bool,
@@ -176,7 +183,7 @@ pub struct SchedulerStats {
     pub waiting: usize,
     /// Sequences that hold blocks.
     pub running: usize,
-    /// How many may hold blocks at once.
+    /// Running places.
     pub running_max: usize,
     /// How often a sequence got a running place.
     pub admitted: u64,
@@ -225,6 +232,7 @@ impl Default for SchedulerOptions {
             step_tokens: 512,
             prefill_chunk: 256,
             running_max: 64,
+            idle_keep_places: true,
             waiting_max: 1024,
             prefix_cache: true,
         }
@@ -232,15 +240,15 @@ impl Default for SchedulerOptions {
 }
 
 impl Scheduler {
-    /// Sizes that could never make progress are raised: a block, a chunk and the running places to one, the
-    /// token budget to [`STEP_TOKENS_MIN`].
+    /// Sizes that could never make progress are raised: a block, a chunk and the running places to one (to two if idle
+    /// sequences keep none: one is for prompts), the token budget to [`STEP_TOKENS_MIN`].
     pub fn new(options: SchedulerOptions) -> Self {
         let options = SchedulerOptions {
             block_tokens: options.block_tokens.max(1),
             blocks: options.blocks.max(1),
             step_tokens: options.step_tokens.max(STEP_TOKENS_MIN),
             prefill_chunk: options.prefill_chunk.max(1),
-            running_max: options.running_max.max(1),
+            running_max: options.running_max.max(if options.idle_keep_places { 1 } else { RUNNING_MIN }),
             ..options
         };
         Self {
@@ -334,6 +342,11 @@ impl Scheduler {
     /// Tokens that the sequence found in the prefix cache and did not compute when it was first admitted.
     pub fn cached_tokens(&self, id: SequenceId) -> usize {
         self.sequences.get(&id).and_then(|sequence| sequence.cached_tokens).unwrap_or(0)
+    }
+
+    /// Whether the sequence has ever got a running place; it may have lost it since.
+    pub fn has_started(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|sequence| sequence.cached_tokens.is_some())
     }
 
     /// The tokens of a sequence, pending ones included.

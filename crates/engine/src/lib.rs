@@ -14,7 +14,7 @@ use uniarm_decode::{
     drafting::{CostMeter, StepCost},
     scheduler::{
         AddError, ExtendError, NewSequence, Priority, Scheduler, SchedulerOptions, SchedulerStats,
-        SequenceId, Tenant,
+        SequenceId, StepPlan, Tenant,
     },
 };
 use uniarm_model::{Conditioned, Forward, ModelError, Row};
@@ -53,8 +53,10 @@ pub struct ExecutorOptions {
     pub step_tokens: usize,
     /// Tokens of one sequence's prefill in one step: a long prompt must not hold up the others for long.
     pub prefill_chunk: usize,
-    /// Sequences that hold cache blocks at once.
+    /// Sequences that run at once.
     pub running_max: usize,
+    /// Whether a sequence that has nothing to compute still runs; if not, it keeps only its blocks.
+    pub idle_keep_places: bool,
     /// Sequences that wait for their first step.
     pub waiting_max: usize,
     pub prefix_cache: bool,
@@ -76,6 +78,13 @@ pub struct StepReport {
     pub preempted: usize,
     /// Sequences past their deadline: the caller removes them.
     pub expired: Vec<SequenceId>,
+}
+
+/// A step before it is computed.
+#[must_use]
+pub struct PlannedStep {
+    plan: StepPlan,
+    report: StepReport,
 }
 
 /// Tokens that a sequence of `forward` may have: the model's context, or the whole cache where that is smaller.
@@ -115,6 +124,7 @@ impl Default for ExecutorOptions {
             step_tokens: 512,
             prefill_chunk: 256,
             running_max: 256,
+            idle_keep_places: true,
             waiting_max: 1024,
             prefix_cache: true,
             clock: Clock::default(),
@@ -137,6 +147,7 @@ impl Executor {
             step_tokens: options.step_tokens,
             prefill_chunk: options.prefill_chunk,
             running_max: options.running_max,
+            idle_keep_places: options.idle_keep_places,
             waiting_max: options.waiting_max,
             prefix_cache: options.prefix_cache,
         });
@@ -219,6 +230,11 @@ impl Executor {
         self.scheduler.remove(id);
     }
 
+    /// Whether a step has ever had room for the sequence.
+    pub fn has_started(&self, id: SequenceId) -> bool {
+        self.scheduler.has_started(id)
+    }
+
     /// Prompt tokens that were found in the prefix cache.
     pub fn cached_tokens(&self, id: SequenceId) -> usize {
         self.scheduler.cached_tokens(id)
@@ -238,19 +254,20 @@ impl Executor {
         self.scheduler.stats()
     }
 
-    /// Plans a step, runs it, and hands each wanted row of logits, with the index of its token in the
-    /// sequence, to `deliver`. The plan is committed only after the forward succeeded: a failure leaves
-    /// every sequence where it was.
+    /// Plans a step and computes it.
     ///
     /// # Errors
     /// When the forward fails.
-    pub fn step(
-        &mut self,
-        mut deliver: impl FnMut(SequenceId, usize, &[f32]),
-    ) -> Result<StepReport, ModelError> {
+    pub fn step(&mut self, deliver: impl FnMut(SequenceId, usize, &[f32])) -> Result<StepReport, ModelError> {
+        let planned = self.plan();
+        self.compute(planned, deliver)
+    }
+
+    /// Decides what the next step computes: who begins is known before it takes its time.
+    pub fn plan(&mut self) -> PlannedStep {
         let began = self.instant();
         let plan = self.scheduler.plan(self.now());
-        let mut report = StepReport {
+        let report = StepReport {
             sequences: plan.rows.iter().map(|row| row.sequence).collect(),
             tokens: plan.rows.iter().map(|row| row.tokens.len()).sum(),
             rows: plan.rows.iter().map(|row| row.tokens.len() - row.logits_from).sum(),
@@ -260,6 +277,21 @@ impl Executor {
             schedule: self.instant() - began,
             ..StepReport::default()
         };
+        PlannedStep { plan, report }
+    }
+
+    /// Runs the forward, and hands each wanted row of logits, with the index of its token in the sequence, to
+    /// `deliver`. The plan is committed only after the forward succeeded: a failure leaves every sequence where
+    /// it was.
+    ///
+    /// # Errors
+    /// When the forward fails.
+    pub fn compute(
+        &mut self,
+        planned: PlannedStep,
+        mut deliver: impl FnMut(SequenceId, usize, &[f32]),
+    ) -> Result<StepReport, ModelError> {
+        let PlannedStep { plan, mut report } = planned;
         if plan.rows.is_empty() {
             self.forward.idle()?;
             return Ok(report);

@@ -35,8 +35,10 @@ pub(crate) struct Base {
     alignment: Alignment<usize>,
     /// Requests that hold a permit.
     requests: usize,
-    /// Guided requests that have started.
+    /// Guided requests that have begun here, and so have sessions.
     guided: Vec<usize>,
+    /// Guided requests that have not.
+    unopened: Vec<usize>,
     inbox: Vec<Message>,
     /// Requests that something arrived for since the last decision.
     touched: Vec<usize>,
@@ -78,6 +80,7 @@ impl Base {
             alignment: Alignment::default(),
             requests: 0,
             guided: Vec::new(),
+            unopened: Vec::new(),
             inbox: Vec::new(),
             touched: Vec::new(),
             outbox: BTreeMap::new(),
@@ -145,6 +148,7 @@ impl Base {
         for id in &plan.expired {
             self.end(id.0 as usize, Outcome::Expired, world);
         }
+        self.open_begun(world);
         for (reward, ops) in std::mem::take(&mut self.outbox) {
             world.send_ops(now + spent, self.number, reward, ops);
         }
@@ -196,7 +200,20 @@ impl Base {
             return;
         }
         if arrival.guided {
+            self.unopened.push(request);
+        }
+    }
+
+    /// Opens the sessions of answers that have got a place.
+    fn open_begun(&mut self, world: &mut World<'_>) {
+        let scheduler = &self.stepper.scheduler;
+        let begun: Vec<_> = self
+            .unopened
+            .extract_if(.., |request| scheduler.has_started(SequenceId(*request as u64)))
+            .collect();
+        for request in begun {
             self.guided.push(request);
+            self.pass_over_gone(request, world);
             self.open(request, world);
         }
     }
@@ -406,8 +423,9 @@ impl Base {
         if world.requests[request].outcome.is_some() {
             return;
         }
-        if world.arrivals[request].guided {
-            self.guided.retain(|guided| *guided != request);
+        self.unopened.retain(|unopened| *unopened != request);
+        if let Some(at) = self.guided.iter().position(|guided| *guided == request) {
+            self.guided.remove(at);
             self.push(request, OpKind::Close, world);
         }
         self.stepper.scheduler.remove(SequenceId(request as u64));

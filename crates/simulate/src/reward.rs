@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use uniarm_decode::drafting::{DraftMode, Pace};
-use uniarm_decode::{CacheRoot, NewSequence, PlannedRow, Priority as Rank, SequenceId, StepPlan, Tenant};
+use uniarm_decode::{
+    CacheRoot, NewSequence, PlannedRow, Priority as Rank, SchedulerOptions, SequenceId, StepPlan, Tenant,
+};
 
 use crate::base::rank;
 use crate::setup::Pool;
@@ -50,9 +52,10 @@ struct Session {
 
 impl Reward {
     pub(crate) fn new(number: usize, pool: &Pool) -> Self {
+        let scheduler = SchedulerOptions { idle_keep_places: false, ..pool.scheduler };
         Self {
             number,
-            stepper: Stepper::new(pool),
+            stepper: Stepper::new(&Pool { scheduler, ..pool.clone() }),
             sessions: HashMap::new(),
             inbox: Vec::new(),
             outbox: BTreeMap::new(),

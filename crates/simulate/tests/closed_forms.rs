@@ -281,12 +281,12 @@ fn a_request_that_finds_no_room_is_tried_elsewhere_and_then_refused() {
 fn sessions_that_a_reward_worker_refuses_go_to_the_next() {
     let mut setup = setup(machine(10.0, 0.0), machine(1.0, 0.0));
     setup.reward.workers = 2;
-    setup.reward.scheduler.running_max = 1;
+    setup.reward.scheduler.running_max = 2;
     setup.reward.scheduler.waiting_max = 0;
-    let arrivals: Vec<_> = (0..6).map(|i| arrival(0.01 * f64::from(i), 4, 20, true)).collect();
+    let arrivals: Vec<_> = (0..12).map(|i| arrival(0.01 * f64::from(i), 4, 20, true)).collect();
     let report = run(&setup, &arrivals);
-    assert_eq!(report.finished, 6);
-    assert!(report.end_to_end.max > 0.5, "two at a time: {:?}", report.end_to_end);
+    assert_eq!(report.finished, 12);
+    assert!(report.end_to_end.max > 0.5, "four at a time: {:?}", report.end_to_end);
 }
 
 #[test]

@@ -146,7 +146,7 @@ impl Engine {
         }
     }
 
-    /// Ends what its client or its deadline has ended, and opens the sessions that can be.
+    /// Ends what its client or its deadline has ended.
     fn look_after_requests(&mut self) {
         let now = Instant::now();
         self.meter.turn(self.executor.time_of(now.into_std()));
@@ -163,12 +163,6 @@ impl Engine {
             self.end_request(key, Err(refusal));
         }
         self.leave_leaving_links(now);
-        let closed = |choice: &Choice| choice.terms.iter().any(|term| term.can_open(now, &self.links));
-        let closed: Vec<SequenceId> =
-            self.choices.values().filter(|choice| closed(choice)).map(|choice| choice.sequence).collect();
-        for sequence in closed {
-            self.open_terms(sequence, now);
-        }
     }
 
     fn decide_all(&mut self) {
@@ -352,9 +346,11 @@ impl Engine {
 
     /// One forward; false: there was nothing to do.
     fn step(&mut self) -> bool {
+        let planned = self.executor.plan();
+        self.open_sessions(Instant::now());
         let Self { executor, choices, .. } = self;
         let mut passes = HashSet::new();
-        let result = executor.step(|sequence, index, logits| {
+        let result = executor.compute(planned, |sequence, index, logits| {
             let choice = choices.get_mut(&sequence).expect("a planned sequence has its answer");
             choice.on_base_row(index, logits);
             passes.insert(sequence);

@@ -118,7 +118,9 @@ impl RewardEngine {
         metrics: &Metrics,
     ) -> Result<RewardHandle, StartError> {
         let (inbox, commands) = inbox();
-        let executor = Executor::new(forward, &options.executor)?;
+        // Which sessions go on is the base workers' affair: places are for those that do.
+        let limits = ExecutorOptions { idle_keep_places: false, ..options.executor.clone() };
+        let executor = Executor::new(forward, &limits)?;
         let fingerprint = catalogue.backbone.fingerprint;
         let own = (RewardMetrics::new(metrics), StepMeter::new(metrics));
         let engine = Engine::new(executor, fingerprint, own);

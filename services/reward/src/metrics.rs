@@ -36,7 +36,7 @@ impl RewardMetrics {
         Self {
             sessions: metrics.gauge("sessions", "Open sessions"),
             waiting: metrics.gauge("sessions_waiting", "Sessions whose first step has not been planned"),
-            places: metrics.gauge("sessions_max", "Sessions that may hold cache blocks at once"),
+            places: metrics.gauge("sessions_max", "Sessions that one step serves at most"),
             free_blocks: metrics.gauge("kv_free_blocks", "Free blocks of the paged cache"),
             blocks: metrics.gauge("kv_blocks", "Blocks of the paged cache, free or not"),
             steps: metrics.counter("steps", "Forward passes"),

@@ -60,6 +60,8 @@ pub struct Shape {
     pub pace: PaceOptions,
     /// Blocks of each cache: few mean preemption.
     pub blocks: usize,
+    /// Sequences that run at once on a base worker; rows of a step of a reward worker.
+    pub places: usize,
     /// Requests of each base worker, and sequences that may wait on a reward worker: few mean full queues.
     pub requests_max: usize,
     pub waiting_max: usize,
@@ -113,6 +115,7 @@ impl Shape {
         rewards: 1,
         pace: PaceOptions { window: DraftWindow::Fixed(0), rows: DraftRows::Auto },
         blocks: 512,
+        places: 32,
         requests_max: 64,
         waiting_max: 256,
         repeat: 0.0,
@@ -130,7 +133,7 @@ impl Shape {
         ExecutorOptions {
             step_tokens: 64,
             prefill_chunk: 32,
-            running_max: 32,
+            running_max: self.places,
             waiting_max,
             clock,
             ..ExecutorOptions::default()

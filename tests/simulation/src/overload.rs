@@ -23,6 +23,9 @@ const PATIENT_BEGIN: Duration = Duration::from_secs(1);
 /// Requests of so many answers each as are allowed that have more of them than a base worker holds.
 const CROWDING: usize = 6;
 
+/// Answers that share two places.
+const CROWD: usize = 24;
+
 /// By then a flood has arrived.
 const FLOODED_AFTER: Duration = Duration::from_millis(25);
 
@@ -139,6 +142,23 @@ impl Pool {
                 }
             });
             join_all(asked).await.into_iter().flatten().collect()
+        })
+    }
+
+    /// How long a crowd's guided answers take together when each of them has more sessions than its reward worker has
+    /// places, and how often anybody lost blocks meanwhile.
+    pub fn few_places(&self) -> (Duration, usize) {
+        runtime().block_on(async {
+            let cluster = Cluster::start(Shape { places: 2, ..Shape::UNDISTURBED }, 0).await;
+            let client = cluster.client("client");
+            let terms = |request: &&GenerateRequest| request.guidance.len() > 2;
+            let many = self.requests.iter().filter(terms).cycle().take(CROWD);
+            let began = Instant::now();
+            let answers = join_all(many.map(|request| client.complete(request.clone(), None))).await;
+            answers.into_iter().for_each(|answer| drop(answer.unwrap()));
+            let lost = [("base-0", "uniarm_base_preemptions_total"), ("reward-0", "uniarm_reward_preemptions_total")];
+            let lost = lost.map(|(host, metric)| cluster.gauge(host, metric).unwrap());
+            (began.elapsed(), lost.iter().sum())
         })
     }
 

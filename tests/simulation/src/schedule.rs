@@ -93,6 +93,7 @@ fn shape(random: &mut StdRng) -> Shape {
         rewards: random.random_range(1..4),
         pace: PaceOptions { window, rows },
         blocks: if random.random_bool(0.25) { 20 } else { 128 },
+        places: if random.random_bool(0.25) { 3 } else { 32 },
         requests_max: if is_scarce { 2 } else { 32 },
         waiting_max: if is_scarce { 2 } else { 128 },
         repeat: if random.random_bool(0.25) { random.random_range(0.0..0.3) } else { 0.0 },

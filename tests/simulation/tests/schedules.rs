@@ -135,6 +135,16 @@ fn a_request_that_a_full_queue_refuses_hears_so_at_once_and_when_to_come_again()
     }
 }
 
+/// Sessions that wait for their base worker's next token stand before nobody. When they did, each token of the crowd took
+/// as long as a sequence that waits outside is let wait: a second.
+#[test]
+fn sessions_beyond_a_reward_workers_places_go_round() {
+    let (took, preempted) = Pool::new().few_places();
+    println!("{took:?}");
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert_eq!(preempted, 0);
+}
+
 /// Everybody rises by a class for each `PROMOTION_STEPS` steps, in both pools at the same time; the longest step takes
 /// 8.4 ms, and a place is free when an answer ends.
 #[test]

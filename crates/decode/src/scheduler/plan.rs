@@ -2,7 +2,8 @@
 //!
 //! 1. Running sequences with a token, or a token and its drafts, to compute: short rows that somebody
 //!    watches. They leave a quarter of the budget to prompts if there are any. In a class, who was served
-//!    longest ago comes first, so that a budget that is too small for all goes round.
+//!    longest ago comes first, so that a budget that is too small for all goes round. The budget is one of tokens,
+//!    and of rows where idle sequences keep no place.
 //! 2. Chunks of prompts, those in progress and those in line together, in the order of their rank.
 //!
 //! When blocks run out, the lowest-ranked sequence gives up all of its own (its keys and values are computed
@@ -19,7 +20,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::sequence::{Rank, Sequence};
-use super::{PlannedRow, Priority, Scheduler, SequenceId, StepPlan};
+use super::{PlannedRow, Priority, Scheduler, SchedulerOptions, SequenceId, StepPlan};
 use crate::blocks::{BlockId, BlockPool, ContentHash};
 
 /// Running rows up to this length (a token and its drafts, the rest of a prompt) go before longer ones.
@@ -40,6 +41,7 @@ struct Workbench {
     plan: StepPlan,
     now: Duration,
     tokens_left: usize,
+    rows_left: usize,
     /// The next full block of every row: who begins alike waits for it instead of computing it too.
     in_flight: Vec<ContentHash>,
 }
@@ -61,6 +63,12 @@ enum Admission {
     NoRoom,
 }
 
+impl Workbench {
+    fn is_full(&self) -> bool {
+        self.tokens_left == 0 || self.rows_left == 0
+    }
+}
+
 impl Scheduler {
     /// Decides what the next step computes. With no rows there is nothing to do before something is added,
     /// extended or removed, before [`Scheduler::next_deadline`], or before
@@ -74,15 +82,18 @@ impl Scheduler {
             ..StepPlan::default()
         };
         let tokens_left = self.options.step_tokens;
-        let mut bench = Workbench { plan, now, tokens_left, in_flight: Vec::new() };
+        let rows_left = if self.options.idle_keep_places { usize::MAX } else { self.options.running_max };
+        let mut bench = Workbench { plan, now, tokens_left, rows_left, in_flight: Vec::new() };
 
         self.is_full = false;
         self.promote_waiting();
         let (short, long) = self.runnable(now);
-        let kept = self.kept_for_prompts(!long.is_empty());
-        bench.tokens_left -= kept;
+        let (tokens_kept, rows_kept) = self.kept_for_prompts(!long.is_empty());
+        bench.tokens_left -= tokens_kept;
+        bench.rows_left -= rows_kept;
         let left_out = self.plan_short_rows(&short, &mut bench);
-        bench.tokens_left += kept;
+        bench.tokens_left += tokens_kept;
+        bench.rows_left += rows_kept;
         self.plan_prompts(&long, &mut bench);
         self.plan_short_rows(left_out, &mut bench);
         bench.plan
@@ -124,18 +135,19 @@ impl Scheduler {
         (short, long)
     }
 
-    /// The tokens that short rows leave to prompts at first; what no prompt uses comes back to them.
-    fn kept_for_prompts(&self, prompts_run: bool) -> usize {
+    /// The tokens and rows that short rows leave to prompts at first; what no prompt uses comes back to them.
+    fn kept_for_prompts(&self, prompts_run: bool) -> (usize, usize) {
+        let SchedulerOptions { step_tokens, prefill_chunk, running_max, .. } = self.options;
         match prompts_run || !self.waiting.is_empty() {
-            true => (self.options.step_tokens / PREFILL_SHARE).min(self.options.prefill_chunk),
-            false => 0,
+            true => ((step_tokens / PREFILL_SHARE).min(prefill_chunk), running_max.div_ceil(PREFILL_SHARE)),
+            false => (0, 0),
         }
     }
 
     /// Returns those that the budget left out.
     fn plan_short_rows<'a>(&mut self, short: &'a [Turn], bench: &mut Workbench) -> &'a [Turn] {
         for (at, &(.., id)) in short.iter().enumerate() {
-            if bench.tokens_left == 0 {
+            if bench.is_full() {
                 return &short[at..];
             }
             self.serve(id, bench);
@@ -147,7 +159,7 @@ impl Scheduler {
         let mut long = long.iter().copied().peekable();
         let mut waiting = self.waiting.first_after(None);
         let mut lookahead = ADMISSION_LOOKAHEAD;
-        while bench.tokens_left > 0 {
+        while !bench.is_full() {
             match (long.peek().copied(), waiting) {
                 (Some((rank, id)), next) if next.is_none_or(|(next, _)| rank < next) => {
                     long.next();
@@ -180,7 +192,11 @@ impl Scheduler {
         let start = sequence.computed;
         let wish = sequence.pending().min(self.options.prefill_chunk).min(bench.tokens_left);
         // It may have lost its place to a sequence that was served before it.
-        if wish == 0 || !sequence.running || !self.grow(id, start / block_tokens + 1, bench) {
+        if wish == 0
+            || bench.rows_left == 0
+            || !sequence.running
+            || !self.grow(id, start / block_tokens + 1, bench)
+        {
             return;
         }
         let sequence = self.sequences.get_mut(&id).expect("who is served is known");
@@ -192,6 +208,7 @@ impl Scheduler {
         self.turns += 1;
         sequence.serve(end, self.turns, self.step);
         bench.tokens_left -= end - start;
+        bench.rows_left -= 1;
         bench.plan.rows.push(row(id, sequence, start..end, block_tokens));
         if self.options.prefix_cache {
             bench.in_flight.extend(next_full_block(sequence, start / block_tokens, &self.pool, block_tokens));
@@ -279,16 +296,19 @@ impl Scheduler {
     /// Sees to it that a waiting sequence can start with this many fresh blocks and still leave one free for
     /// every other running sequence: whoever starts into a full pool would be the first to be preempted.
     fn make_room(&mut self, id: SequenceId, fresh: usize, bench: &mut Workbench) -> bool {
+        let SchedulerOptions { running_max, idle_keep_places, .. } = self.options;
+        // Where idle sequences keep no place, the rows of the step have said already whether there is one.
+        let places = if idle_keep_places { running_max } else { usize::MAX };
         let fits = |scheduler: &Self| {
             let running = scheduler.running.len();
-            running < scheduler.options.running_max && scheduler.pool.free() >= fresh + running
+            running < places && scheduler.pool.free() >= fresh + running
         };
         if fits(self) {
             return true;
         }
         let victims = self.victims(id, Claim::Start, bench.now);
         let left = self.running.len() - victims.len();
-        if left >= self.options.running_max || self.pool.free() + self.freed_by(&victims) < fresh + left {
+        if left >= places || self.pool.free() + self.freed_by(&victims) < fresh + left {
             return false;
         }
         for victim in victims {
@@ -330,6 +350,7 @@ impl Scheduler {
         self.running.retain(|&running| running != id);
         if let Some(at) = bench.plan.rows.iter().position(|row| row.sequence == id) {
             bench.tokens_left += bench.plan.rows.remove(at).tokens.len();
+            bench.rows_left += 1;
         }
         bench.plan.preempted.push(id);
         self.preemptions += 1;

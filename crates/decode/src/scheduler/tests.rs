@@ -106,7 +106,9 @@ impl World {
         let tokens = plan.rows.iter().map(|row| row.tokens.len());
         assert!(tokens.clone().sum::<usize>() <= options.step_tokens, "the budget is respected");
         assert!(tokens.max().unwrap_or(1) <= options.prefill_chunk, "the chunk is respected");
-        assert!(self.scheduler.stats().running <= options.running_max);
+        let in_places =
+            if options.idle_keep_places { self.scheduler.stats().running } else { plan.rows.len() };
+        assert!(in_places <= options.running_max, "places are respected");
         let mut ids: Vec<_> = plan.rows.iter().map(|row| row.sequence).collect();
         ids.sort_unstable();
         ids.dedup();

@@ -47,6 +47,15 @@ impl Base {
         }
     }
 
+    /// A worker may have left since the request was placed.
+    pub(super) fn pass_over_gone(&self, request: usize, world: &mut World<'_>) {
+        let state = &world.requests[request];
+        let current = state.rewards[state.current];
+        if world.rewards_here.as_ref().is_some_and(|here| !here.contains(&current)) {
+            self.next_reward(request, world);
+        }
+    }
+
     /// Moves the sessions of a reward worker that leaves.
     pub(super) fn leave_reward(&mut self, reward: usize, world: &mut World<'_>) {
         for request in self.guided.clone() {
@@ -74,11 +83,11 @@ impl Base {
         let held = |world: &World<'_>, request: usize| world.requests[request].held_by == Some(self.number);
         let held: Vec<_> = (0..world.requests.len()).filter(|request| held(world, *request)).collect();
         self.touched.clear();
-        self.guided.clear();
+        self.unopened.clear();
+        for request in std::mem::take(&mut self.guided) {
+            self.push(request, OpKind::Close, world);
+        }
         for request in held {
-            if world.arrivals[request].guided {
-                self.push(request, OpKind::Close, world);
-            }
             self.stepper.scheduler.remove(SequenceId(request as u64));
             world.requests[request].begin_again();
             self.requests -= 1;

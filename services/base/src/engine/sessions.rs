@@ -12,7 +12,7 @@ use uniarm_proto::{
 
 use super::Engine;
 use crate::{
-    choice::{Mode, RequestKey},
+    choice::{Choice, Mode, RequestKey},
     guide::LinkId,
     metrics::ModeLabel,
     pacing::Bench,
@@ -166,7 +166,23 @@ impl Engine {
         }
     }
 
-    pub(super) fn open_terms(&mut self, sequence: SequenceId, now: Instant) {
+    /// Opens the sessions that can be, of answers that have begun: reward workers then compute their prompts while this
+    /// one does. Earlier, sessions of answers in line here would stand there before those that go on.
+    pub(super) fn open_sessions(&mut self, now: Instant) {
+        let Self { choices, links, executor, .. } = self;
+        let closed = |choice: &&Choice| {
+            choice.terms.iter().any(|term| term.can_open(now, links)) && executor.has_started(choice.sequence)
+        };
+        let closed: Vec<SequenceId> = choices.values().filter(closed).map(|choice| choice.sequence).collect();
+        for sequence in &closed {
+            self.open_terms(*sequence, now);
+        }
+        if !closed.is_empty() {
+            self.links.flush();
+        }
+    }
+
+    fn open_terms(&mut self, sequence: SequenceId, now: Instant) {
         let paces = self.paces(sequence);
         let choice = self.choices.get_mut(&sequence).expect("it was just looked at");
         let request = &self.requests[&choice.request];

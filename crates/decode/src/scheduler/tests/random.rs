@@ -69,10 +69,17 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn options() -> impl Strategy<Value = SchedulerOptions> {
     let sizes = (1..5usize, 2..24usize, 4..40usize, 1..24usize, 1..7usize, 0..6usize);
-    (sizes, prop::bool::weighted(0.8)).prop_map(|(sizes, prefix_cache)| {
+    (sizes, prop::bool::weighted(0.8), any::<bool>()).prop_map(|(sizes, prefix_cache, idle_keep_places)| {
         let (block_tokens, blocks, step_tokens, prefill_chunk, running_max, waiting_max) = sizes;
         let options = SchedulerOptions { block_tokens, blocks, step_tokens, ..Default::default() };
-        SchedulerOptions { prefill_chunk, running_max, waiting_max, prefix_cache, ..options }
+        SchedulerOptions {
+            prefill_chunk,
+            running_max,
+            waiting_max,
+            prefix_cache,
+            idle_keep_places,
+            ..options
+        }
     })
 }
 

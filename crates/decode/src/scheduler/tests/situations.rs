@@ -5,6 +5,7 @@ use super::*;
 const A: SequenceId = SequenceId(1);
 const B: SequenceId = SequenceId(2);
 const C: SequenceId = SequenceId(3);
+const D: SequenceId = SequenceId(4);
 
 fn world(blocks: usize, step_tokens: usize) -> World {
     let options = SchedulerOptions { block_tokens: 4, blocks, step_tokens, ..SchedulerOptions::default() };
@@ -215,6 +216,46 @@ fn who_waits_outside_holds_up_nobody_and_after_a_while_does_not_keep_its_blocks(
     world.extend(A, &[7]).unwrap();
     let row = &world.step().rows[0];
     assert_eq!((row.start + row.tokens.len(), row.tokens.len() - row.logits_from), (14, 1));
+}
+
+#[test]
+fn who_waits_outside_keeps_no_place_where_others_decide_who_goes_on() {
+    let mut world = world(1000, 64);
+    (world.scheduler.options.running_max, world.scheduler.options.idle_keep_places) = (2, false);
+    for id in [A, B, C, D] {
+        world.add(chat(id, 4, 16, Priority::Normal)).unwrap();
+    }
+    assert_eq!(ids(&world.step()), [A, B]);
+    assert_eq!(ids(&world.step()), [C, D], "nobody has asked for the next token of the first two");
+    assert_eq!(world.step().rows, []);
+    // A step has two rows, whoever holds blocks; and who was served longest ago comes first.
+    for id in [D, C, B] {
+        world.extend(id, &[5]).unwrap();
+    }
+    assert_eq!(ids(&world.step()), [B, C]);
+    world.extend(B, &[5]).unwrap();
+    assert_eq!(ids(&world.step()), [D, B]);
+    assert_eq!(world.scheduler.stats().preemptions, 0);
+}
+
+#[test]
+fn prompts_begin_beside_rows_that_fill_a_step() {
+    let mut world = world(1000, 64);
+    (world.scheduler.options.running_max, world.scheduler.options.idle_keep_places) = (4, false);
+    for number in 1..=8 {
+        world.add(chat(SequenceId(number), 4, 100, Priority::Normal)).unwrap();
+    }
+    // The first four, then one beside three that go on.
+    (0..5).for_each(|_| drop(world.generate()));
+    assert_eq!(world.scheduler.stats().waiting, 0);
+    // Everyone goes round.
+    let mut served = [0; 9];
+    for _ in 0..20 {
+        let plan = world.generate();
+        assert_eq!(plan.rows.len(), 4);
+        ids(&plan).iter().for_each(|id| served[id.0 as usize] += 1);
+    }
+    assert_eq!(served[1..], [10; 8]);
 }
 
 #[test]
