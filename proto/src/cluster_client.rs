@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tonic::{
     Request, Status, Streaming,
     transport::{Channel, Error},
@@ -195,7 +195,7 @@ impl Answers {
     /// The next event, each once and in order; none after the summary.
     pub async fn next(&mut self) -> Option<Result<Event, Status>> {
         while !self.is_over {
-            let ended = match self.receive().await {
+            let ended = match self.receive_in_time().await {
                 Ok(event) => match self.take(event) {
                     Ok(Some(event)) => return Some(Ok(event)),
                     Ok(None) => continue,
@@ -215,6 +215,14 @@ impl Answers {
     /// How often it went on elsewhere since its last new event.
     pub fn losses(&self) -> u32 {
         self.repeats.losses
+    }
+
+    /// What is here by the deadline is handed out, and nothing is waited for afterwards: a router that vanishes tells nobody.
+    async fn receive_in_time(&mut self) -> Result<Event, Status> {
+        match self.deadline {
+            None => self.receive().await,
+            Some(deadline) => timeout_at(deadline, self.receive()).await.unwrap_or_else(|_| Err(late())),
+        }
     }
 
     async fn receive(&mut self) -> Result<Event, Status> {
@@ -272,7 +280,7 @@ impl Answers {
         // The transport keeps deadlines too, and calls it a cancellation.
         let may_be_late = fault != Fault::Request || ended.code() == tonic::Code::Cancelled;
         if may_be_late && self.deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(Refusal::deadline("the deadline passed before the last token").into());
+            return Err(late());
         }
         if fault == Fault::Connection {
             self.client.leave_alone(self.router);
@@ -283,6 +291,10 @@ impl Answers {
         tokio::time::sleep(wait.min(left.unwrap_or(Duration::MAX))).await;
         Ok(())
     }
+}
+
+fn late() -> Status {
+    Refusal::deadline("the deadline passed before the last token").into()
 }
 
 // === impl Router ===

@@ -190,6 +190,11 @@ impl Links {
         Self { scorer, dice, runtime, inbox, by_worker: HashMap::new(), links: BTreeMap::new(), next: 0 }
     }
 
+    /// A number from 0 to 1 for waits that should differ.
+    pub(crate) fn roll(&self) -> f64 {
+        self.dice.roll()
+    }
+
     /// The stream to `worker`; a new one is dialled.
     pub(crate) fn to(&mut self, worker: &RewardWorker) -> LinkId {
         if let Some(id) = self.by_worker.get(worker) {

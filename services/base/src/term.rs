@@ -196,8 +196,24 @@ impl Term {
         self.link = links.to(&self.workers[self.current]);
         let rounds = (self.losses / self.workers.len()).min(16) as u32;
         self.not_before = rounds.checked_sub(1).map(|doublings| {
-            Instant::now() + REOPEN_FIRST.saturating_mul(1 << doublings).min(REOPEN_LONGEST)
+            let wait = REOPEN_FIRST.saturating_mul(1 << doublings).min(REOPEN_LONGEST);
+            // Those that were refused together do not come back together.
+            Instant::now() + wait.mul_f64(0.5 + 0.5 * links.roll())
         });
+    }
+
+    /// When it may be opened again, if it has to wait for that.
+    pub(crate) fn not_before(&self) -> Option<Instant> {
+        self.not_before
+    }
+
+    /// Closes the session; it is opened again when the answer's others are.
+    pub(crate) fn give_back(&mut self, until: Option<Instant>, links: &mut Links) {
+        if self.is_open {
+            self.close(links);
+            self.generation.0 += 1;
+            self.not_before = until;
+        }
     }
 
     /// Leaves a worker that is going away for another one. False: there is none, and the session stays.

@@ -147,16 +147,20 @@ impl Pool {
 
     /// How long a crowd's guided answers take together when each of them has more sessions than its reward worker has
     /// places, and how often anybody lost blocks meanwhile.
-    pub fn few_places(&self) -> (Duration, usize) {
+    pub fn few_places(&self, waiting_max: usize) -> (Duration, usize) {
         runtime().block_on(async {
-            let cluster = Cluster::start(Shape { places: 2, ..Shape::UNDISTURBED }, 0).await;
+            let shape = Shape { places: 2, waiting_max, ..Shape::UNDISTURBED };
+            let cluster = Cluster::start(shape, 0).await;
             let client = cluster.client("client");
             let terms = |request: &&GenerateRequest| request.guidance.len() > 2;
             let many = self.requests.iter().filter(terms).cycle().take(CROWD);
             let began = Instant::now();
             let answers = join_all(many.map(|request| client.complete(request.clone(), None))).await;
             answers.into_iter().for_each(|answer| drop(answer.unwrap()));
-            let lost = [("base-0", "uniarm_base_preemptions_total"), ("reward-0", "uniarm_reward_preemptions_total")];
+            let lost = [
+                ("base-0", "uniarm_base_preemptions_total"),
+                ("reward-0", "uniarm_reward_preemptions_total"),
+            ];
             let lost = lost.map(|(host, metric)| cluster.gauge(host, metric).unwrap());
             (began.elapsed(), lost.iter().sum())
         })

@@ -139,10 +139,18 @@ fn a_request_that_a_full_queue_refuses_hears_so_at_once_and_when_to_come_again()
 /// as long as a sequence that waits outside is let wait: a second.
 #[test]
 fn sessions_beyond_a_reward_workers_places_go_round() {
-    let (took, preempted) = Pool::new().few_places();
+    let (took, preempted) = Pool::new().few_places(256);
     println!("{took:?}");
     assert!(took < Duration::from_secs(6), "{took:?}");
     assert_eq!(preempted, 0);
+}
+
+/// Answers of three sessions each, and a reward worker that has four: none holds what another waits for.
+#[test]
+fn answers_that_get_some_of_their_sessions_give_them_back() {
+    let (took, _) = Pool::new().few_places(2);
+    println!("{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }
 
 /// Everybody rises by a class for each `PROMOTION_STEPS` steps, in both pools at the same time; the longest step takes

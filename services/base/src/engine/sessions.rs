@@ -95,8 +95,10 @@ impl Engine {
                 let field = failure.field.replacen("guidance.", &format!("guidance[{index}]."), 1);
                 self.end_request(key, Err(Refusal::invalid(field, failure.message)));
             }
-            FailureCode::ResourceExhausted | FailureCode::Internal => {
+            FailureCode::Internal => self.lose_term(sequence, index, &failure.message),
+            FailureCode::ResourceExhausted => {
                 self.lose_term(sequence, index, &failure.message);
+                self.give_back(sequence, index);
             }
         }
     }
@@ -163,6 +165,18 @@ impl Engine {
         if term.is_lost() && self.requests[&key].placed.request.on_reward_loss == OnRewardLoss::Fail {
             let message = format!("guidance[{index}] ({}) lost its reward: {why}", term.asked.reward);
             self.end_request(key, Err(Refusal::unavailable(REWARD_LOST, message)));
+        }
+    }
+
+    /// An answer that gets no session for one of its terms anywhere keeps none of the others while it waits: answers that
+    /// hold what the others wait for would wait for ever.
+    fn give_back(&mut self, sequence: SequenceId, index: usize) {
+        let Self { choices, requests, links, .. } = self;
+        let Some(choice) = choices.get_mut(&sequence) else { return };
+        let waits = requests[&choice.request].placed.request.on_reward_loss == OnRewardLoss::Wait;
+        if waits && choice.terms[index].is_lost() {
+            let until = choice.terms[index].not_before();
+            choice.terms.iter_mut().for_each(|term| term.give_back(until, links));
         }
     }
 
