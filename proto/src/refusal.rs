@@ -16,6 +16,9 @@ pub const REWARD_LOST: &str = "reward_lost";
 /// Cause of a request that was refused before its deadline, because it could not have met it.
 pub const DEADLINE_UNMEETABLE: &str = "deadline_unmeetable";
 
+/// Cause of the end of a stream whose client did not read; what it lacks it may ask for again.
+pub const CLIENT_STALLED: &str = "client_stalled";
+
 /// Cause of a refusal: the tenant has so many requests under way that the places left are for others.
 pub const TENANT_SHARE: &str = "tenant_share";
 
@@ -151,6 +154,14 @@ impl Refusal {
     /// Of a process that is leaving: whatever it was doing goes on elsewhere.
     pub fn draining() -> Self {
         Self::unavailable("draining", "this process is leaving, and takes no more work")
+    }
+
+    /// Of a client that did not read its answer.
+    pub fn client_stalled() -> Self {
+        Self::unavailable(
+            CLIENT_STALLED,
+            "the client did not read its answer, and the answer was not kept: ask again with what came as `resume`",
+        )
     }
 
     pub fn cancelled(message: impl Into<String>) -> Self {

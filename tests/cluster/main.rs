@@ -24,6 +24,7 @@ mod oidc;
 mod resume;
 mod sessions;
 mod shards;
+mod stall;
 mod telemetry;
 mod tenants;
 mod tls;

@@ -17,6 +17,11 @@ use uniarm_tls::ServerTls;
 /// only after a second. The system may allow fewer (net.core.somaxconn).
 const BACKLOG: u32 = 4096;
 
+/// A connection whose peer takes nothing of what is sent for so long is closed, even where its machine says all the while
+/// that it is alive: a client that never reads would keep its socket for ever.
+#[cfg(target_os = "linux")]
+const UNREAD_LONGEST_MS: u32 = 120_000;
+
 /// Listens on the first address of `host:port` that can be had.
 pub(crate) async fn listen(address: &str) -> io::Result<TcpListener> {
     let mut refused = io::Error::new(io::ErrorKind::InvalidInput, "it names no address");
@@ -44,6 +49,8 @@ impl Wire {
     pub(crate) async fn accept(stream: TcpStream, tls: Option<&ServerTls>) -> io::Result<Self> {
         // Tokens are small and each one counts; where it cannot be set, they come a little later.
         let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNREAD_LONGEST_MS);
         match tls {
             None => Ok(Self::Plain(stream)),
             Some(tls) => Ok(Self::Tls(Box::new(tls.accept(stream).await?))),

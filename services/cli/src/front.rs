@@ -25,6 +25,9 @@ pub struct FrontArgs {
     /// Folder for records of requests that want one kept (docs/audit.md); without it such requests are refused
     #[arg(long, env = "UNIARM_AUDIT_DIR", value_name = "FOLDER")]
     pub audit_dir: Option<PathBuf>,
+    /// Seconds that a client may leave its answer unread; then what it holds is given back, and it may ask for the rest
+    #[arg(long, env = "UNIARM_CLIENT_STALL_TIMEOUT", value_name = "SECONDS", default_value_t = 60.0, value_parser = stall_timeout)]
+    pub client_stall_timeout: f64,
     /// A site whose pages may use the HTTP front door, such as https://example.org, or * for all; repeatable; none without it
     #[arg(long, env = "UNIARM_HTTP_CORS", value_name = "ORIGIN", value_delimiter = ',')]
     pub http_cors: Vec<Origin>,
@@ -40,6 +43,16 @@ pub struct FrontArgs {
     /// Batches under way at once; one more is refused
     #[arg(long, env = "UNIARM_BATCHES_MAX", default_value_t = 8, value_name = "N")]
     pub batches_max: usize,
+}
+
+/// # Errors
+/// When it is no number of seconds that anybody could mean.
+fn stall_timeout(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    match (1.0..=86400.0).contains(&seconds) {
+        true => Ok(seconds),
+        false => Err("wants 1 to 86400 seconds".to_owned()),
+    }
 }
 
 // === impl FrontArgs ===
@@ -60,6 +73,11 @@ impl FrontArgs {
     /// When the folder cannot be used, or what it holds is no chain of records.
     pub fn open_journal(&self, metrics: &Metrics) -> anyhow::Result<Option<Journal>> {
         Journal::open(self.audit_dir.as_deref(), metrics).context("--audit-dir")
+    }
+
+    /// How long a client may leave its answer unread.
+    pub fn client_patience(&self) -> Duration {
+        Duration::from_secs_f64(self.client_stall_timeout)
     }
 
     /// What the front door is made of.

@@ -60,7 +60,9 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     tokio::spawn(tenants.clone().follow(process.metrics.clone(), process.shutdown.token()));
     let audit = args.front.open_journal(&process.metrics)?;
     let requests_max = args.requests_max;
-    let options = RouterOptions { requests_max, tenants, audit, dialer, ..RouterOptions::default() };
+    let client_patience = args.front.client_patience();
+    let options =
+        RouterOptions { requests_max, tenants, audit, dialer, client_patience, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
     let host = args.front.open_host(&service, args.requests_max)?;
     process.http = http.map(|http| http.with_routes(service.http_routes(args.front.routes(host))));
@@ -230,7 +232,8 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
 
     let ready = ready_line(&front.url(), &base_member, &reward_member);
     let audit = args.front.open_journal(&metrics)?;
-    let options = RouterOptions { tenants, audit, ..RouterOptions::default() };
+    let client_patience = args.front.client_patience();
+    let options = RouterOptions { tenants, audit, client_patience, ..RouterOptions::default() };
     let service = RouterService::new(store.watch(), options.clone(), &metrics);
     let host = args.front.open_host(&service, options.requests_max)?;
     let front = front.add_service(service.inference_server()).add_service(service.status_server());

@@ -18,6 +18,7 @@ mod relay;
 mod report;
 pub mod resolve;
 pub mod server;
+mod stall;
 pub mod tenants;
 
 pub use http::{FrontOptions, Origin};

@@ -1,7 +1,14 @@
 //! One request over its attempts: placed, sent to a base worker, and placed again with its tokens so far when that one
 //! is lost. The client sees one stream.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream::unfold};
@@ -27,6 +34,7 @@ use crate::{
     metrics::RouterMetrics,
     place::{Placement, place, place_again},
     recovery::{Next, Recovery, RetryBudget},
+    stall::Watched,
     tenants::{Caller, Ticket},
 };
 
@@ -52,6 +60,8 @@ pub(crate) struct Relay {
     pub(crate) dice: Dice,
     pub(crate) drain: Arc<Mutex<DrainMeter>>,
     pub(crate) metrics: RouterMetrics,
+    /// Streams whose client has not read for so long are ended.
+    pub(crate) client_patience: Duration,
     /// This router is leaving: streams end, and their clients go on at another one.
     pub(crate) hand_over: CancellationToken,
 }
@@ -93,6 +103,8 @@ struct Relayed {
     is_over: bool,
     /// What its end is counted as, once a worker has taken it.
     outcome: Option<(&'static str, Code)>,
+    /// Its client has stopped reading.
+    is_stalled: Arc<AtomicBool>,
     /// Of a request of which a record is kept.
     trail: Option<(Journal, Trail)>,
     ticket: Ticket,
@@ -145,7 +157,12 @@ impl Relay {
         relayed.place(None).await?;
         relayed.outcome = Some(("cancelled", Code::Cancelled));
         self.metrics.first_event.observe(began.elapsed().as_secs_f64());
-        Ok(unfold(relayed, |mut relayed| async move { Some((relayed.next_or_hand_over().await?, relayed)) }))
+        let is_stalled = Arc::clone(&relayed.is_stalled);
+        let events =
+            unfold(relayed, |mut relayed| async move { Some((relayed.next_or_hand_over().await?, relayed)) });
+        Ok(Watched::new(Box::pin(events), self.client_patience, move || {
+            is_stalled.store(true, Ordering::Relaxed);
+        }))
     }
 }
 
@@ -193,6 +210,7 @@ impl Relayed {
             has_started: false,
             is_over: false,
             outcome: None,
+            is_stalled: Arc::default(),
             ticket: asked.ticket,
             _permit: asked.permit,
         }
@@ -431,7 +449,9 @@ impl Drop for Relayed {
     fn drop(&mut self) {
         self.relay.metrics.under_way.dec();
         self.relay.drain.lock().on_end();
-        if let Some((outcome, code)) = self.outcome {
+        let is_stalled = self.is_stalled.load(Ordering::Relaxed);
+        let stalled = is_stalled.then_some(("stalled", Code::Unavailable));
+        if let Some((outcome, code)) = stalled.or(self.outcome) {
             if let Some((journal, record)) = self.record(outcome) {
                 journal.leave(&record);
             }

@@ -50,9 +50,14 @@ pub struct RouterOptions {
     /// Where records are kept of requests that want one; `None`: such requests are refused.
     pub audit: Option<Journal>,
     pub dialer: Dialer,
+    /// A client that has not read for so long loses its stream, and may come again for the rest.
+    pub client_patience: Duration,
     /// Of ids, seeds, turns and waits.
     pub dice: Dice,
 }
+
+/// How long a client may leave its stream unread: a person who looks into a debugger may be longer, and goes on then.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Serves `Inference` over the members of one cluster.
 #[derive(Clone)]
@@ -72,6 +77,7 @@ impl Default for RouterOptions {
             tenants: Tenants::default(),
             audit: None,
             dialer: Dialer::default(),
+            client_patience: CLIENT_PATIENCE,
             dice: Dice::default(),
         }
     }
@@ -90,6 +96,7 @@ impl RouterService {
             dice: options.dice.clone(),
             drain: Arc::new(Mutex::new(DrainMeter::new())),
             metrics: RouterMetrics::new(metrics),
+            client_patience: options.client_patience,
             hand_over: CancellationToken::new(),
         };
         let permits = Arc::new(Semaphore::new(options.requests_max));
