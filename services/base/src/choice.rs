@@ -241,12 +241,17 @@ impl Choice {
         self.rows.push_back(BaseRow { logits: row, since: Instant::now() });
     }
 
+    /// Since when the base model's logits for the next token are here.
+    pub(crate) fn waits_since(&self) -> Option<Instant> {
+        self.rows.front().map(|row| row.since)
+    }
+
     /// The stream of an answer that advances token by token and has its base row: such answers gain by going together.
     /// `None` for those that draft, and for those whose reward still reads the prompt.
     pub(crate) fn lock_step_link(&self) -> Option<LinkId> {
         let begun = !self.rows.is_empty() && !self.answer.is_empty();
         let term = self.terms.first().filter(|_| begun && self.gather <= 1)?;
-        Some(term.link)
+        Some(term.link())
     }
 
     pub(crate) fn has_reward_rows(&self) -> bool {
@@ -400,7 +405,7 @@ impl Choice {
 
     /// Who scores the next token, unless they are those who scored the one before.
     fn new_scorers(&mut self) -> Option<Vec<pb::Scorer>> {
-        let session = |term: &Term| term.row().map(|_| (term.link, term.generation()));
+        let session = |term: &Term| term.row().map(|_| (term.link(), term.generation()));
         let sessions: Vec<_> = self.terms.iter().map(session).collect();
         if self.scored_by.as_ref() == Some(&sessions) {
             return None;

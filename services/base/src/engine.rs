@@ -76,6 +76,8 @@ pub(crate) struct Engine {
     links: Links,
     pacing: Pacing,
     alignment: Alignment<LinkId>,
+    /// Silence of a reward worker after which another one is asked besides.
+    hedge_after: Option<Duration>,
     runtime: tokio::runtime::Handle,
     /// In an order: what is done for all of them is done in the same order in every run.
     requests: BTreeMap<RequestKey, Request>,
@@ -99,7 +101,7 @@ impl Engine {
     pub(crate) fn new(
         settings: SharedSettings,
         executor: Executor,
-        (links, pacing): (Links, Pacing),
+        (links, pacing, hedge_after): (Links, Pacing, Option<Duration>),
         runtime: tokio::runtime::Handle,
         retry_after: RetryAfter,
         (metrics, meter): (BaseMetrics, StepMeter),
@@ -111,6 +113,7 @@ impl Engine {
             links,
             pacing,
             alignment: Alignment::default(),
+            hedge_after,
             runtime,
             requests: BTreeMap::new(),
             choices: BTreeMap::new(),
@@ -131,6 +134,7 @@ impl Engine {
         match command {
             Command::Start(accepted) => self.start(*accepted),
             Command::Replies { link, batch } => {
+                self.links.heard(link, Instant::now());
                 if let Some(load) = &batch.load {
                     self.pacing.on_load(link, load, Instant::now());
                     self.links.set_leaving(link, load.draining);
@@ -163,6 +167,7 @@ impl Engine {
             self.end_request(key, Err(refusal));
         }
         self.leave_leaving_links(now);
+        self.hedge(now);
     }
 
     fn decide_all(&mut self) {

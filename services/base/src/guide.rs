@@ -95,6 +95,8 @@ struct LinkHandle {
     state: LinkState,
     /// Its worker is going away.
     is_leaving: bool,
+    /// When it said something, or was new, last.
+    heard_at: Instant,
     /// Operations of this step, sent as one message.
     outbox: OpBatch,
 }
@@ -214,7 +216,8 @@ impl Links {
         self.runtime.spawn(task.run());
         self.by_worker.insert(worker.clone(), id);
         let state = LinkState::Dialling;
-        let link = LinkHandle { worker: worker.clone(), ops, state, is_leaving: false, outbox: Vec::new() };
+        let (worker, heard_at) = (worker.clone(), Instant::now());
+        let link = LinkHandle { worker, ops, state, is_leaving: false, heard_at, outbox: Vec::new() };
         self.links.insert(id, link);
         id
     }
@@ -243,6 +246,20 @@ impl Links {
         if let Some(link) = self.links.get_mut(&id) {
             link.is_leaving = is_leaving;
         }
+    }
+
+    pub(crate) fn heard(&mut self, id: LinkId, now: Instant) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.heard_at = now;
+        }
+    }
+
+    /// Whether a stream that is up has brought nothing for so long.
+    pub(crate) fn is_silent(&self, id: LinkId, now: Instant, after: Duration) -> bool {
+        let link = self.links.get(&id);
+        link.is_some_and(|link| {
+            link.epoch().is_some() && now.saturating_duration_since(link.heard_at) >= after
+        })
     }
 
     /// Streams whose workers are going away.

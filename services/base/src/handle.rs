@@ -39,6 +39,9 @@ pub struct BaseOptions {
     /// Requests that it holds at once, running or waiting.
     pub requests_max: usize,
     pub pace: PaceOptions,
+    /// When a reward worker has been silent for so long while a base row waits for it, another one is asked besides, and
+    /// the first answer counts. `None`: it is waited for until its stream ends.
+    pub hedge_after: Option<Duration>,
     pub driver: Driver,
     /// Of the waits before a lost reward worker is dialled again.
     pub dice: Dice,
@@ -86,6 +89,7 @@ impl Default for BaseOptions {
             executor: ExecutorOptions::default(),
             requests_max: 1024,
             pace: PaceOptions::default(),
+            hedge_after: None,
             driver: Driver::default(),
             dice: Dice::default(),
         }
@@ -113,7 +117,7 @@ impl BaseEngine {
         let pace = if forward.is_shared() { options.pace.fused() } else { options.pace };
         let executor = Executor::new(forward, &options.executor)?;
         let links = Links::new(scorer, options.dice.clone(), runtime.clone(), inbox.clone());
-        let guide = (links, Pacing::new(pace));
+        let guide = (links, Pacing::new(pace), options.hedge_after);
         let retry_after = RetryAfter::default();
         let (shared, own) = (Arc::clone(&settings), (BaseMetrics::new(metrics), StepMeter::new(metrics)));
         let engine = Engine::new(shared, executor, guide, runtime, retry_after.clone(), own);

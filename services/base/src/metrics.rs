@@ -9,6 +9,8 @@ use uniarm_runtime::{
     },
 };
 
+use crate::term::Race;
+
 /// How a guided token was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ModeLabel {
@@ -61,6 +63,8 @@ pub(crate) struct BaseMetrics {
     pub(crate) drafts: Drafts,
     pub(crate) reward_losses: Counter,
     pub(crate) reward_moves: Counter,
+    pub(crate) hedges: Counter,
+    hedges_won: Counter,
     pub(crate) resumed: Counter,
 }
 
@@ -137,9 +141,21 @@ impl BaseMetrics {
             )),
             reward_losses: metrics
                 .counter("reward_losses", "Sessions lost with a reward worker or its stream"),
+            hedges: metrics.counter(
+                "reward_hedges",
+                "Sessions opened at a second reward worker because the first was silent",
+            ),
+            hedges_won: metrics
+                .counter("reward_hedges_won", "Of these, those that the second one answered first"),
             reward_moves: metrics
                 .counter("reward_moves", "Sessions moved away from reward workers that were leaving"),
             resumed: metrics.counter("resumed_answers", "Answers that began on another worker"),
+        }
+    }
+
+    pub(crate) fn on_race(&self, race: Race) {
+        if race == Race::New {
+            self.hedges_won.inc();
         }
     }
 }

@@ -207,7 +207,7 @@ impl Pacing {
 
     fn plan(&mut self, term: &Term, bench: Bench) -> Pace {
         let PaceOptions { window, rows } = self.options;
-        let pool = self.pools.get(&term.link).cloned();
+        let pool = self.pools.get(&term.link()).cloned();
         let learnt = self.learnt(&term.guide);
         let is_twin = learnt.is_twin;
         if let DraftWindow::Fixed(window) = window {

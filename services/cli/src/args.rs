@@ -215,6 +215,10 @@ pub struct ExchangeArgs {
     /// What drafts are made from: the reward's logits, or also those of its backbone without adapter and system text
     #[arg(long, env = "UNIARM_DRAFT_ROWS", value_enum, default_value = "auto")]
     pub draft_rows: DraftRowsArg,
+    /// Milliseconds of silence of a reward worker after which another one is asked besides, and the first answer counts;
+    /// longer than its steps take [default: it is waited for until its stream ends, some 4 s]
+    #[arg(long, env = "UNIARM_HEDGE_AFTER", value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    pub hedge_after: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -198,6 +199,7 @@ pub fn start_base(
         // Refused before its prompt is read, and with places kept for priorities, is what the queue would refuse.
         requests_max: engine.running_max + engine.waiting_max,
         pace: exchange.pace(),
+        hedge_after: exchange.hedge_after.map(Duration::from_millis),
         ..BaseOptions::default()
     };
     let handle = BaseEngine::start(model, settings, scorer, &options, metrics)?;

@@ -58,6 +58,8 @@ pub struct Shape {
     pub bases: usize,
     pub rewards: usize,
     pub pace: PaceOptions,
+    /// Silence of a reward worker after which base workers ask another one besides.
+    pub hedge_after: Option<Duration>,
     /// Blocks of each cache: few mean preemption.
     pub blocks: usize,
     /// Sequences that run at once on a base worker; rows of a step of a reward worker.
@@ -114,6 +116,7 @@ impl Shape {
         bases: 1,
         rewards: 1,
         pace: PaceOptions { window: DraftWindow::Fixed(0), rows: DraftRows::Auto },
+        hedge_after: None,
         blocks: 512,
         places: 32,
         requests_max: 64,
@@ -228,6 +231,7 @@ impl Cluster {
             executor: self.shape.executor(clock, 256),
             requests_max: self.shape.requests_max,
             pace: self.shape.pace,
+            hedge_after: self.shape.hedge_after,
             driver: Driver::Task,
             dice: dice.clone(),
         };

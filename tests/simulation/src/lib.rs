@@ -20,6 +20,7 @@ mod repeats;
 mod requests;
 mod schedule;
 mod server;
+mod silence;
 mod watchers;
 
 use std::{sync::Arc, time::Duration};

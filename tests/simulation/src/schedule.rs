@@ -92,6 +92,7 @@ fn shape(random: &mut StdRng) -> Shape {
         bases: random.random_range(1..4),
         rewards: random.random_range(1..4),
         pace: PaceOptions { window, rows },
+        hedge_after: random.random_bool(0.5).then(|| Duration::from_millis(random.random_range(10..300))),
         blocks: if random.random_bool(0.25) { 20 } else { 128 },
         places: if random.random_bool(0.25) { 3 } else { 32 },
         requests_max: if is_scarce { 2 } else { 32 },

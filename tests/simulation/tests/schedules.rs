@@ -175,6 +175,21 @@ fn what_nobody_listens_to_any_more_ends_within_a_step_on_both_pools() {
     assert!(hung_up.reward <= hung_up.base + Duration::from_millis(3 + 5 + 1), "{hung_up:?}");
 }
 
+#[test]
+fn a_silent_reward_worker_costs_a_hedged_answer_little_more_than_the_silence_that_is_allowed() {
+    let pool = Pool::new();
+    let waited = pool.silence(None);
+    let hedged = pool.silence(Some(Duration::from_millis(60)));
+    println!("{waited:?}, {hedged:?}");
+    assert_eq!((waited.hedges, hedged.hedges, hedged.won), (0, 1, 1));
+    assert!(waited.took > Duration::from_secs(2));
+    assert!(hedged.took < Duration::from_millis(600), "{hedged:?}");
+    // It speaks again before the other one has read the prompt, or while it is asked.
+    let brief = pool.silence(Some(Duration::from_millis(1995)));
+    println!("{brief:?}");
+    assert!(brief.took > Duration::from_secs(2) && brief.hedges == 1, "{brief:?}");
+}
+
 fn retry_delay(status: &Status) -> Duration {
     status.get_error_details().retry_info().and_then(|info| info.retry_delay).unwrap_or_default()
 }

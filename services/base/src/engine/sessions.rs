@@ -16,7 +16,7 @@ use crate::{
     guide::LinkId,
     metrics::ModeLabel,
     pacing::Bench,
-    term::Opened,
+    term::{Opened, Race, Term},
 };
 
 /// How often streams of workers that are going away are looked at.
@@ -35,7 +35,7 @@ impl Engine {
         let choice = self.choices.get_mut(&sequence).expect("a session belongs to a running answer");
         let next = choice.answer.len();
         let term = &mut choice.terms[index];
-        if term.generation() != generation {
+        if !term.hears(generation) {
             return self.disown(link, session, generation, &reply); // of an earlier life of the session
         }
         let request = self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
@@ -44,25 +44,30 @@ impl Engine {
         let received = match reply {
             SessionReply::Opened { vocabulary, answer_tokens_max, backbone, worker, .. } => {
                 let is_twin = backbone == self.settings.fingerprint[..];
-                term.on_opened(Opened {
+                let opened = Opened {
                     vocabulary: vocabulary as usize,
                     answer_tokens_max: answer_tokens_max as usize,
                     weights: backbone,
                     worker,
-                });
+                };
+                term.on_opened(generation, opened);
                 self.pacing.on_opened(&term.guide, is_twin);
                 self.set_pace(sequence);
-                Ok(())
+                Ok(Race::Open)
             }
             SessionReply::Row(row) => {
                 let mode = if row.ids.is_empty() { Mode::Dense } else { Mode::Certified };
                 self.metrics.exchange_bytes.get_or_create(&ModeLabel { mode: mode.name() }).inc_by(bytes);
-                term.on_row(next, row)
+                term.on_row(generation, (next, row), &mut self.links)
             }
             SessionReply::Answer(answer) => {
                 let mode = if answer.ids.is_empty() { Mode::Dense } else { Mode::Queried };
                 self.metrics.exchange_bytes.get_or_create(&ModeLabel { mode: mode.name() }).inc_by(bytes);
-                term.on_answer(next, answer)
+                term.on_answer(generation, (next, answer), &mut self.links)
+            }
+            SessionReply::Failure(_) if term.is_rival(generation) => {
+                term.end_rival(&mut self.links);
+                Ok(Race::Open)
             }
             SessionReply::Failure(failure) => {
                 let key = choice.request;
@@ -70,9 +75,12 @@ impl Engine {
                 return;
             }
         };
-        if let Err(error) = received {
-            tracing::error!(%error, "a reward worker broke the contract");
-            self.lose_term(sequence, index, &error.to_string());
+        match received {
+            Ok(race) => self.metrics.on_race(race),
+            Err(error) => {
+                tracing::error!(%error, "a reward worker broke the contract");
+                self.lose_term(sequence, index, &error.to_string());
+            }
         }
     }
 
@@ -106,9 +114,12 @@ impl Engine {
     pub(super) fn on_link_down(&mut self, link: LinkId) {
         self.links.went_down(link);
         let mut lost = Vec::new();
-        for choice in self.choices.values() {
-            for (index, term) in choice.terms.iter().enumerate() {
-                if term.link == link {
+        for choice in self.choices.values_mut() {
+            for (index, term) in choice.terms.iter_mut().enumerate() {
+                if term.rivals_on(link) {
+                    term.end_rival(&mut self.links);
+                }
+                if term.link() == link {
                     lost.push((choice.sequence, index));
                 }
             }
@@ -136,7 +147,13 @@ impl Engine {
             let Self { choices, links, metrics, .. } = self;
             let on_link = choices.values_mut().flat_map(|choice| &mut choice.terms);
             let mut stay = 0;
-            for term in on_link.filter(|term| term.link == link) {
+            for term in on_link {
+                if term.rivals_on(link) {
+                    term.end_rival(links);
+                }
+                if term.link() != link {
+                    continue;
+                }
                 match term.move_on(links) {
                     true => _ = metrics.reward_moves.inc(),
                     false => stay += 1,
@@ -165,6 +182,24 @@ impl Engine {
         if term.is_lost() && self.requests[&key].placed.request.on_reward_loss == OnRewardLoss::Fail {
             let message = format!("guidance[{index}] ({}) lost its reward: {why}", term.asked.reward);
             self.end_request(key, Err(Refusal::unavailable(REWARD_LOST, message)));
+        }
+    }
+
+    /// Has the sessions of silent workers opened elsewhere too: those that a base row has waited for so long, from workers
+    /// that have said nothing to anybody meanwhile. One that only has much to do is not silent.
+    pub(super) fn hedge(&mut self, now: Instant) {
+        let Some(after) = self.hedge_after else { return };
+        let Self { choices, links, metrics, .. } = self;
+        for choice in choices.values_mut() {
+            if choice.waits_since().is_none_or(|since| now - since < after) {
+                continue;
+            }
+            let waits = |term: &&mut Term| term.row().is_none();
+            for term in choice.terms.iter_mut().filter(waits) {
+                if links.is_silent(term.link(), now, after) && term.hedge(links) {
+                    metrics.hedges.inc();
+                }
+            }
         }
     }
 

@@ -43,6 +43,7 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
         list_length: 1,
         draft_window: DraftWindow::Fixed(0),
         draft_rows: DraftRowsArg::Auto,
+        hedge_after: None,
     };
     let pair = rig.pair(&exchange, Roles::Separate)?;
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;

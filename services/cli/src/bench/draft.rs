@@ -144,6 +144,7 @@ async fn setting(
         list_length: 32,
         draft_window: window.unwrap_or(DraftWindow::Fixed(0)),
         draft_rows: DraftRowsArg::Single,
+        hedge_after: None,
     };
     let metrics = Metrics::new();
     let models = RewardModelArgs {

@@ -93,6 +93,7 @@ fn exchange_args(args: &BenchStepArgs, draft_window: DraftWindow) -> ExchangeArg
         list_length: args.list_length,
         draft_window,
         draft_rows: args.draft_rows,
+        hedge_after: None,
     }
 }
 
