@@ -138,6 +138,8 @@ class Cluster:
                 flag, value = argument.split("=", 1)
                 if flag in LISTENERS:
                     value = addresses.here(name, value)
+                elif value.startswith("/cache/"):
+                    value = f"{folder}{value}"
                 command.append(f"{flag}={model if flag == '--model' else value}")
             self.admins[name] = addresses.here(name, flags["--admin"])
             for variable in ("UNIARM_STORE", "UNIARM_ADVERTISE"):

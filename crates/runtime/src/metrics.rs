@@ -15,10 +15,11 @@ use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
+use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Metric, Registry};
 use tokio::runtime::Handle;
 
-use crate::process::{OwnProcess, OwnRuntime};
+use crate::process::{OwnProcess, OwnRuntime, Seen};
 use crate::steps::Steps;
 
 /// Every metric of the product begins with this word.
@@ -95,6 +96,16 @@ impl Metrics {
 
     pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         self.register(name, help, Histogram::new(buckets.iter().copied()))
+    }
+
+    /// A gauge of what somebody else counts: it is asked whenever the metrics are.
+    pub fn gauge_of(&self, name: &'static str, help: &str, look: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.collect(Seen { name, help: format!("{help}."), kind: MetricType::Gauge, look });
+    }
+
+    /// The same for what only grows.
+    pub fn counter_of(&self, name: &'static str, help: &str, look: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.collect(Seen { name, help: format!("{help}."), kind: MetricType::Counter, look });
     }
 
     /// A histogram of what requests took; see [`trace::label`](crate::trace::label).

@@ -20,6 +20,15 @@ pub(crate) struct OwnProcess;
 #[derive(Debug)]
 pub(crate) struct OwnRuntime(pub(crate) RuntimeMetrics);
 
+/// A number that somebody else counts.
+pub(crate) struct Seen<F> {
+    pub(crate) name: &'static str,
+    pub(crate) help: String,
+    /// Gauge or counter.
+    pub(crate) kind: MetricType,
+    pub(crate) look: F,
+}
+
 // === impl OwnProcess ===
 
 impl Collector for OwnProcess {
@@ -50,6 +59,11 @@ impl Collector for OwnRuntime {
         let Self(runtime) = self;
         gauge(&mut encoder, "tasks_alive", "Tasks that have not ended", runtime.num_alive_tasks() as u64)?;
         gauge(&mut encoder, "workers", "Threads that run tasks", runtime.num_workers() as u64)?;
+        if let Some([allocated, free]) = allocator() {
+            gauge(&mut encoder, "allocated_bytes", "Memory that was allocated and not freed", allocated)?;
+            let help = "Memory that was freed, and that the allocator keeps for later";
+            gauge(&mut encoder, "allocator_free_bytes", help, free)?;
+        }
         let waiting = runtime.global_queue_depth() as u64;
         gauge(
             &mut encoder,
@@ -67,6 +81,39 @@ impl Collector for OwnRuntime {
             MetricType::Counter,
         )?)
     }
+}
+
+// === impl Seen ===
+
+impl<F> fmt::Debug for Seen<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for Seen<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let number = (self.look)();
+        let encoder = encoder.encode_descriptor(self.name, &self.help, None, self.kind)?;
+        match self.kind {
+            MetricType::Counter => ConstCounter::new(number).encode(encoder),
+            _ => ConstGauge::new(number.cast_signed()).encode(encoder),
+        }
+    }
+}
+
+/// Bytes in use, and bytes kept free, as the C library's allocator counts them. It walks through its free lists for it:
+/// microseconds, whenever somebody asks for metrics.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn allocator() -> Option<[u64; 2]> {
+    // SAFETY: it takes nothing, returns numbers, and takes the allocator's own locks.
+    let info = unsafe { libc::mallinfo2() };
+    Some([(info.uordblks + info.hblkhd) as u64, info.fordblks as u64])
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn allocator() -> Option<[u64; 2]> {
+    None
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, number: u64) -> fmt::Result {
@@ -129,7 +176,15 @@ mod tests {
         drop(held);
         assert!(files() < before + 100.0);
 
+        let allocated = || value(&metrics.encode(), "uniarm_runtime_allocated_bytes");
+        let before = allocated();
+        let block = vec![1_u8; 64 << 20];
+        assert!(allocated() > before + f64::from(32 << 20), "{before}, {}", allocated());
+        drop(block);
+        assert!(allocated() < before + f64::from(32 << 20));
+
         let page = metrics.encode();
+        assert!(value(&page, "uniarm_runtime_allocator_free_bytes") >= 0.0, "{page}");
         assert!(value(&page, "process_resident_memory_bytes") > 1e6, "{page}");
         assert!(value(&page, "process_max_fds") >= value(&page, "process_open_fds"), "{page}");
         assert!(value(&page, "uniarm_runtime_workers") >= 1.0, "{page}");

@@ -269,6 +269,12 @@ capabilities:
 metadata:
   labels:
     {{- include "uniarm.labels" . | nindent 4 }}
+  {{- if eq .role "batch" }}
+  annotations:
+    prometheus.io/scrape: "true"
+    prometheus.io/port: "9000"
+    prometheus.io/path: /metrics
+  {{- end }}
 spec:
   {{- include "uniarm.podBasics" . | nindent 2 }}
   restartPolicy: Never
@@ -278,6 +284,11 @@ spec:
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       args:
         {{- .args | nindent 8 }}
+      {{- if eq .role "batch" }}
+      ports:
+        - name: admin
+          containerPort: 9000
+      {{- end }}
       env:
         {{- if eq .role "batch" }}
         {{- if not .values.share }}
@@ -463,6 +474,12 @@ spec:
           mountPath: /front/tenants
           readOnly: true
         {{- end }}
+        {{- if .auditVolume }}
+        # A folder belongs to one router.
+        - name: audit
+          mountPath: /audit
+          subPathExpr: $(POD_NAME)
+        {{- end }}
         {{- end }}
         {{- include "uniarm.storeMounts" . | nindent 8 }}
         {{- if .worker }}
@@ -497,6 +514,10 @@ spec:
     - name: tenants
       secret:
         secretName: {{ .tenants.name }}
+    {{- end }}
+    {{- with .auditVolume }}
+    - name: audit
+      {{- toYaml . | nindent 6 }}
     {{- end }}
     {{- end }}
     {{- include "uniarm.storeVolumes" . | nindent 4 }}

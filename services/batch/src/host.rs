@@ -13,7 +13,10 @@ use std::{
     fs::File,
     io,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -30,6 +33,7 @@ use crate::{
     output::Order,
     request::Plan,
     source::Source,
+    tally::Tally,
 };
 pub use record::{BatchError, BatchRecord, Counts, Errors, NewBatch, Owner, State, WINDOW};
 pub use shelf::{FILE_BYTES_MAX, FileRecord, Shelf, ShelfLimits, Upload, not_here, refused};
@@ -71,6 +75,9 @@ pub struct Host {
     clusters: Arc<dyn Clusters>,
     shelf: Arc<Shelf>,
     batches: Mutex<BTreeMap<String, Held>>,
+    /// Lines of all batches, since this host was opened.
+    answered: AtomicU64,
+    failed: AtomicU64,
     _lock: File,
 }
 
@@ -86,6 +93,8 @@ struct Held {
     record: BatchRecord,
     /// Ends its job.
     stop: Arc<Notify>,
+    /// What its lines were when they were counted last.
+    counted: Option<Counts>,
 }
 
 /// Why a job asks no more.
@@ -116,13 +125,19 @@ impl Host {
         let mut batches = BTreeMap::new();
         for path in shelf::paths(&folder.join("batches"), "json").map_err(failed)? {
             let record: BatchRecord = shelf::read_record(&path).map_err(failed)?;
-            batches.insert(record.id.clone(), Held { record, stop: Arc::default() });
+            batches.insert(record.id.clone(), Held { record, stop: Arc::default(), counted: None });
         }
         let open: Vec<String> =
             batches.values().filter(|held| !held.record.status.is_over()).map(Held::id).collect();
-        let host =
-            Self { options, clusters, shelf: Arc::new(shelf), batches: Mutex::new(batches), _lock: lock };
-        let host = Arc::new(host);
+        let host = Arc::new(Self {
+            options,
+            clusters,
+            shelf: Arc::new(shelf),
+            batches: Mutex::new(batches),
+            answered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            _lock: lock,
+        });
         for id in open {
             host.shelf.owe(FILES_OF_BATCH);
             host.begin(id);
@@ -169,7 +184,7 @@ impl Host {
         let record = BatchRecord::new(id.clone(), asked, seconds_now(), self.options.window.as_secs());
         self.save(&record).map_err(|error| refused(&error))?;
         self.shelf.owe(FILES_OF_BATCH);
-        batches.insert(id.clone(), Held { record: record.clone(), stop: Arc::default() });
+        batches.insert(id.clone(), Held { record: record.clone(), stop: Arc::default(), counted: None });
         drop(batches);
         self.begin(id);
         Ok(record)
@@ -193,6 +208,16 @@ impl Host {
             }
         }
         Ok(held.record.clone())
+    }
+
+    /// What its batches do, for metrics.
+    pub fn counts(&self) -> Tally {
+        let batches = self.batches.lock();
+        let under_way = batches.values().filter(|held| !held.record.status.is_over());
+        let left = |held: &Held| held.record.request_counts.left();
+        let (jobs, left) = under_way.fold((0, 0), |(jobs, sum), held| (jobs + 1, sum + left(held)));
+        let [answered, failed] = [&self.answered, &self.failed].map(|count| count.load(Ordering::Relaxed));
+        Tally { jobs, left, answered, failed }
     }
 
     /// # Errors
@@ -273,7 +298,12 @@ impl Host {
         let mut batches = self.batches.lock();
         let Some(held) = batches.get_mut(id) else { return };
         let Progress { requests: total, done, failed, .. } = *progress;
-        held.record.request_counts = Counts { total, completed: done - failed, failed };
+        let now = Counts { total, completed: done - failed, failed };
+        held.record.request_counts = now;
+        // It is shown first before it asks: what a batch that goes on finds done is not new.
+        let before = held.counted.replace(now).unwrap_or(now);
+        self.answered.fetch_add(now.completed.saturating_sub(before.completed), Ordering::Relaxed);
+        self.failed.fetch_add(now.failed.saturating_sub(before.failed), Ordering::Relaxed);
         if held.record.status == State::Validating {
             held.record.enter(State::InProgress, seconds_now());
             // A state that a crash forgets is entered again.

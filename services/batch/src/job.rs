@@ -70,6 +70,11 @@ pub struct Progress {
     pub tokens: u64,
     pub in_flight: usize,
     pub refusals: u64,
+    /// Answered by this process in this life, and failed: a shared job has answers of others, too.
+    #[serde(skip)]
+    pub answered_here: u64,
+    #[serde(skip)]
+    pub failed_here: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -329,6 +334,7 @@ impl<'a, B: Book> Job<'a, B> {
             Err(bad) => {
                 let (error, label) = *bad;
                 let line = output_line(&label, Err(&error));
+                self.progress.failed_here += 1;
                 self.book.record(number, true, line)?;
             }
         }
@@ -377,10 +383,14 @@ impl<'a, B: Book> Job<'a, B> {
         let label = self.labels.remove(&number).expect("what is in flight has a label");
         let line = match result {
             Ok(transcript) => {
+                self.progress.answered_here += 1;
                 self.progress.tokens += transcript.choices.iter().map(|c| c.tokens.len() as u64).sum::<u64>();
                 output_line(&label, Ok(transcript))
             }
-            Err(status) => output_line(&label, Err(&Refused::from(status))),
+            Err(status) => {
+                self.progress.failed_here += 1;
+                output_line(&label, Err(&Refused::from(status)))
+            }
         };
         self.book.record(number, result.is_err(), line)
     }

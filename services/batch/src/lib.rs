@@ -19,6 +19,7 @@ mod preferences;
 mod request;
 mod shared;
 mod source;
+mod tally;
 
 pub use append_log::{AppendLog, LogError};
 pub use digest::{checksum, hexadecimal, seed};
@@ -30,3 +31,4 @@ pub use pace::Pace;
 pub use preferences::{Preference, Preferences, PreferencesError, lattice};
 pub use request::{Label, Plan, Planned, Unread};
 pub use source::{LINE_BYTES_MAX, Line, Lines, Place, STANDARD_INPUT, Source, SourceError};
+pub use tally::Tally;

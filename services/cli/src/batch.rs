@@ -1,24 +1,33 @@
 //! `uniarm batch`: files of requests become files of answers.
 
+pub mod metrics;
 mod show;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use futures_util::future::BoxFuture;
 use tonic::Status;
 use uniarm_batch::{
-    ATTEMPTS_MAX, Cluster, DriveOptions, JobOptions, Order, PATIENCE, Part, Plan, Preferences, Source,
+    ATTEMPTS_MAX, Cluster, DriveOptions, JobOptions, Order, PATIENCE, Part, Plan, Preferences, Progress,
+    Source, Tally,
 };
 use uniarm_cluster::Work;
 use uniarm_proto::{ClusterClient, GenerateRequest, Priority, Transcript, pb::ListModelsResponse};
+use uniarm_runtime::{Admin, Metrics, Readiness};
 
 use crate::{
     args::{GuidanceArgs, SamplingArgs},
     client::{self, EndpointArgs},
     generate,
+    process::start_admin,
     store::StoreArgs,
+    tls::AdminArgs,
 };
 use show::Display;
 
@@ -71,6 +80,8 @@ pub struct BatchArgs {
     pub guidance: GuidanceArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub admin: AdminArgs,
     /// Print progress as a JSON object each second, and one at the end
     #[arg(long)]
     pub json: bool,
@@ -99,12 +110,16 @@ pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
     };
     let routers = Routers { client, timeout };
     let work = shared_work(&args)?;
+    let tally = Arc::new(Mutex::new(Tally::default()));
+    let _admin = watch(&args.admin, &tally)?;
     let mut display = Display::new(args.json, &args.endpoint);
+    let mut seen = |progress: &Progress| {
+        *tally.lock().unwrap_or_else(PoisonError::into_inner) = Tally::of(progress);
+        display.show(progress);
+    };
     let ran = match &work {
-        None => uniarm_batch::run(&options, &routers, |progress| display.show(progress)).await,
-        Some(work) => {
-            uniarm_batch::run_shared(&options, work, &routers, |progress| display.show(progress)).await
-        }
+        None => uniarm_batch::run(&options, &routers, &mut seen).await,
+        Some(work) => uniarm_batch::run_shared(&options, work, &routers, &mut seen).await,
     };
     display.clear();
     let progress = ran?;
@@ -118,6 +133,14 @@ pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Lets Prometheus see what the job does, if that is wanted.
+fn watch(args: &AdminArgs, tally: &Arc<Mutex<Tally>>) -> anyhow::Result<Option<Admin>> {
+    let (metrics, readiness, tally) = (Metrics::new(), Readiness::starting(), Arc::clone(tally));
+    metrics::watch_batches(&metrics, move || *tally.lock().unwrap_or_else(PoisonError::into_inner));
+    readiness.set_ready();
+    start_admin(args, &metrics, "batch", &readiness)
 }
 
 /// The job of `--share` in the store.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::tls::DoorArgs;
+use crate::{batch::metrics::watch_batches, tls::DoorArgs};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
@@ -91,6 +91,7 @@ impl FrontArgs {
         &self,
         service: &RouterService,
         requests_max: usize,
+        metrics: &Metrics,
     ) -> anyhow::Result<Option<Arc<Host>>> {
         let Some(folder) = self.batch_dir.clone() else { return Ok(None) };
         if self.batches_max == 0 {
@@ -104,6 +105,9 @@ impl FrontArgs {
             in_flight_max: share.clamp(1, BATCH_IN_FLIGHT_MAX),
             window: BATCH_WINDOW,
         };
-        Ok(Some(Host::open(options, Arc::new(service.clone()))?))
+        let host = Host::open(options, Arc::new(service.clone()))?;
+        let counted = Arc::clone(&host);
+        watch_batches(metrics, move || counted.counts());
+        Ok(Some(host))
     }
 }

@@ -64,7 +64,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     let options =
         RouterOptions { requests_max, tenants, audit, dialer, client_patience, ..RouterOptions::default() };
     let service = RouterService::new(process.store.watch(), options, &process.metrics);
-    let host = args.front.open_host(&service, args.requests_max)?;
+    let host = args.front.open_host(&service, args.requests_max, &process.metrics)?;
     process.http = http.map(|http| http.with_routes(service.http_routes(args.front.routes(host))));
     let Some(member) = process.member(Member::new(Role::Router)).await? else { return Ok(()) };
     process.serve(member, Served::Router(service), None).await
@@ -235,7 +235,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let client_patience = args.front.client_patience();
     let options = RouterOptions { tenants, audit, client_patience, ..RouterOptions::default() };
     let service = RouterService::new(store.watch(), options.clone(), &metrics);
-    let host = args.front.open_host(&service, options.requests_max)?;
+    let host = args.front.open_host(&service, options.requests_max, &metrics)?;
     let front = front.add_service(service.inference_server()).add_service(service.status_server());
     let front = front.add_descriptors(FILE_DESCRIPTOR_SET);
     let base_service = BaseService::new(base, base_member);

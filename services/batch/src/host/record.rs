@@ -59,6 +59,15 @@ pub struct Counts {
     pub failed: u64,
 }
 
+// === impl Counts ===
+
+impl Counts {
+    /// Lines that have neither answer nor error yet.
+    pub fn left(&self) -> u64 {
+        self.total.saturating_sub(self.completed + self.failed)
+    }
+}
+
 /// Why a batch failed as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Errors {
