@@ -8,6 +8,7 @@ use std::{path::Path, time::Duration};
 
 use scene::Scene;
 use uniarm_model::OpenOptions;
+use uniarm_tls::{Identity, RoleName, testing::Authority};
 use uniarm_trainer::pairs::{
     self, OnBadLine,
     tokens::{PairReader, Ties},
@@ -101,6 +102,33 @@ fn two_workers_train_what_one_does() {
     let largest = one.iter().fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
     assert_eq!(one.len(), two.len());
     assert!(farthest < 1e-3 * largest, "{farthest} apart, the largest weight is {largest}");
+}
+
+#[test]
+fn workers_show_each_other_certificates_and_train_the_same_bytes() {
+    let scene = Scene::new();
+    let authority = Authority::new(&scene.path(""), "run");
+    let flags = |name: &str, role: RoleName| {
+        let Identity { authority, certificate, key } = authority.issue(name, &[role.dns()]);
+        let files = [("--tls-ca", authority), ("--tls-cert", certificate), ("--tls-key", key)];
+        files.map(|(flag, file)| format!("{flag}={}", file.display()))
+    };
+    let [trainer, base] = [flags("trainer", RoleName::Trainer), flags("base", RoleName::Base)];
+    fn with<'a>(more: &[&'a str], tls: &'a [String; 3]) -> Vec<&'a str> {
+        more.iter().copied().chain(tls.iter().map(String::as_str)).collect()
+    }
+    let plain = scene.finish("plain", &["--workers", "2"]);
+    let secured = scene.finish("secured", &with(&["--workers", "2"], &trainer));
+    assert_same_run(&plain, &secured);
+
+    // A base worker's certificate says nothing here.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let rank = |number| ["--rank", number, "--size", "2", "--rendezvous", &address];
+    let mut first = scene.start("first", &with(&rank("0"), &trainer));
+    let said = scene.fail("stranger", &with(&rank("1"), &base));
+    assert!(said.contains("trainer.uniarm.internal") || said.contains("turned away"), "{said}");
+    first.kill().unwrap();
+    first.wait().unwrap();
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub struct MemoryStore {
 
 struct Shared {
     table: Mutex<Table>,
-    clock: fn() -> SystemTime,
+    clock: Box<dyn Fn() -> SystemTime + Send + Sync>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     catalogues: watch::Sender<Arc<Adapters>>,
 }
@@ -57,12 +57,13 @@ impl MemoryStore {
 
     /// Generations follow this clock: they grow from one process to the next, and a simulation has none of the machine's.
     #[must_use]
-    pub fn with_clock(clock: fn() -> SystemTime) -> Self {
+    pub fn with_clock(clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         // Revision 0 is for stores that have not been read yet; this one is complete from the start.
         let table = Table { revision: 1, ..Table::default() };
         let snapshots = watch::Sender::new(Arc::new(Snapshot::new([], table.revision)));
         let catalogues = watch::Sender::new(Arc::new(Adapters::new([], table.revision)));
-        Self { shared: Arc::new(Shared { table: Mutex::new(table), clock, snapshots, catalogues }) }
+        let (table, clock) = (Mutex::new(table), Box::new(clock));
+        Self { shared: Arc::new(Shared { table, clock, snapshots, catalogues }) }
     }
 }
 

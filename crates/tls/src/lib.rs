@@ -40,6 +40,8 @@ pub enum RoleName {
     Router,
     Base,
     Reward,
+    /// A worker of a training run.
+    Trainer,
 }
 
 /// HTTP/2, which is all that gRPC speaks.
@@ -63,6 +65,7 @@ impl RoleName {
             Self::Router => "router.uniarm.internal",
             Self::Base => "base.uniarm.internal",
             Self::Reward => "reward.uniarm.internal",
+            Self::Trainer => "trainer.uniarm.internal",
         }
     }
 }

@@ -130,7 +130,7 @@ impl GroupArgs {
             size,
             address: self.group_address.clone(),
             timeout: Duration::from_secs_f32(self.group_timeout),
-            wires: process.tls.wires(role)?,
+            wires: process.tls.wires(if role == Role::Reward { RoleName::Reward } else { RoleName::Base })?,
         }))
     }
 }

@@ -11,7 +11,7 @@ use uniarm_tls::{ClientTls, Identity, PeerTls, RoleName, ServerTls, TlsError};
 #[derive(Debug, Clone, Args)]
 pub struct TlsArgs {
     /// Speak mutual TLS with the other processes of the cluster, whose certificates this authority signed (PEM); they have
-    /// the DNS names `router`, `base` or `reward`, each with `.uniarm.internal`
+    /// the DNS names `router`, `base`, `reward` or `trainer`, each with `.uniarm.internal`
     #[arg(long, env = "UNIARM_TLS_CA", value_name = "FILE", requires = "tls_cert", requires = "tls_key")]
     pub tls_ca: Option<PathBuf>,
     /// This process's certificate (PEM); read again when it changes
@@ -91,12 +91,11 @@ impl TlsArgs {
         self.identity().map(|identity| ServerTls::mutual(&identity, callers)).transpose()
     }
 
-    /// Between ranks of one group.
+    /// Between ranks of one group, which all have this role.
     ///
     /// # Errors
     /// When the files cannot be used.
-    pub fn wires(&self, role: Role) -> Result<Arc<dyn Wires>, TlsError> {
-        let role = if role == Role::Reward { RoleName::Reward } else { RoleName::Base };
+    pub fn wires(&self, role: RoleName) -> Result<Arc<dyn Wires>, TlsError> {
         Ok(match self.identity() {
             None => Arc::new(Bare),
             Some(identity) => Arc::new(SecureWires(PeerTls::mutual(&identity, role)?)),

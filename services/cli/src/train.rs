@@ -15,6 +15,8 @@ use uniarm_trainer::train::{
     events::{Began, Ended, Event, Step},
 };
 
+use crate::tls::TlsArgs;
+
 /// Where runs go that name no folder.
 const RUNS: &str = "runs";
 /// Steps over which the shown rate and loss are averaged.
@@ -78,6 +80,8 @@ pub struct TrainArgs {
     /// Where worker 0 listens for the others (host:port)
     #[arg(long, requires = "rank")]
     pub rendezvous: Option<String>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Tell what happens as JSON, one event a line, on standard output
     #[arg(long)]
     pub json: bool,

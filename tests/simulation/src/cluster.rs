@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
@@ -144,13 +145,22 @@ impl Shape {
     }
 }
 
+/// The clock of whoever records itself: no host's agrees with another's, nor with what it said before it was set.
+fn clocks_that_disagree(seed: u64) -> impl Fn() -> SystemTime + Send + Sync {
+    let random = Mutex::new(StdRng::seed_from_u64(seed));
+    move || {
+        let mut random = random.lock().unwrap_or_else(PoisonError::into_inner);
+        SystemTime::UNIX_EPOCH + Duration::from_secs_f64(random.random_range(0.0..86_400.0))
+    }
+}
+
 // === impl Cluster ===
 
 impl Cluster {
     /// All processes are up and registered.
     pub async fn start(shape: Shape, seed: u64) -> Self {
         let nodes = shape.hosts().into_iter().map(|name| (name.clone(), Arc::new(Node::new(name)))).collect();
-        let (network, store) = (Network::new(seed), MemoryStore::with_clock(|| SystemTime::UNIX_EPOCH));
+        let (network, store) = (Network::new(seed), MemoryStore::with_clock(clocks_that_disagree(seed)));
         let watchers = Watchers::of(store.watch());
         let cluster = Self { shape, seed, network, store, watchers, nodes };
         for host in shape.hosts().iter().rev() {

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use uniarm_collective::{Group, Payload, Tcp};
+use uniarm_tls::RoleName;
 use uniarm_trainer::train::{config::TrainConfig, ranks::Ranks};
 
 use super::TrainArgs;
@@ -23,8 +24,9 @@ pub fn join(args: &TrainArgs, config: &TrainConfig) -> anyhow::Result<(Ranks, Ot
     let size = config.workers;
     set_threads(args, size)?;
     let group = Group { size, epoch: 0, payload: Payload::F32, timeout: WORKER_TIMEOUT };
+    let wires = args.tls.wires(RoleName::Trainer)?;
     if let (Some(rank), Some(address)) = (args.rank, &args.rendezvous) {
-        let tcp = Tcp::connect(address, rank, group)?;
+        let tcp = Tcp::connect_over(&*wires, address, rank, group)?;
         return Ok((Ranks::of(Box::new(tcp)), Others(Vec::new())));
     }
     if size == 1 {
@@ -36,7 +38,7 @@ pub fn join(args: &TrainArgs, config: &TrainConfig) -> anyhow::Result<(Ranks, Ot
     for rank in 1..size {
         others.0.push(start(rank, size, &address)?);
     }
-    let tcp = Tcp::lead(&listener, group)?;
+    let tcp = Tcp::lead_over(&*wires, &listener, group)?;
     Ok((Ranks::of(Box::new(tcp)), others))
 }
 
