@@ -178,7 +178,7 @@ mod tests {
 
         let allocated = || value(&metrics.encode(), "uniarm_runtime_allocated_bytes");
         let before = allocated();
-        let block = vec![1_u8; 64 << 20];
+        let block = std::hint::black_box(vec![1_u8; 64 << 20]);
         assert!(allocated() > before + f64::from(32 << 20), "{before}, {}", allocated());
         drop(block);
         assert!(allocated() < before + f64::from(32 << 20));
