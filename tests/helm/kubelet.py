@@ -23,6 +23,7 @@ class Kubelet:
         self.server, self.node = server, where
         where.secret = self.secret
         self.told, self.leaving, self.is_over = {}, set(), False
+        self.left = set()  # uids of pods that have ended, or are about to
         self.problems = []
         stack.callback(self.end)
         threading.Thread(target=self.look, daemon=True).start()
@@ -54,8 +55,10 @@ class Kubelet:
 
     def look_at(self, name, pod):
         if pod["metadata"].get("deletionTimestamp"):
-            if name not in self.leaving:
+            # The list may be older than the end of this pod, and its name another one's by now.
+            if name not in self.leaving and pod["metadata"]["uid"] not in self.left:
                 self.leaving.add(name)
+                self.left.add(pod["metadata"]["uid"])
                 threading.Thread(target=self.leave, args=(name, pod), daemon=True).start()
         elif name not in self.node.pods and name not in self.leaving:
             self.begin(name, pod)
@@ -104,5 +107,6 @@ class Kubelet:
             # etcd says that it was stopped; ranks of a group that is stopped as a whole end each other.
             if status not in (0, -signal.SIGTERM) and GROUP not in pod["metadata"]["labels"]:
                 self.problems.append(f"{name} ended with {status}")
-        self.server.ask("DELETE", self.server.place("Pod", name), {"gracePeriodSeconds": 0})
+        its_own = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}}
+        self.server.ask("DELETE", self.server.place("Pod", name), its_own)
         self.leaving.discard(name)
