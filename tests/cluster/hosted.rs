@@ -148,4 +148,12 @@ fn a_router_that_is_killed_goes_on_with_its_batch_to_the_same_bytes() {
     let whole = std::fs::read_to_string(folder.join("whole.jsonl")).unwrap();
     assert!(body_of(&http_get(&http, &content)) == whole, "it differs after kills at {answers:?}");
     assert_eq!(batch["error_file_id"], Value::Null);
+
+    // The last router counts what it has asked itself.
+    let [jobs, left, answered, failed] =
+        ["jobs", "requests_left", "requests_answered_total", "requests_failed_total"]
+            .map(|name| router.metric(&format!("uniarm_batch_{name}")) as u64);
+    assert_eq!((jobs, left, failed), (0, 0, 0));
+    let kept = answers.last().copied().unwrap();
+    assert!((1..=LINES as u64 - kept).contains(&answered), "{answered} after {kept} were kept");
 }

@@ -121,7 +121,9 @@ fn workers_show_each_other_certificates_and_train_the_same_bytes() {
     let secured = scene.finish("secured", &with(&["--workers", "2"], &trainer));
     assert_same_run(&plain, &secured);
 
-    // A base worker's certificate says nothing here.
+    // A base worker's certificate says nothing here: to workers that are started together, and to one that comes by itself.
+    let said = scene.fail("strangers", &with(&["--workers", "2"], &base));
+    assert!(said.contains("worker 1 ended before all had met"), "{said}");
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let rank = |number| ["--rank", number, "--size", "2", "--rendezvous", &address];
     let mut first = scene.start("first", &with(&rank("0"), &trainer));

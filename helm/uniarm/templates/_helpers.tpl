@@ -269,10 +269,10 @@ capabilities:
 metadata:
   labels:
     {{- include "uniarm.labels" . | nindent 4 }}
-  {{- if eq .role "batch" }}
+  {{- with .adminPort }}
   annotations:
     prometheus.io/scrape: "true"
-    prometheus.io/port: "9000"
+    prometheus.io/port: {{ . | quote }}
     prometheus.io/path: /metrics
   {{- end }}
 spec:
@@ -284,10 +284,10 @@ spec:
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       args:
         {{- .args | nindent 8 }}
-      {{- if eq .role "batch" }}
+      {{- with .adminPort }}
       ports:
         - name: admin
-          containerPort: 9000
+          containerPort: {{ . }}
       {{- end }}
       env:
         {{- if eq .role "batch" }}

@@ -261,12 +261,7 @@ impl Term {
         (next, row): (usize, SessionRow),
         links: &mut Links,
     ) -> Result<Race, BadRow> {
-        let Some(session) = self.of(generation) else { return Ok(Race::Open) };
-        session.on_row(next, row)?;
-        if session.row().is_some() {
-            self.losses = 0;
-        }
-        Ok(self.decide_race(links))
+        self.hear(generation, links, |session| session.on_row(next, row))
     }
 
     /// Asks for named logits of the next token's row, or for the whole row.
@@ -281,8 +276,20 @@ impl Term {
         (next, answer): (usize, Answer),
         links: &mut Links,
     ) -> Result<Race, BadRow> {
+        self.hear(generation, links, |session| session.on_answer(next, answer))
+    }
+
+    fn hear(
+        &mut self,
+        generation: SessionGeneration,
+        links: &mut Links,
+        take_in: impl FnOnce(&mut Session) -> Result<(), BadRow>,
+    ) -> Result<Race, BadRow> {
         let Some(session) = self.of(generation) else { return Ok(Race::Open) };
-        session.on_answer(next, answer)?;
+        take_in(session)?;
+        if session.row().is_some() {
+            self.losses = 0;
+        }
         Ok(self.decide_race(links))
     }
 

@@ -13,10 +13,7 @@ use std::{
     fs::File,
     io,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -33,7 +30,7 @@ use crate::{
     output::Order,
     request::Plan,
     source::Source,
-    tally::Tally,
+    tally::{Ends, Tally},
 };
 pub use record::{BatchError, BatchRecord, Counts, Errors, NewBatch, Owner, State, WINDOW};
 pub use shelf::{FILE_BYTES_MAX, FileRecord, Shelf, ShelfLimits, Upload, not_here, refused};
@@ -75,9 +72,7 @@ pub struct Host {
     clusters: Arc<dyn Clusters>,
     shelf: Arc<Shelf>,
     batches: Mutex<BTreeMap<String, Held>>,
-    /// Lines of all batches, since this host was opened.
-    answered: AtomicU64,
-    failed: AtomicU64,
+    ends: Arc<Ends>,
     _lock: File,
 }
 
@@ -93,8 +88,6 @@ struct Held {
     record: BatchRecord,
     /// Ends its job.
     stop: Arc<Notify>,
-    /// What its lines were when they were counted last.
-    counted: Option<Counts>,
 }
 
 /// Why a job asks no more.
@@ -125,7 +118,7 @@ impl Host {
         let mut batches = BTreeMap::new();
         for path in shelf::paths(&folder.join("batches"), "json").map_err(failed)? {
             let record: BatchRecord = shelf::read_record(&path).map_err(failed)?;
-            batches.insert(record.id.clone(), Held { record, stop: Arc::default(), counted: None });
+            batches.insert(record.id.clone(), Held { record, stop: Arc::default() });
         }
         let open: Vec<String> =
             batches.values().filter(|held| !held.record.status.is_over()).map(Held::id).collect();
@@ -134,8 +127,7 @@ impl Host {
             clusters,
             shelf: Arc::new(shelf),
             batches: Mutex::new(batches),
-            answered: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
+            ends: Arc::default(),
             _lock: lock,
         });
         for id in open {
@@ -184,7 +176,7 @@ impl Host {
         let record = BatchRecord::new(id.clone(), asked, seconds_now(), self.options.window.as_secs());
         self.save(&record).map_err(|error| refused(&error))?;
         self.shelf.owe(FILES_OF_BATCH);
-        batches.insert(id.clone(), Held { record: record.clone(), stop: Arc::default(), counted: None });
+        batches.insert(id.clone(), Held { record: record.clone(), stop: Arc::default() });
         drop(batches);
         self.begin(id);
         Ok(record)
@@ -211,13 +203,12 @@ impl Host {
     }
 
     /// What its batches do, for metrics.
-    pub fn counts(&self) -> Tally {
+    pub fn tally(&self) -> Tally {
         let batches = self.batches.lock();
         let under_way = batches.values().filter(|held| !held.record.status.is_over());
         let left = |held: &Held| held.record.request_counts.left();
         let (jobs, left) = under_way.fold((0, 0), |(jobs, sum), held| (jobs + 1, sum + left(held)));
-        let [answered, failed] = [&self.answered, &self.failed].map(|count| count.load(Ordering::Relaxed));
-        Tally { jobs, left, answered, failed }
+        self.ends.tally(jobs, left)
     }
 
     /// # Errors
@@ -288,6 +279,7 @@ impl Host {
                 patience: PATIENCE,
                 attempts_max: ATTEMPTS_MAX,
             },
+            ends: Arc::clone(&self.ends),
         };
         let cluster = self.clusters.of(&record.owner);
         job::run(&options, &*cluster, |progress| self.saw(&record.id, progress)).await
@@ -298,12 +290,7 @@ impl Host {
         let mut batches = self.batches.lock();
         let Some(held) = batches.get_mut(id) else { return };
         let Progress { requests: total, done, failed, .. } = *progress;
-        let now = Counts { total, completed: done - failed, failed };
-        held.record.request_counts = now;
-        // It is shown first before it asks: what a batch that goes on finds done is not new.
-        let before = held.counted.replace(now).unwrap_or(now);
-        self.answered.fetch_add(now.completed.saturating_sub(before.completed), Ordering::Relaxed);
-        self.failed.fetch_add(now.failed.saturating_sub(before.failed), Ordering::Relaxed);
+        held.record.request_counts = Counts { total, completed: done - failed, failed };
         if held.record.status == State::Validating {
             held.record.enter(State::InProgress, seconds_now());
             // A state that a crash forgets is entered again.

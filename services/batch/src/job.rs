@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,6 +27,7 @@ use crate::{
     request::{Label, Plan, Planned},
     shared::Shared,
     source::{Line, Lines, Place, Source, SourceError},
+    tally::Ends,
 };
 
 /// Bad lines that are named before a job is refused.
@@ -48,6 +50,8 @@ pub struct JobOptions {
     pub keep_going: bool,
     pub part: Part,
     pub drive: DriveOptions,
+    /// Where the ends of its requests are counted.
+    pub ends: Arc<Ends>,
 }
 
 /// Which lines a job takes, of `count` ranges of equal length: their outputs, one after the other, are the whole.
@@ -70,11 +74,6 @@ pub struct Progress {
     pub tokens: u64,
     pub in_flight: usize,
     pub refusals: u64,
-    /// Answered by this process in this life, and failed: a shared job has answers of others, too.
-    #[serde(skip)]
-    pub answered_here: u64,
-    #[serde(skip)]
-    pub failed_here: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +125,7 @@ struct Survey {
 /// A job that asks.
 struct Job<'a, B> {
     plan: &'a Plan,
+    ends: &'a Ends,
     source: &'a Source,
     /// Of the whole input, as the first reading found it.
     digest: &'a str,
@@ -284,6 +284,7 @@ impl<'a, B: Book> Job<'a, B> {
     ) -> Self {
         Self {
             plan: &options.plan,
+            ends: &options.ends,
             source: &options.source,
             digest: &survey.digest,
             lines: options.source.lines(),
@@ -334,7 +335,7 @@ impl<'a, B: Book> Job<'a, B> {
             Err(bad) => {
                 let (error, label) = *bad;
                 let line = output_line(&label, Err(&error));
-                self.progress.failed_here += 1;
+                self.ends.count(true);
                 self.book.record(number, true, line)?;
             }
         }
@@ -383,15 +384,12 @@ impl<'a, B: Book> Job<'a, B> {
         let label = self.labels.remove(&number).expect("what is in flight has a label");
         let line = match result {
             Ok(transcript) => {
-                self.progress.answered_here += 1;
                 self.progress.tokens += transcript.choices.iter().map(|c| c.tokens.len() as u64).sum::<u64>();
                 output_line(&label, Ok(transcript))
             }
-            Err(status) => {
-                self.progress.failed_here += 1;
-                output_line(&label, Err(&Refused::from(status)))
-            }
+            Err(status) => output_line(&label, Err(&Refused::from(status))),
         };
+        self.ends.count(result.is_err());
         self.book.record(number, result.is_err(), line)
     }
 

@@ -31,4 +31,4 @@ pub use pace::Pace;
 pub use preferences::{Preference, Preferences, PreferencesError, lattice};
 pub use request::{Label, Plan, Planned, Unread};
 pub use source::{LINE_BYTES_MAX, Line, Lines, Place, STANDARD_INPUT, Source, SourceError};
-pub use tally::Tally;
+pub use tally::{Ends, Tally};

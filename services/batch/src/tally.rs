@@ -1,8 +1,15 @@
 //! What jobs do, in numbers: for the metrics of whoever runs them.
 
-use crate::job::Progress;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Of the jobs under way, and of what this process has done.
+/// How requests ended that this process asked, over all of its jobs. A shared job has answers of other processes, too.
+#[derive(Debug, Default)]
+pub struct Ends {
+    answered: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The jobs under way, and what this process has done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     pub jobs: u64,
@@ -12,17 +19,17 @@ pub struct Tally {
     pub failed: u64,
 }
 
-// === impl Tally ===
+// === impl Ends ===
 
-impl Tally {
-    /// Of a process that runs this one job.
-    #[must_use]
-    pub fn of(progress: &Progress) -> Self {
-        Self {
-            jobs: 1,
-            left: progress.requests.saturating_sub(progress.done),
-            answered: progress.answered_here,
-            failed: progress.failed_here,
-        }
+impl Ends {
+    pub(crate) fn count(&self, failed: bool) {
+        let count = if failed { &self.failed } else { &self.answered };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Beside so many jobs, with so many requests left.
+    pub fn tally(&self, jobs: u64, left: u64) -> Tally {
+        let [answered, failed] = [&self.answered, &self.failed].map(|count| count.load(Ordering::Relaxed));
+        Tally { jobs, left, answered, failed }
     }
 }

@@ -5,7 +5,10 @@ mod show;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,8 +17,8 @@ use clap::Args;
 use futures_util::future::BoxFuture;
 use tonic::Status;
 use uniarm_batch::{
-    ATTEMPTS_MAX, Cluster, DriveOptions, JobOptions, Order, PATIENCE, Part, Plan, Preferences, Progress,
-    Source, Tally,
+    ATTEMPTS_MAX, Cluster, DriveOptions, Ends, JobOptions, Order, PATIENCE, Part, Plan, Preferences,
+    Progress, Source,
 };
 use uniarm_cluster::Work;
 use uniarm_proto::{ClusterClient, GenerateRequest, Priority, Transcript, pb::ListModelsResponse};
@@ -107,14 +110,15 @@ pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
         keep_going: args.keep_going,
         part: args.part,
         drive: DriveOptions { in_flight_max: args.in_flight, patience: PATIENCE, attempts_max: ATTEMPTS_MAX },
+        ends: Arc::default(),
     };
     let routers = Routers { client, timeout };
     let work = shared_work(&args)?;
-    let tally = Arc::new(Mutex::new(Tally::default()));
-    let _admin = watch(&args.admin, &tally)?;
+    let left = Arc::new(AtomicU64::new(0));
+    let _admin = watch(&args.admin, &options.ends, &left)?;
     let mut display = Display::new(args.json, &args.endpoint);
     let mut seen = |progress: &Progress| {
-        *tally.lock().unwrap_or_else(PoisonError::into_inner) = Tally::of(progress);
+        left.store(progress.requests.saturating_sub(progress.done), Ordering::Relaxed);
         display.show(progress);
     };
     let ran = match &work {
@@ -136,9 +140,10 @@ pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
 }
 
 /// Lets Prometheus see what the job does, if that is wanted.
-fn watch(args: &AdminArgs, tally: &Arc<Mutex<Tally>>) -> anyhow::Result<Option<Admin>> {
-    let (metrics, readiness, tally) = (Metrics::new(), Readiness::starting(), Arc::clone(tally));
-    metrics::watch_batches(&metrics, move || *tally.lock().unwrap_or_else(PoisonError::into_inner));
+fn watch(args: &AdminArgs, ends: &Arc<Ends>, left: &Arc<AtomicU64>) -> anyhow::Result<Option<Admin>> {
+    let (metrics, readiness) = (Metrics::new(), Readiness::starting());
+    let (ends, left) = (Arc::clone(ends), Arc::clone(left));
+    metrics::watch_batches(&metrics, move || ends.tally(1, left.load(Ordering::Relaxed)));
     readiness.set_ready();
     start_admin(args, &metrics, "batch", &readiness)
 }

@@ -107,7 +107,7 @@ impl FrontArgs {
         };
         let host = Host::open(options, Arc::new(service.clone()))?;
         let counted = Arc::clone(&host);
-        watch_batches(metrics, move || counted.counts());
+        watch_batches(metrics, move || counted.tally());
         Ok(Some(host))
     }
 }

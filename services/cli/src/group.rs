@@ -26,6 +26,7 @@ use crate::{
     catalogue,
     process::Process,
     served::Served,
+    tls::role_name,
     worker,
 };
 
@@ -130,7 +131,7 @@ impl GroupArgs {
             size,
             address: self.group_address.clone(),
             timeout: Duration::from_secs_f32(self.group_timeout),
-            wires: process.tls.wires(if role == Role::Reward { RoleName::Reward } else { RoleName::Base })?,
+            wires: process.tls.wires(role_name(role))?,
         }))
     }
 }

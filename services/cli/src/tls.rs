@@ -67,6 +67,15 @@ pub struct TrustArgs {
     pub client_key: Option<PathBuf>,
 }
 
+/// The certificate that a role of the cluster shows.
+pub fn role_name(role: Role) -> RoleName {
+    match role {
+        Role::Router => RoleName::Router,
+        Role::Base => RoleName::Base,
+        Role::Reward => RoleName::Reward,
+    }
+}
+
 /// Mutual TLS between ranks, as their collective wants it.
 struct SecureWires(PeerTls);
 

@@ -2,6 +2,7 @@
 //! a wrong block table, a block that was overwritten or a missed recomputation is seen in the step that reads
 //! it.
 
+mod places;
 mod random;
 mod situations;
 

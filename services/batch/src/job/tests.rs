@@ -71,6 +71,7 @@ fn options(folder: &Path, output: &str) -> JobOptions {
         keep_going: false,
         part: Part::default(),
         drive: DriveOptions { in_flight_max: 6, patience: Duration::from_millis(600), attempts_max: 3 },
+        ends: Default::default(),
     }
 }
 

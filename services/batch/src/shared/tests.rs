@@ -40,6 +40,7 @@ fn options(folder: &Path, output: &str) -> JobOptions {
         keep_going: true,
         part: Part::default(),
         drive: DriveOptions { in_flight_max: 32, patience: PATIENCE, attempts_max: 3 },
+        ends: Default::default(),
     }
 }
 

@@ -3,6 +3,8 @@
 use std::{
     net::TcpListener,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -15,6 +17,9 @@ use super::TrainArgs;
 
 /// Longest wait for another worker: a pass over a slice of a batch, an evaluation, or reading a model of some gigabytes.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// How often it is looked whether the others are still there, until they have met.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Processes that end with this one.
 pub struct Others(Vec<Child>);
@@ -38,7 +43,13 @@ pub fn join(args: &TrainArgs, config: &TrainConfig) -> anyhow::Result<(Ranks, Ot
     for rank in 1..size {
         others.0.push(start(rank, size, &address)?);
     }
-    let tcp = Tcp::lead_over(&*wires, &listener, group)?;
+    let met = AtomicBool::new(false);
+    let tcp = thread::scope(|scope| {
+        scope.spawn(|| others.watch(&met));
+        let tcp = Tcp::lead_over(&*wires, &listener, group);
+        met.store(true, Ordering::Relaxed);
+        tcp
+    })?;
     Ok((Ranks::of(Box::new(tcp)), others))
 }
 
@@ -69,6 +80,24 @@ fn set_threads(args: &TrainArgs, workers: usize) -> anyhow::Result<()> {
 }
 
 // === impl Others ===
+
+impl Others {
+    /// Until all have met, nobody but this process notices a worker that ends: it ends with it, and has written nothing.
+    fn watch(&mut self, met: &AtomicBool) {
+        while !met.load(Ordering::Relaxed) {
+            for (index, child) in self.0.iter_mut().enumerate() {
+                if let Ok(Some(status)) = child.try_wait() {
+                    eprintln!(
+                        "error: worker {} ended before all had met ({status}); what it said is above",
+                        index + 1
+                    );
+                    std::process::exit(1);
+                }
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+}
 
 impl Drop for Others {
     /// A worker alone has nothing to do, and would wait for the timeout to notice.
