@@ -146,7 +146,7 @@ pub struct EngineArgs {
     /// Tokens of one step, over all sequences
     #[arg(long, env = "UNIARM_STEP_TOKENS", default_value_t = 512)]
     pub step_tokens: usize,
-    /// Sequences that run at once
+    /// Sequences that run at once; on a reward worker, sessions of one step
     #[arg(long, env = "UNIARM_RUNNING_MAX", default_value_t = 256)]
     pub running_max: usize,
     /// Sequences that wait for their turn; one more is refused

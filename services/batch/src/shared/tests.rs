@@ -119,16 +119,18 @@ async fn a_range_that_was_written_elsewhere_or_changed_is_named() {
     let ranges = folder.path().join("out.jsonl.ranges");
     let work = work(&server, "job");
     let function = Function::living(usize::MAX);
-    // Until one range is there.
+    // Until one range is there, and the store has it: a file alone is one that another process writes again.
     let life = run_shared(&options, &work, &function, |_| {});
     let first = async {
-        loop {
-            let found = std::fs::read_dir(&ranges).ok().and_then(|mut files| files.next());
-            if let Some(file) = found {
-                break file.unwrap().path();
+        let range = loop {
+            if let Some((range, _)) = work.state().await.unwrap().finished.pop_first() {
+                break range;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        };
+        let files = std::fs::read_dir(&ranges).unwrap().map(|file| file.unwrap());
+        let is_its = |file: &std::fs::DirEntry| file.file_name().to_str().unwrap().starts_with(&range);
+        files.into_iter().find(is_its).unwrap().path()
     };
     let file = tokio::select! {
         ended = life => panic!("{ended:?}"),
@@ -144,7 +146,8 @@ async fn a_range_that_was_written_elsewhere_or_changed_is_named() {
             Some(bytes) => std::fs::write(&file, bytes).unwrap(),
         }
         let error = share(&server, "job", &options).await.unwrap_err().to_string();
-        assert!(error.contains(told) && error.contains("000000-"), "{error}");
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(error.contains(told) && error.contains(name), "{error}");
         assert!(!options.output.exists());
     }
     std::fs::write(&file, content).unwrap();
