@@ -11,11 +11,13 @@ trap 'rm -rf "$scratch"' EXIT
 passed=0 failed=0
 
 # check WHAT COMMAND...: what the command prints is shown only when it fails, or where it says that it skipped something.
+# Its last line is the reason: it stands with the name, since a summary keeps that line alone.
 check() {
     what=$1
     shift
     if ! "$@" >"$scratch/output" 2>&1; then
-        failed=$((failed + 1)) && echo "FAILED  deploy: $what" && sed 's/^/        /' "$scratch/output"
+        failed=$((failed + 1)) && echo "FAILED  deploy: $what: $(tail -n 1 "$scratch/output")"
+        sed 's/^/        /' "$scratch/output"
     elif ! grep '^skipped:' "$scratch/output"; then
         passed=$((passed + 1)) && echo "ok      deploy: $what"
     fi

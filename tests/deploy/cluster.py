@@ -173,14 +173,14 @@ def run(stack, uniarm, etcd, model, folder):
 
 
 def told(test, *arguments):
-    """The exit status of `test(stack, *arguments, folder)`; what the processes said last is shown where it fails."""
+    """The exit status of `test(stack, *arguments, folder)`; where it fails, what the processes said last, then the reason."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
             test(stack, *arguments, pathlib.Path(folder))
         except (AssertionError, subprocess.TimeoutExpired) as problem:
-            print(problem)
             for log in sorted(pathlib.Path(folder).glob("*.log")):
                 print(f"-- {log.name}", *log.read_text(encoding="utf-8").splitlines()[-8:], sep="\n")
+            print(problem)
             return 1
     return 0
 

@@ -108,10 +108,25 @@ def alert_metrics():
             yield rule["alert"], metric
 
 
+def stream(uniarm, router):
+    command = [uniarm, "generate", "--endpoint", f"http://{router}", *QUESTION]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False)
+
+
 def load(uniarm, router, until):
     while time.monotonic() < until:
-        command = [uniarm, "generate", "--endpoint", f"http://{router}", *QUESTION]
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False)
+        stream(uniarm, router)
+
+
+def busiest(cluster, role):
+    """The member of this pool with the most sequences at this moment, as long as there are any."""
+    running = {}
+    for name, admin in cluster.admins.items():
+        if name.startswith(f"{role}-"):
+            count = re.search(rf"^uniarm_{role}_sequences_running\S* (\S+)$", page(admin, "/metrics")[1], re.MULTILINE)
+            running[name] = float(count[1]) if count else 0.0
+    name = max(running, key=running.get)
+    return name if running[name] else None
 
 
 def wait_for(what, seconds, ask):
@@ -157,9 +172,11 @@ def run(stack, uniarm, etcd, model, binary, scaling, folder):
     signals = read(scaling)
     under_load = look_at_scaling(prometheus, signals, until - LOAD_S / 2)
     # In the middle of streams: some move to the other base worker.
-    cluster.processes["base-1"].kill()
+    cluster.processes[wait_for("no base worker has a stream", READY_S, lambda: busiest(cluster, "base"))].kill()
     for client in clients:
         client.join()
+    # One alone: how much is drafted beside others is the worker's to decide, and may be nothing.
+    stream(uniarm, cluster.router)
     for title, expression in panels():
         wait_for(f"the panel {title!r} has no data: {expression}", DATA_S, lambda e=expression: prometheus.has(e))
     for name, pool in recorded():

@@ -52,9 +52,20 @@ pub struct StepCost {
 }
 
 /// Learns a [`StepCost`] from steps as they happen: a running mean for each range of rows, 1, 2, 3–4, 5–8 and so on.
+///
+/// Fewer rows never cost more. Where means say otherwise the older one is wrong, since the machine has become faster or
+/// slower since then: such ranges share one mean, in which each counts by the steps that it was seen in lately.
 #[derive(Clone, Debug, Default)]
 pub struct CostMeter {
-    ranges: [Option<(f64, f64)>; RANGES],
+    ranges: [Option<Range>; RANGES],
+}
+
+/// Means over the steps of one range, and how many those were: a count that fades with each step of any range.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    rows: f64,
+    seconds: f64,
+    steps: f64,
 }
 
 /// Learns how often drafts are right: counts that fade, around a belief to begin with.
@@ -101,6 +112,9 @@ const RANGES: usize = 16;
 /// What one step weighs in the mean of its range.
 const STEP_WEIGHT: f64 = 0.1;
 
+/// What a range's count of steps loses with each later step.
+const STEPS_FADING: f64 = 0.99;
+
 /// What a draft's weight in an [`Acceptance`] loses with each later draft.
 const ACCEPTANCE_FADING: f64 = 0.995;
 
@@ -136,7 +150,7 @@ impl StepCost {
         let mut points: Vec<(f64, f64)> = points.into_iter().filter(sound).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         points.dedup_by_key(|point| point.0);
-        // More rows never cost less: a range that was last seen while the machine was idle must not look cheap.
+        // More rows never cost less.
         let mut most = 0.0_f64;
         for (_, seconds) in &mut points {
             most = most.max(*seconds);
@@ -177,17 +191,30 @@ impl CostMeter {
     pub fn observe(&mut self, rows: usize, seconds: f64) {
         let range = (rows.max(1).next_power_of_two().ilog2() as usize).min(RANGES - 1);
         let rows = rows as f64;
-        match &mut self.ranges[range] {
-            None => self.ranges[range] = Some((rows, seconds)),
-            Some((mean_rows, mean_seconds)) => {
-                *mean_rows += STEP_WEIGHT * (rows - *mean_rows);
-                *mean_seconds += STEP_WEIGHT * (seconds - *mean_seconds);
-            }
+        for range in self.ranges.iter_mut().flatten() {
+            // Never zero: a share of nothing would be no number.
+            range.steps = (range.steps * STEPS_FADING).max(f64::MIN_POSITIVE);
         }
+        let seen = self.ranges[range].get_or_insert(Range { rows, seconds, steps: 0.0 });
+        seen.rows += STEP_WEIGHT * (rows - seen.rows);
+        seen.seconds += STEP_WEIGHT * (seconds - seen.seconds);
+        seen.steps += 1.0;
     }
 
     pub fn cost(&self) -> StepCost {
-        StepCost::new(self.ranges.iter().flatten().copied())
+        // Groups of neighbouring ranges that share their seconds (the pool of adjacent violators): (seconds, steps, ranges).
+        let mut groups: Vec<(f64, f64, usize)> = Vec::with_capacity(RANGES);
+        for range in self.ranges.iter().flatten() {
+            let mut group = (range.seconds, range.steps, 1);
+            while let Some(&(seconds, steps, ranges)) = groups.last().filter(|last| last.0 > group.0) {
+                let all = steps + group.1;
+                group = ((seconds * steps + group.0 * group.1) / all, all, ranges + group.2);
+                groups.pop();
+            }
+            groups.push(group);
+        }
+        let seconds = groups.iter().flat_map(|&(seconds, _, ranges)| std::iter::repeat_n(seconds, ranges));
+        StepCost::new(self.ranges.iter().flatten().map(|range| range.rows).zip(seconds))
     }
 }
 
@@ -313,10 +340,33 @@ mod tests {
         assert_eq!([1.0, 8.0, 16.0].map(|rows| cost.seconds(rows)), [4.0, 14.0, 30.0]);
         assert_eq!(cost.seconds(12.0), 22.0);
         assert_eq!((cost.seconds(0.5), cost.seconds(128.0)), (4.0, 108.0));
-        (0..200).for_each(|_| meter.observe(1, 15.0));
+        (0..2000).for_each(|_| meter.observe(1, 15.0));
         assert!((meter.cost().seconds(1.0) - 15.0).abs() < 1e-6, "it follows");
         assert!(meter.cost().seconds(8.0) >= meter.cost().seconds(1.0), "more rows never cost less");
+        assert_eq!(meter.cost().seconds(16.0), 30.0, "what contradicts nothing stays");
         assert_eq!(StepCost::new([(f64::NAN, 1.0), (-1.0, 1.0), (2.0, f64::INFINITY)]), StepCost::default());
+    }
+
+    #[test]
+    fn what_was_seen_long_ago_gives_way_to_what_contradicts_it() {
+        // Tried while other processes started; then nobody steps one row alone.
+        let mut meter = CostMeter::default();
+        meter.observe(1, 50.0);
+        (0..1000).for_each(|_| meter.observe(4, 12.0));
+        let cost = meter.cost();
+        assert!((cost.seconds(1.0) - 12.0).abs() < 0.1, "one row costs no more than four: {cost:?}");
+        assert!((cost.seconds(4.0) - 12.0).abs() < 0.1, "{cost:?}");
+
+        // The other way round: large steps of an idle machine do not make its busy hours cheap.
+        let mut meter = CostMeter::default();
+        meter.observe(16, 10.0);
+        (0..1000).for_each(|_| meter.observe(4, 12.0));
+        assert!((meter.cost().seconds(16.0) - 12.0).abs() < 0.1, "{meter:?}");
+        (0..1_000_000).for_each(|_| meter.observe(4, 12.0));
+        assert!(
+            (meter.cost().seconds(16.0) - 12.0).abs() < 0.1,
+            "no count of steps fades to nothing: {meter:?}"
+        );
     }
 
     #[test]

@@ -46,8 +46,8 @@
 {{- with .stall }}
 {{- $base := include "uniarm.podMatchers" (dict "root" $.root "role" "base") }}
 {{- $rate := printf "sum(rate(uniarm_base_%%s_seconds_sum{%s}[%ds]))" $base (int $.root.Values.autoscaling.prometheus.rateSeconds) }}
-{{- $forward := printf "sum(rate(uniarm_reward_step_forward_seconds_%%s{%s}[%ds]))" $pods (int $.root.Values.autoscaling.prometheus.rateSeconds) }}
-{{- $kept := printf "avg(uniarm_reward_step_least_seconds{%s} > 0) * %s / clamp_min(%s, 0.001)" $pods (printf $forward "count") (printf $forward "sum") }}
+{{- $forward := printf "rate(uniarm_reward_step_forward_seconds_%%s{%s}[%ds])" $pods (int $.root.Values.autoscaling.prometheus.rateSeconds) }}
+{{- $kept := printf "sum(uniarm_reward_step_least_seconds{%s} * %s) / clamp_min(sum(%s), 0.001)" $pods (printf $forward "count") (printf $forward "sum") }}
 - name: stall
   series: uniarm_base_reward_stall_seconds_sum
   seriesRole: base
