@@ -29,6 +29,9 @@ pub enum CollectiveError {
     Mismatch { operation: Operation, rank: usize, what: String },
     #[error("aborted: {reason}")]
     Aborted { reason: String },
+    /// This rank's own device, or a library that it needs.
+    #[error("NCCL cannot be used: {reason}")]
+    Device { reason: String },
     /// The group did not come to be.
     #[error("rank {rank} cannot join the group at {address}: {reason}")]
     Rendezvous { rank: usize, address: String, reason: String },

@@ -12,9 +12,13 @@
 
 mod arguments;
 mod error;
+mod exchange;
 mod faulty;
+mod frame;
 mod local;
+mod nccl;
 mod payload;
+mod ranks;
 mod tcp;
 mod wire;
 
@@ -23,7 +27,9 @@ use std::{sync::Arc, time::Duration};
 pub use error::{CollectiveError, Operation};
 pub use faulty::{Fault, Faulty, Rates, Schedule};
 pub use local::Local;
+pub use nccl::{Nccl, NcclId};
 pub use payload::Payload;
+pub use ranks::Ranks;
 pub use tcp::Tcp;
 pub use wire::{Bare, Wire, Wires};
 

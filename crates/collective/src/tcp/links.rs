@@ -13,13 +13,15 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{
+use super::wait::{Interest, look, wait};
+use crate::{
+    Aborter, CollectiveError, Operation, Wire,
+    exchange::{Exchange, Incoming, Outgoing},
     frame::{FRAME_BYTES_MAX, HEADER_BYTES, Header},
-    wait::{Interest, wait},
 };
-use crate::{Aborter, CollectiveError, Operation, Wire};
 
-pub(super) struct Links {
+/// The connections of one rank to all others.
+pub struct Links {
     peers: Vec<Option<Peer>>,
     epoch: u64,
     timeout: Duration,
@@ -46,16 +48,13 @@ struct Shared {
     streams: Vec<Arc<TcpStream>>,
 }
 
-/// A message to a rank.
-pub(super) struct Outgoing<'a> {
-    pub(super) to: usize,
-    pub(super) bytes: &'a [u8],
-}
-
-/// Room for a message from a rank.
-pub(super) struct Incoming<'a> {
-    pub(super) from: usize,
-    pub(super) bytes: &'a mut [u8],
+/// What can be seen of a connection without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// It said something.
+    Speaks,
+    /// Its end of the connection is closed.
+    Gone,
 }
 
 /// How far a message has come.
@@ -92,27 +91,27 @@ impl Links {
         Ok(Self { peers, epoch, timeout, shared })
     }
 
-    pub(super) fn aborter(&self) -> Aborter {
-        // Weak: an aborter that outlives its rank must not keep its connections open.
-        let shared = Arc::downgrade(&self.shared);
-        Aborter(Arc::new(move |reason| {
-            if let Some(shared) = shared.upgrade() {
-                shared.fail(CollectiveError::Aborted { reason: reason.to_owned() });
-            }
-        }))
+    /// The first rank that is gone, or else has said something, while nobody exchanges anything.
+    pub(crate) fn look(&self) -> Option<(usize, Sign)> {
+        let connected = || (0..self.peers.len()).filter(|rank| self.peers[*rank].is_some());
+        let files: Vec<_> = connected().map(|rank| self.peer(rank).link.stream.as_raw_fd()).collect();
+        let signs = look(&files);
+        let seen = |sign| connected().zip(&signs).find(|(_, seen)| **seen == Some(sign));
+        seen(Sign::Gone).or_else(|| seen(Sign::Speaks)).and_then(|(rank, sign)| Some((rank, (*sign)?)))
     }
 
-    /// Sends and receives all of these messages, in any order in time.
-    pub(super) fn exchange(
+    /// As an exchange, which may take as long as this says.
+    pub(crate) fn exchange_within(
         &mut self,
+        timeout: Duration,
         operation: Operation,
         outgoing: &[Outgoing<'_>],
         incoming: &mut [Incoming<'_>],
     ) -> Result<(), CollectiveError> {
-        if let Some(failure) = self.shared.failure.lock().clone() {
-            return Err(failure);
-        }
-        self.pass(operation, outgoing, incoming).map_err(|error| self.shared.fail(error))
+        let ordinary = std::mem::replace(&mut self.timeout, timeout);
+        let end = self.exchange(operation, outgoing, incoming);
+        self.timeout = ordinary;
+        end
     }
 
     fn pass(
@@ -244,6 +243,31 @@ impl Links {
     fn wire(&mut self, rank: usize) -> &mut dyn Wire {
         let peer = self.peers[rank].as_mut().expect("a call with itself needs no connection");
         &mut *peer.link.wire
+    }
+}
+
+impl Exchange for Links {
+    /// Sends and receives all of these messages, in any order in time.
+    fn exchange(
+        &mut self,
+        operation: Operation,
+        outgoing: &[Outgoing<'_>],
+        incoming: &mut [Incoming<'_>],
+    ) -> Result<(), CollectiveError> {
+        if let Some(failure) = self.shared.failure.lock().clone() {
+            return Err(failure);
+        }
+        self.pass(operation, outgoing, incoming).map_err(|error| self.shared.fail(error))
+    }
+
+    fn aborter(&self) -> Aborter {
+        // Weak: an aborter that outlives its rank must not keep its connections open.
+        let shared = Arc::downgrade(&self.shared);
+        Aborter(Arc::new(move |reason| {
+            if let Some(shared) = shared.upgrade() {
+                shared.fail(CollectiveError::Aborted { reason: reason.to_owned() });
+            }
+        }))
     }
 }
 

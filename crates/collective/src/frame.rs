@@ -9,27 +9,27 @@ use crate::{CollectiveError, Operation};
 compile_error!("numbers travel as they lie in memory, which is little-endian");
 
 /// Bytes of a frame without its header: after so many, the reader knows again what it reads.
-pub(super) const FRAME_BYTES_MAX: usize = 1 << 20;
-pub(super) const HEADER_BYTES: usize = 32;
+pub(crate) const FRAME_BYTES_MAX: usize = 1 << 20;
+pub(crate) const HEADER_BYTES: usize = 32;
 
 /// "UCF1"
 const MAGIC: u32 = u32::from_le_bytes(*b"UCF1");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) operation: Operation,
-    pub(super) epoch: u64,
+pub(crate) struct Header {
+    pub(crate) operation: Operation,
+    pub(crate) epoch: u64,
     /// Frames that the sender sent to this receiver before.
-    pub(super) sequence: u64,
+    pub(crate) sequence: u64,
     /// Of the message whose frame this is.
-    pub(super) message_bytes: u64,
-    pub(super) frame_bytes: u32,
+    pub(crate) message_bytes: u64,
+    pub(crate) frame_bytes: u32,
 }
 
 // === impl Header ===
 
 impl Header {
-    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
         // The operation takes the top byte of the frame's length, which needs 21 bits.
@@ -42,7 +42,7 @@ impl Header {
     }
 
     /// Refuses what is not the frame that is expected from `rank`.
-    pub(super) fn check(&self, bytes: &[u8; HEADER_BYTES], rank: usize) -> Result<(), CollectiveError> {
+    pub(crate) fn check(&self, bytes: &[u8; HEADER_BYTES], rank: usize) -> Result<(), CollectiveError> {
         if *bytes == self.encode() {
             return Ok(());
         }

@@ -1,0 +1,384 @@
+//! Messages between ranks over NCCL: a header before each, a deadline for all, and a name for whoever is missing.
+
+use std::{
+    ffi::c_int,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    communicator::{Communicator, Parcel, Trouble},
+    device::Device,
+    library::{NcclId, REMOTE_ERROR, library},
+};
+use crate::{
+    Aborter, CollectiveError, Group, Operation,
+    exchange::{Exchange, Incoming, Outgoing},
+    frame::{HEADER_BYTES, Header},
+    ranks::ONE_HOP_BYTES_MAX,
+    tcp::{self, Sign},
+};
+
+/// Bytes of a message that travel with its header: a sum that takes one hop takes one launch.
+const INLINE_BYTES: usize = ONE_HOP_BYTES_MAX;
+const FIRST_BYTES: usize = HEADER_BYTES + INLINE_BYTES;
+
+/// A transfer of a few KB is done within this: so long its thread only steps aside for others.
+const EAGER: Duration = Duration::from_micros(500);
+/// Later it sleeps so long between two looks.
+const NAP: Duration = Duration::from_micros(50);
+/// Between two looks at the connections to the other ranks.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// A rank that leaves after the last call closes its connections, maybe before this one has seen that the call is done.
+const LEAVING: Duration = Duration::from_millis(100);
+/// This part of a timeout remains for asking the others where they are.
+const ASKING_PART: u32 = 8;
+
+/// One rank's ways to all others over NCCL.
+pub struct Links {
+    rank: usize,
+    epoch: u64,
+    timeout: Duration,
+    device: Device,
+    shared: Arc<Shared>,
+    /// Messages so far, to and from each rank.
+    sent: Vec<u64>,
+    received: Vec<u64>,
+    /// Connections over which the ranks met, and over which they see that one is gone.
+    control: Option<tcp::Links>,
+    /// Workspaces: first messages, on their way out and in.
+    outbox: Vec<u8>,
+    inbox: Vec<u8>,
+}
+
+/// What an [`Aborter`] holds on to.
+struct Shared {
+    communicator: Communicator,
+    control: Option<Aborter>,
+}
+
+/// What a rank waits for, and how long.
+struct Call {
+    operation: Operation,
+    /// Ranks that take part.
+    peers: Vec<usize>,
+    /// NCCL has until here; the rest of the timeout is for asking.
+    late: Instant,
+    deadline: Instant,
+}
+
+// === impl Links ===
+
+impl Links {
+    /// Joins all ranks that share `id`.
+    pub(super) fn new(
+        id: &NcclId,
+        rank: usize,
+        group: &Group,
+        device: usize,
+        control: Option<tcp::Links>,
+    ) -> Result<Self, CollectiveError> {
+        let library = library()?;
+        let device = Device::open(device)?;
+        let communicator = Communicator::new(library);
+        let shared = Shared { communicator, control: control.as_ref().map(Exchange::aborter) };
+        let mut links = Self {
+            rank,
+            epoch: group.epoch,
+            timeout: group.timeout,
+            device,
+            shared: Arc::new(shared),
+            sent: vec![0; group.size],
+            received: vec![0; group.size],
+            control,
+            outbox: Vec::new(),
+            inbox: Vec::new(),
+        };
+        links.join(id).map_err(|error| links.rendezvous_error(&error))?;
+        Ok(links)
+    }
+
+    fn join(&mut self, id: &NcclId) -> Result<(), CollectiveError> {
+        let size = self.sent.len();
+        let others = (0..size).filter(|rank| *rank != self.rank).collect();
+        // For errors only: NCCL's own connecting is no call.
+        let call = self.call(Operation::Barrier, others);
+        self.device.bind()?;
+        let begun = self.shared.communicator.begin(id, self.rank, size);
+        let joined = begun.map_err(|trouble| self.explain(&call, trouble)).and_then(|()| self.settle(&call));
+        joined.map_err(|error| self.shared.fail(error))
+    }
+
+    fn rendezvous_error(&self, error: &CollectiveError) -> CollectiveError {
+        if let CollectiveError::Device { .. } = error {
+            return error.clone();
+        }
+        let reason = format!("not all ranks are there within {:?} ({error})", self.timeout);
+        CollectiveError::Rendezvous { rank: self.rank, address: "NCCL's id".to_owned(), reason }
+    }
+
+    fn call(&self, operation: Operation, peers: Vec<usize>) -> Call {
+        let deadline = Instant::now() + self.timeout;
+        let asking = if self.control.is_some() { self.timeout / ASKING_PART } else { Duration::ZERO };
+        Call { operation, peers, late: deadline - asking, deadline }
+    }
+
+    fn pass(
+        &mut self,
+        operation: Operation,
+        outgoing: &[Outgoing<'_>],
+        incoming: &mut [Incoming<'_>],
+    ) -> Result<(), CollectiveError> {
+        let senders = incoming.iter().map(|message| message.from);
+        let mut peers: Vec<usize> = senders.chain(outgoing.iter().map(|message| message.to)).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        if peers.is_empty() {
+            return Ok(());
+        }
+        let call = self.call(operation, peers);
+        self.device.bind()?;
+        self.pass_first(&call, outgoing, incoming)?;
+        let rest: Vec<Outgoing<'_>> = outgoing
+            .iter()
+            .filter(|message| message.bytes.len() > INLINE_BYTES)
+            .map(|message| Outgoing { to: message.to, bytes: &message.bytes[INLINE_BYTES..] })
+            .collect();
+        let mut room: Vec<Incoming<'_>> = incoming
+            .iter_mut()
+            .filter(|message| message.bytes.len() > INLINE_BYTES)
+            .map(|message| Incoming { from: message.from, bytes: &mut message.bytes[INLINE_BYTES..] })
+            .collect();
+        if rest.is_empty() && room.is_empty() {
+            return Ok(());
+        }
+        self.transfer(&call, &rest, &mut room)
+    }
+
+    /// Headers, and as much of each message as travels with them.
+    fn pass_first(
+        &mut self,
+        call: &Call,
+        outgoing: &[Outgoing<'_>],
+        incoming: &mut [Incoming<'_>],
+    ) -> Result<(), CollectiveError> {
+        let (mut outbox, mut inbox) = (std::mem::take(&mut self.outbox), std::mem::take(&mut self.inbox));
+        outbox.resize(outgoing.len() * FIRST_BYTES, 0);
+        inbox.resize(incoming.len() * FIRST_BYTES, 0);
+        for (first, message) in outbox.chunks_exact_mut(FIRST_BYTES).zip(outgoing) {
+            let header = self.header(call.operation, self.sent[message.to], message.bytes.len());
+            first[..HEADER_BYTES].copy_from_slice(&header.encode());
+            let inline = header.frame_bytes as usize;
+            first[HEADER_BYTES..][..inline].copy_from_slice(&message.bytes[..inline]);
+        }
+        let firsts = outbox.chunks_exact(FIRST_BYTES).zip(outgoing);
+        let out: Vec<_> = firsts.map(|(bytes, message)| Outgoing { to: message.to, bytes }).collect();
+        let firsts = inbox.chunks_exact_mut(FIRST_BYTES).zip(incoming.iter());
+        let mut inward: Vec<_> =
+            firsts.map(|(bytes, message)| Incoming { from: message.from, bytes }).collect();
+        self.transfer(call, &out, &mut inward)?;
+        for (first, message) in inbox.chunks_exact(FIRST_BYTES).zip(incoming) {
+            let header = self.header(call.operation, self.received[message.from], message.bytes.len());
+            header.check(first[..HEADER_BYTES].try_into().expect("a header's bytes"), message.from)?;
+            let inline = header.frame_bytes as usize;
+            message.bytes[..inline].copy_from_slice(&first[HEADER_BYTES..][..inline]);
+            self.received[message.from] += 1;
+        }
+        outgoing.iter().for_each(|message| self.sent[message.to] += 1);
+        (self.outbox, self.inbox) = (outbox, inbox);
+        Ok(())
+    }
+
+    fn header(&self, operation: Operation, sequence: u64, bytes: usize) -> Header {
+        let frame_bytes = bytes.min(INLINE_BYTES) as u32;
+        Header { operation, epoch: self.epoch, sequence, message_bytes: bytes as u64, frame_bytes }
+    }
+
+    /// To the device, to the ranks, and back to the host. Lengths are agreed on.
+    fn transfer(
+        &mut self,
+        call: &Call,
+        outgoing: &[Outgoing<'_>],
+        incoming: &mut [Incoming<'_>],
+    ) -> Result<(), CollectiveError> {
+        let out = places(outgoing);
+        let last = out.iter().zip(outgoing).map(|(at, message)| at + message.bytes.len()).max();
+        let inward: usize = incoming.iter().map(|message| message.bytes.len()).sum();
+        self.device.make_room(last.unwrap_or(0), inward)?;
+        let mut sends = Vec::with_capacity(outgoing.len());
+        for (index, (at, message)) in out.iter().zip(outgoing).enumerate() {
+            // What goes to several ranks lies on the device once.
+            if !out[..index].contains(at) {
+                self.device.upload(*at, message.bytes)?;
+            }
+            let address = self.device.outbox(*at);
+            sends.push(Parcel { peer: message.to, address, bytes: message.bytes.len() });
+        }
+        let (mut receives, mut at) = (Vec::with_capacity(incoming.len()), 0);
+        for message in incoming.iter() {
+            let address = self.device.inbox(at);
+            receives.push(Parcel { peer: message.from, address, bytes: message.bytes.len() });
+            at += message.bytes.len();
+        }
+        // SAFETY: there is room for all pieces, which stay until the device is idle: nobody makes room before, and a
+        // device that does not become idle is never freed.
+        let launched = unsafe { self.shared.communicator.launch(&sends, &receives, self.device.stream()) };
+        launched.map_err(|trouble| self.explain(call, trouble))?;
+        self.settle(call)?;
+        self.wait(call, Device::is_idle)?;
+        at = 0;
+        for message in incoming {
+            self.device.download(at, message.bytes)?;
+            at += message.bytes.len();
+        }
+        Ok(())
+    }
+
+    /// Until NCCL has taken over what was begun: before, the stream knows nothing of it.
+    fn settle(&mut self, call: &Call) -> Result<(), CollectiveError> {
+        self.wait(call, |_| Ok(true))
+    }
+
+    /// Until NCCL has nothing in hand and `done` says so too, or there is a reason to give up.
+    fn wait(
+        &mut self,
+        call: &Call,
+        done: impl Fn(&Device) -> Result<bool, CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        let began = Instant::now();
+        let (mut looked, mut gone): (Instant, Option<(usize, Instant)>) = (began, None);
+        loop {
+            let settled = self.shared.communicator.is_settled();
+            if settled.map_err(|trouble| self.explain(call, trouble))? && done(&self.device)? {
+                return Ok(());
+            }
+            let now = Instant::now();
+            if now >= call.late {
+                return Err(self.ask(call));
+            }
+            if now - looked >= LOOK_EVERY {
+                looked = now;
+                match self.control.as_ref().and_then(tcp::Links::look) {
+                    Some((rank, Sign::Gone)) => {
+                        gone.get_or_insert((rank, now));
+                    }
+                    // It asks, since it has waited long enough: then the group is over, and this rank has to answer.
+                    Some((_, Sign::Speaks)) => return Err(self.ask(call)),
+                    None => {}
+                }
+            }
+            if let Some((rank, seen)) = gone
+                && now - seen >= LEAVING
+            {
+                return Err(lost(call, rank, "it closed its connection"));
+            }
+            if now - began < EAGER {
+                thread::yield_now();
+            } else {
+                thread::sleep(NAP);
+            }
+        }
+    }
+
+    /// Who is missing, when the call is late.
+    fn ask(&mut self, call: &Call) -> CollectiveError {
+        let (operation, timeout) = (call.operation, self.timeout);
+        let Some(control) = &mut self.control else {
+            let rank = call.peers.first().copied().unwrap_or(self.rank);
+            return CollectiveError::Deadline { operation, rank, timeout };
+        };
+        let left = call.deadline.saturating_duration_since(Instant::now()).min(timeout / ASKING_PART);
+        let outgoing: Vec<_> = call.peers.iter().map(|to| Outgoing { to: *to, bytes: &[] }).collect();
+        let mut incoming: Vec<_> =
+            call.peers.iter().map(|from| Incoming { from: *from, bytes: &mut [] }).collect();
+        match control.exchange_within(left, operation, &outgoing, &mut incoming) {
+            Err(CollectiveError::Deadline { rank, .. }) => {
+                CollectiveError::Deadline { operation, rank, timeout }
+            }
+            Err(other) => other,
+            Ok(()) => CollectiveError::Device {
+                reason: format!(
+                    "{operation}: all ranks are there, and NCCL does not end it within {timeout:?} \
+                     (NCCL_DEBUG=INFO has it say what it does)"
+                ),
+            },
+        }
+    }
+
+    fn explain(&self, call: &Call, trouble: Trouble) -> CollectiveError {
+        let (code, sentence): (c_int, String) = match trouble {
+            Trouble::Over(error) => return error,
+            Trouble::Nccl { code, sentence } => (code, sentence),
+        };
+        if code != REMOTE_ERROR {
+            return CollectiveError::Device { reason: format!("{}: {sentence}", call.operation) };
+        }
+        let gone = match self.control.as_ref().and_then(tcp::Links::look) {
+            Some((rank, Sign::Gone)) => Some(rank),
+            _ => call.peers.first().copied(),
+        };
+        lost(call, gone.unwrap_or(self.rank), &sentence)
+    }
+}
+
+impl Exchange for Links {
+    fn exchange(
+        &mut self,
+        operation: Operation,
+        outgoing: &[Outgoing<'_>],
+        incoming: &mut [Incoming<'_>],
+    ) -> Result<(), CollectiveError> {
+        if let Some(failure) = self.shared.communicator.failure() {
+            return Err(failure);
+        }
+        self.pass(operation, outgoing, incoming).map_err(|error| self.shared.fail(error))
+    }
+
+    fn aborter(&self) -> Aborter {
+        // Weak: an aborter that outlives its rank must keep nothing of it alive.
+        let shared = Arc::downgrade(&self.shared);
+        Aborter(Arc::new(move |reason| {
+            if let Some(shared) = shared.upgrade() {
+                shared.fail(CollectiveError::Aborted { reason: reason.to_owned() });
+            }
+        }))
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        // Before the device goes, with what NCCL may still read.
+        self.shared.communicator.leave();
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Remembers the first failure, and lets the peers know.
+    fn fail(&self, error: CollectiveError) -> CollectiveError {
+        let error = self.communicator.fail(error);
+        if let Some(control) = &self.control {
+            control.abort(&error.to_string());
+        }
+        error
+    }
+}
+
+fn lost(call: &Call, rank: usize, reason: &str) -> CollectiveError {
+    CollectiveError::PeerLost { operation: call.operation, rank, reason: reason.to_owned() }
+}
+
+/// Where each message lies in the outbox: one behind the other, and those that are the same memory in one place.
+fn places(outgoing: &[Outgoing<'_>]) -> Vec<usize> {
+    let mut places = Vec::with_capacity(outgoing.len());
+    let mut end = 0;
+    for (index, message) in outgoing.iter().enumerate() {
+        let same = outgoing[..index].iter().position(|other| std::ptr::eq(other.bytes, message.bytes));
+        let place = same.map_or(end, |same| places[same]);
+        places.push(place);
+        end = end.max(place + message.bytes.len());
+    }
+    places
+}
