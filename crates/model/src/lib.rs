@@ -38,6 +38,7 @@ pub mod machine;
 
 pub use adapter::{Adapter, AdapterFiles, Conditioned, Method, Objective, PlainLora};
 pub use config::{Architecture, Config, Rope, RopeScaling};
+pub use division::Part;
 pub use error::ModelError;
 pub use forward::{Forward, Row};
 pub use llama::{Llama, LlamaOptions, Operations};

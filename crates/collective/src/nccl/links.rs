@@ -259,7 +259,7 @@ impl Links {
             }
             if now - looked >= LOOK_EVERY {
                 looked = now;
-                match self.control.as_ref().and_then(tcp::Links::look) {
+                match self.look(call) {
                     Some((rank, Sign::Gone)) => {
                         gone.get_or_insert((rank, now));
                     }
@@ -289,9 +289,9 @@ impl Links {
             return CollectiveError::Deadline { operation, rank, timeout };
         };
         let left = call.deadline.saturating_duration_since(Instant::now()).min(timeout / ASKING_PART);
-        let outgoing: Vec<_> = call.peers.iter().map(|to| Outgoing { to: *to, bytes: &[] }).collect();
-        let mut incoming: Vec<_> =
-            call.peers.iter().map(|from| Incoming { from: *from, bytes: &mut [] }).collect();
+        let others = || call.peers.iter().copied().filter(|rank| *rank != self.rank);
+        let outgoing: Vec<_> = others().map(|to| Outgoing { to, bytes: &[] }).collect();
+        let mut incoming: Vec<_> = others().map(|from| Incoming { from, bytes: &mut [] }).collect();
         match control.exchange_within(left, operation, &outgoing, &mut incoming) {
             Err(CollectiveError::Deadline { rank, .. }) => {
                 CollectiveError::Deadline { operation, rank, timeout }
@@ -306,6 +306,13 @@ impl Links {
         }
     }
 
+    /// What the connections say about the ranks of a call.
+    fn look(&self, call: &Call) -> Option<(usize, Sign)> {
+        // A rank needs no connection to itself.
+        let others: Vec<usize> = call.peers.iter().copied().filter(|rank| *rank != self.rank).collect();
+        self.control.as_ref()?.look(&others)
+    }
+
     fn explain(&self, call: &Call, trouble: Trouble) -> CollectiveError {
         let (code, sentence): (c_int, String) = match trouble {
             Trouble::Over(error) => return error,
@@ -314,7 +321,7 @@ impl Links {
         if code != REMOTE_ERROR {
             return CollectiveError::Device { reason: format!("{}: {sentence}", call.operation) };
         }
-        let gone = match self.control.as_ref().and_then(tcp::Links::look) {
+        let gone = match self.look(call) {
             Some((rank, Sign::Gone)) => Some(rank),
             _ => call.peers.first().copied(),
         };

@@ -91,13 +91,12 @@ impl Links {
         Ok(Self { peers, epoch, timeout, shared })
     }
 
-    /// The first rank that is gone, or else has said something, while nobody exchanges anything.
-    pub(crate) fn look(&self) -> Option<(usize, Sign)> {
-        let connected = || (0..self.peers.len()).filter(|rank| self.peers[*rank].is_some());
-        let files: Vec<_> = connected().map(|rank| self.peer(rank).link.stream.as_raw_fd()).collect();
+    /// The first of these ranks that is gone, or else has said something, while nobody exchanges anything.
+    pub(crate) fn look(&self, ranks: &[usize]) -> Option<(usize, Sign)> {
+        let files: Vec<_> = ranks.iter().map(|rank| self.peer(*rank).link.stream.as_raw_fd()).collect();
         let signs = look(&files);
-        let seen = |sign| connected().zip(&signs).find(|(_, seen)| **seen == Some(sign));
-        seen(Sign::Gone).or_else(|| seen(Sign::Speaks)).and_then(|(rank, sign)| Some((rank, (*sign)?)))
+        let seen = |sign| signs.iter().position(|seen| *seen == Some(sign)).map(|at| (ranks[at], sign));
+        seen(Sign::Gone).or_else(|| seen(Sign::Speaks))
     }
 
     /// As an exchange, which may take as long as this says.

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
+mod among;
+
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
+pub use among::*;
 use half::bf16;
 use uniarm_collective::{Collective, CollectiveError, Fault, Faulty, Group, Payload, Rates, Schedule};
 
@@ -52,6 +55,8 @@ macro_rules! all_cases {
             a_fault_at_any_call_ends_the_calls_of_all_ranks,
             ranks_that_call_different_things_are_told_so,
             an_abort_from_another_thread_wakes_a_call_that_waits,
+            some_ranks_gather_while_others_gather_elsewhere_or_not_at_all,
+            members_that_are_none_are_refused_before_anybody_hears_of_them,
         );
     };
 }
