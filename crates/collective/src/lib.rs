@@ -5,7 +5,7 @@
 //! call returns the same error, and whoever wants to go on forms a group of a later epoch.
 //!
 //! **Sums are taken in the order of ranks**, ((x₀ + x₁) + x₂) + …, in f32, whatever carries them: every rank has the same
-//! bits, and [`Tcp`] the bits of [`Local`]. A ring, which starts each chunk's sum at another rank, would not.
+//! bits, and [`Tcp`] and [`Nccl`] the bits of [`Local`]. A ring, which starts each chunk's sum at another rank, would not.
 //!
 //! With [`Payload::Bf16`] every number is rounded to bf16 before it travels and every sum after it, for its owner too: half
 //! the bytes, and still the same bits on all ranks.

@@ -98,6 +98,8 @@ impl Nccl {
         group: Group,
         device: usize,
     ) -> Result<Self, CollectiveError> {
+        // Who cannot take part says so before the others count on it.
+        library::library()?;
         let mut control = Tcp::connect_over(wires, address, rank, group)?;
         let id = share_id(&mut control)?;
         let control: tcp::Links = control.links;

@@ -1,6 +1,7 @@
 //! libnccl: found when somebody first asks for it, and the few of its functions that a group needs.
 
 use std::{
+    error::Error as _,
     ffi::{CStr, c_char, c_int, c_uint, c_void},
     sync::OnceLock,
 };
@@ -79,7 +80,8 @@ fn open(names: &[&str], package: &str) -> Result<Shared, String> {
         // SAFETY: what runs when it is loaded is NVIDIA's, which whoever put it on the loader's path trusts.
         match unsafe { Shared::new(*name) } {
             Ok(shared) => return Ok(shared),
-            Err(error) => reasons.push(error.to_string()),
+            // The loader's own words are behind the library's.
+            Err(error) => reasons.push(error.source().unwrap_or(&error).to_string()),
         }
     }
     Err(format!(
