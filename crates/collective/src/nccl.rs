@@ -17,8 +17,8 @@
 //! somebody aborts, or the group's timeout is over; after any failure the communicator is aborted, once. NCCL often does
 //! not notice that a peer is gone (over NVLink or shared memory never), and cannot say which one is late. A group made by
 //! [`Nccl::connect`] keeps the connections over which its ranks met: a closed one is a lost peer, and when a call
-//! has taken seven eighths of the timeout its ranks ask each other over them where they are, so that the error names the one
-//! that does not answer. A group made by [`Nccl::join`] has no such connections: then silence ends by the
+//! has taken the whole timeout its ranks ask each other over them who is there, a quarter of a second more, so that the error
+//! names the one that does not answer. A group made by [`Nccl::join`] has no such connections: then silence ends by the
 //! timeout alone, and errors name the first rank that was waited for.
 //!
 //! One thread at a time calls a rank; an [`Aborter`](crate::Aborter) may be used from any. All of a communicator's functions are called

@@ -96,6 +96,8 @@ fn with_fakes() {
     println!("ok      an error of nccl ends the call and is told in its words");
     a_transfer_that_hangs_though_all_ranks_are_there_is_told_so();
     println!("ok      a transfer that hangs though all ranks are there is told so");
+    a_rank_that_comes_just_before_the_timeout_is_in_time();
+    println!("ok      a rank that comes just before the timeout is in time");
     a_device_that_is_not_there_is_named();
     println!("ok      a device that is not there is named");
     assert_eq!(living(), 0, "a communicator is neither aborted nor destroyed");
@@ -193,8 +195,24 @@ fn a_transfer_that_hangs_though_all_ranks_are_there_is_told_so() {
         rank.all_reduce_sum(&mut values).unwrap_err().to_string()
     });
     set(HANG_LAUNCH, 0);
-    assert!(ends.iter().any(|end| end.contains("all ranks are there, and NCCL does not end it")), "{ends:?}");
+    assert!(
+        ends.iter().any(|end| end.contains("all ranks are there by now, and NCCL did not end it")),
+        "{ends:?}"
+    );
     assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+fn a_rank_that_comes_just_before_the_timeout_is_in_time() {
+    let timeout = Duration::from_secs(4);
+    on_all(connected(Group { timeout, ..group(3) }), |mut rank| {
+        if rank.rank() == 1 {
+            thread::sleep(timeout * 7 / 8);
+        }
+        rank.barrier().unwrap();
+        let mut values = [1.0; 9];
+        rank.all_reduce_sum(&mut values).unwrap();
+        assert_eq!(values, [3.0; 9]);
+    });
 }
 
 fn a_device_that_is_not_there_is_named() {

@@ -32,8 +32,8 @@ const NAP: Duration = Duration::from_micros(50);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// A rank that leaves after the last call closes its connections, maybe before this one has seen that the call is done.
 const LEAVING: Duration = Duration::from_millis(100);
-/// This part of a timeout remains for asking the others where they are.
-const ASKING_PART: u32 = 8;
+/// After the timeout, ranks that are in a call tell each other so within this: they look every millisecond.
+const ANSWER_WAIT: Duration = Duration::from_millis(250);
 
 /// One rank's ways to all others over NCCL.
 pub struct Links {
@@ -63,8 +63,6 @@ struct Call {
     operation: Operation,
     /// Ranks that take part.
     peers: Vec<usize>,
-    /// NCCL has until here; the rest of the timeout is for asking.
-    late: Instant,
     deadline: Instant,
 }
 
@@ -106,7 +104,8 @@ impl Links {
         let call = self.call(Operation::Barrier, others);
         self.device.bind()?;
         let begun = self.shared.communicator.begin(id, self.rank, size);
-        let joined = begun.map_err(|trouble| self.explain(&call, trouble)).and_then(|()| self.settle(&call));
+        let begun = begun.map_err(|trouble| self.explain(&call, trouble));
+        let joined = begun.and_then(|()| self.settle(&call));
         joined.map_err(|error| self.shared.fail(error))
     }
 
@@ -119,9 +118,7 @@ impl Links {
     }
 
     fn call(&self, operation: Operation, peers: Vec<usize>) -> Call {
-        let deadline = Instant::now() + self.timeout;
-        let asking = if self.control.is_some() { self.timeout / ASKING_PART } else { Duration::ZERO };
-        Call { operation, peers, late: deadline - asking, deadline }
+        Call { operation, peers, deadline: Instant::now() + self.timeout }
     }
 
     fn pass(
@@ -254,19 +251,20 @@ impl Links {
                 return Ok(());
             }
             let now = Instant::now();
-            if now >= call.late {
-                return Err(self.ask(call));
-            }
+            let mut is_over = now >= call.deadline;
             if now - looked >= LOOK_EVERY {
                 looked = now;
                 match self.look(call) {
                     Some((rank, Sign::Gone)) => {
                         gone.get_or_insert((rank, now));
                     }
-                    // It asks, since it has waited long enough: then the group is over, and this rank has to answer.
-                    Some((_, Sign::Speaks)) => return Err(self.ask(call)),
+                    // It has waited for the whole timeout, and wants to know whether this rank is there.
+                    Some((_, Sign::Speaks)) => is_over = true,
                     None => {}
                 }
+            }
+            if is_over {
+                return Err(self.ask(call));
             }
             if let Some((rank, seen)) = gone
                 && now - seen >= LEAVING
@@ -281,26 +279,27 @@ impl Links {
         }
     }
 
-    /// Who is missing, when the call is late.
+    /// Who is missing, when the time is over. The question is the same in each call, since a rank may be in the next one:
+    /// it had only to receive.
     fn ask(&mut self, call: &Call) -> CollectiveError {
         let (operation, timeout) = (call.operation, self.timeout);
         let Some(control) = &mut self.control else {
             let rank = call.peers.first().copied().unwrap_or(self.rank);
             return CollectiveError::Deadline { operation, rank, timeout };
         };
-        let left = call.deadline.saturating_duration_since(Instant::now()).min(timeout / ASKING_PART);
         let others = || call.peers.iter().copied().filter(|rank| *rank != self.rank);
         let outgoing: Vec<_> = others().map(|to| Outgoing { to, bytes: &[] }).collect();
         let mut incoming: Vec<_> = others().map(|from| Incoming { from, bytes: &mut [] }).collect();
-        match control.exchange_within(left, operation, &outgoing, &mut incoming) {
+        match control.exchange_within(ANSWER_WAIT, Operation::Barrier, &outgoing, &mut incoming) {
             Err(CollectiveError::Deadline { rank, .. }) => {
                 CollectiveError::Deadline { operation, rank, timeout }
             }
+            Err(CollectiveError::PeerLost { rank, reason, .. }) => lost(call, rank, &reason),
             Err(other) => other,
             Ok(()) => CollectiveError::Device {
                 reason: format!(
-                    "{operation}: all ranks are there, and NCCL does not end it within {timeout:?} \
-                     (NCCL_DEBUG=INFO has it say what it does)"
+                    "{operation}: all ranks are there by now, and NCCL did not end it within {timeout:?}: it hangs \
+                     (NCCL_DEBUG=INFO has it say where), one came late, or they call different things"
                 ),
             },
         }
