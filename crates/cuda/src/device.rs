@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg as _};
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 use uniarm_model::ModelError;
@@ -104,6 +105,15 @@ impl Device {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes per second that the memory gives at most, by its clock and its width.
+    pub fn bandwidth(&self) -> Option<f64> {
+        let attribute = |attribute| self.context.attribute(attribute).ok().filter(|value| *value > 0);
+        let kilohertz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+        let bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        // Two transfers a clock.
+        Some(2.0 * f64::from(kilohertz) * 1e3 * f64::from(bits) / 8.0)
     }
 
     pub fn stream(&self) -> &Arc<CudaStream> {

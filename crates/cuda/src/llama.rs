@@ -98,6 +98,11 @@ impl CudaLlama {
         self.device.name()
     }
 
+    /// Bytes per second that the device's memory gives at most; none where its driver does not say.
+    pub fn bandwidth(&self) -> Option<f64> {
+        self.device.bandwidth()
+    }
+
     /// Bytes that a step over few rows reads: all matrices once.
     pub fn weight_bytes(&self) -> usize {
         self.weights.bytes()

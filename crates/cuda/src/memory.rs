@@ -34,10 +34,12 @@ impl<T: DeviceRepr + ValidAsZeroBits> Memory<T> {
     pub fn of(device: &Device, numbers: &[T], what: &str) -> Result<Self, ModelError> {
         let mut memory = Self::reserve(device, numbers.len(), what)?;
         memory.write(device, 0, numbers)?;
+        device.finish()?;
         Ok(memory)
     }
 
-    /// Copies numbers to where number `first` stands.
+    /// Copies numbers to where number `first` stands. They have to stay until the device has finished: where it reads the
+    /// host's memory by itself, nothing is copied before.
     pub fn write(&mut self, device: &Device, first: usize, numbers: &[T]) -> Result<(), ModelError> {
         if numbers.is_empty() {
             return Ok(());

@@ -245,9 +245,9 @@ impl Step<'_> {
         let (keys, values) = self.cache.layer(index);
         let Config { heads, kv_heads, head_dim, .. } = *self.config;
         let name = match head_dim {
-            ..=32 => "attention_32",
-            ..=64 => "attention_64",
-            ..=128 => "attention_128",
+            0..=32 => "attention_32",
+            33..=64 => "attention_64",
+            65..=128 => "attention_128",
             _ => "attention_256",
         };
         let arguments = [

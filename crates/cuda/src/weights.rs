@@ -98,7 +98,7 @@ impl Matrix {
         }
     }
 
-    /// The end of the names of kernels for this format.
+    /// How its numbers are held: which kernels take it.
     pub fn format(&self) -> WeightFormat {
         match &self.numbers {
             Numbers::F32(_) => WeightFormat::F32,
@@ -169,10 +169,11 @@ impl Loader<'_> {
         let mut next = 0;
         for (name, outputs) in parts {
             for first in (0..*outputs).step_by(rows) {
-                let piece = first..outputs.min(&(first + rows)).to_owned();
+                let piece = first..(first + rows).min(*outputs);
                 let floats = self.weights.floats(name, &[*outputs, inputs], piece)?;
                 let numbers: Vec<T> = floats.into_iter().map(&number).collect();
                 memory.write(self.device, next, &numbers)?;
+                self.device.finish()?;
                 next += numbers.len();
             }
         }
