@@ -43,12 +43,13 @@ fn main() {
 }
 
 fn run() {
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 7] = [
         ("logits are the cpu's", logits_are_the_cpu_s),
         ("a row has the same bits alone and in any batch", a_row_has_the_same_bits_alone_and_in_any_batch),
         ("chunks and blocks do not show", chunks_and_blocks_do_not_show),
         ("a step that breaks the contract writes nothing", a_step_that_breaks_the_contract_writes_nothing),
         ("steps of a known size allocate nothing", steps_of_a_known_size_allocate_nothing),
+        ("a cache that does not fit is refused", a_cache_that_does_not_fit_is_refused),
         ("the demo model says what it says on the cpu", the_demo_model_says_what_it_says_on_the_cpu),
     ];
     for (name, test) in tests {
@@ -285,6 +286,19 @@ fn steps_of_a_known_size_allocate_nothing() {
     // Two layers; the LoRA of the second row reaches all four groups of each.
     let plain = 1 + 2 * 9 + 2;
     assert_eq!(launches, plain + 3 * (plain + 2 * 4 * 2));
+}
+
+/// The library ends the process if what was loaded before the cache is not given back.
+fn a_cache_that_does_not_fit_is_refused() {
+    let scene = LLAMA.scene();
+    let options = CudaOptions { device: 0, kv_blocks: 1 << 20, block_tokens: 16, weights: WeightFormat::F32 };
+    let Err(ModelError::Device(message)) = CudaLlama::load(&scene.files, &options) else { panic!() };
+    assert!(
+        message.starts_with("no room for half of the cache") && message.contains("fewer cache blocks"),
+        "{message}"
+    );
+    let none = CudaLlama::load(&scene.files, &CudaOptions { kv_blocks: usize::MAX, ..options });
+    assert!(matches!(none, Err(ModelError::Invalid { field: "kv_blocks", .. })));
 }
 
 fn the_demo_model_says_what_it_says_on_the_cpu() {
