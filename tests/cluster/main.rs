@@ -11,6 +11,7 @@ mod batches;
 mod bench;
 mod clients;
 mod demo;
+mod doctor;
 mod exchange;
 mod fairness;
 mod hangup;

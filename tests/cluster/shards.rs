@@ -1,4 +1,4 @@
-//! A base worker of several processes: what each holds, what is refused, and what the loss of one costs.
+//! A worker of several processes: what each holds, what is refused, and what the loss of one costs.
 
 use std::{
     process::Command,
@@ -147,6 +147,33 @@ async fn streams_outlive_any_rank() {
         assert!(seen(&answered) == undisturbed, "rank {killed} killed at token {tokens}");
         ranks = returned.recv().unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_in_stages_answers_as_one_process_and_its_streams_outlive_it() {
+    let _machine = machine();
+    let Some(etcd) = EtcdServer::start() else { return };
+    let address = etcd.address();
+    let store = [&["--store", &address][..], &LEASE].concat();
+    let _reward = worker("reward", &[&store, &PROMPTED[..]].concat());
+    let router = Running::start("router", &store);
+    let requests = long_requests();
+    let whole = worker("base", &[&store[..], &["--threads", "1"]].concat());
+    let inference = knows_its_workers(&router.address).await;
+    let expected = seen(&ask_all(&inference, &requests, requests.len()).await);
+    drop(whole);
+
+    // Two stages of two ranks each.
+    let mut ranks = start_all("base", &ranks(4, &[&store[..], &["--stages", "2"]].concat()));
+    let disturb = move || {
+        let took = kill_and_start_again(&mut ranks, 3);
+        assert!(took < BACK_WITHIN, "{took:?}");
+        ranks
+    };
+    let (back, returned) = std::sync::mpsc::channel();
+    let answered = ask_while(&inference, &requests, 7, move || back.send(disturb()).unwrap()).await;
+    assert!(seen(&answered) == expected, "a rank of the last stage killed at token 7");
+    drop(returned.recv().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -99,6 +99,8 @@ for pool in base reward; do
         --set autoscaling.by=hpa --set $pool.shards=2
 done
 check "refuses more ranks than a group may have" refuses "at '/base/shards': maximum: got 65, want 64" --set base.shards=65
+check "refuses stages that do not divide the pods of a group" refuses "set base.shards to a multiple of 2" \
+    --set base.shards=3,base.stages=2
 check "refuses a rank of one's own choice" refuses "at '/base/env/0/name'" --set 'base.env[0].name=RANK,base.env[0].value=0'
 check "refuses hosts of no Gateway" refuses "router.gateway.grpc.hostnames lists a.example.com, and router.gateway.grpc.parentRefs is empty" \
     --set 'router.gateway.grpc.hostnames={a.example.com}'

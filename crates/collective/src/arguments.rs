@@ -1,5 +1,7 @@
 //! Arguments that make no sense are refused before anybody else hears of the call.
 
+use std::ops::Range;
+
 use crate::{CollectiveError, Group, RANKS_MAX};
 
 /// A group of this size, and a rank of it.
@@ -43,6 +45,15 @@ pub(crate) fn check_counts(
     if sum != Some(whole) {
         let reason = format!("has {whole} numbers, wants as many as {counts:?} together");
         return Err(CollectiveError::Invalid { field: "length", reason });
+    }
+    Ok(())
+}
+
+/// Ranks of the group, of which this is one.
+pub(crate) fn check_members(size: usize, own: usize, members: &Range<usize>) -> Result<(), CollectiveError> {
+    if members.end > size || !members.contains(&own) {
+        let reason = format!("are {members:?}, want ranks of {size} with this one, {own}");
+        return Err(CollectiveError::Invalid { field: "members", reason });
     }
     Ok(())
 }

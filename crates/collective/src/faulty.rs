@@ -1,6 +1,6 @@
 //! A rank with bad luck: around any other, by a schedule that a test can repeat.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use crate::{Aborter, Collective, CollectiveError};
 
@@ -157,6 +157,16 @@ impl Collective for Faulty {
         all: &mut [f32],
     ) -> Result<(), CollectiveError> {
         self.call(|inner| inner.all_gather_parts(own, counts, all))
+    }
+
+    fn all_gather_among(
+        &mut self,
+        members: Range<usize>,
+        own: &[f32],
+        counts: &[usize],
+        all: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        self.call(|inner| inner.all_gather_among(members, own, counts, all))
     }
 
     fn reduce_scatter_sum(&mut self, values: &[f32], own: &mut [f32]) -> Result<(), CollectiveError> {

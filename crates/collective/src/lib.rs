@@ -14,11 +14,12 @@ mod arguments;
 mod error;
 mod faulty;
 mod local;
+mod pairs;
 mod payload;
 mod tcp;
 mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 pub use error::{CollectiveError, Operation};
 pub use faulty::{Fault, Faulty, Rates, Schedule};
@@ -74,6 +75,19 @@ pub trait Collective: Send {
     /// As [`Collective::all_reduce_sum`].
     fn all_gather_parts(
         &mut self,
+        own: &[f32],
+        counts: &[usize],
+        all: &mut [f32],
+    ) -> Result<(), CollectiveError>;
+
+    /// As [`Collective::all_gather_parts`] among the ranks of `members` alone, of which this is one, with a count for each
+    /// of them. The other ranks do not hear of it, and may be at any other call.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn all_gather_among(
+        &mut self,
+        members: Range<usize>,
         own: &[f32],
         counts: &[usize],
         all: &mut [f32],

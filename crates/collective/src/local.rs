@@ -1,13 +1,14 @@
 //! Ranks that are threads of one process: the reference. Every call is a meeting at one board, and every rank computes
 //! from what the others left there, as the definition says.
 
-use std::{sync::Arc, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     Aborter, Collective, CollectiveError, Group, Operation,
     arguments::{check_counts, check_parts, check_peer, check_rank, check_root},
+    pairs::gather_in_pairs,
 };
 
 /// One rank of a group inside a process.
@@ -198,6 +199,20 @@ impl Collective for Local {
             rest = behind;
         }
         Ok(())
+    }
+
+    fn all_gather_among(
+        &mut self,
+        members: Range<usize>,
+        own: &[f32],
+        counts: &[usize],
+        all: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        if members == (0..self.group.size) {
+            return self.all_gather_parts(own, counts, all);
+        }
+        let payload = self.group.payload;
+        gather_in_pairs(self, payload, members, (own, counts), all)
     }
 
     fn reduce_scatter_sum(&mut self, values: &[f32], own: &mut [f32]) -> Result<(), CollectiveError> {

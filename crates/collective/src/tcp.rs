@@ -20,7 +20,7 @@ use self::{
 };
 use crate::{
     Aborter, Bare, Collective, CollectiveError, Group, Operation, Payload, Wires,
-    arguments::{check_counts, check_parts, check_peer, check_rank, check_root},
+    arguments::{check_counts, check_members, check_parts, check_peer, check_rank, check_root},
 };
 
 /// Up to so many bytes each rank sends all of its numbers to each other one: one hop less is worth more than the bytes.
@@ -153,15 +153,15 @@ impl Tcp {
         self.group.payload.round(sum);
     }
 
-    /// Sends the own part of `values` to every other rank, and receives theirs into the places of these. Parts lie in the
-    /// order of ranks.
+    /// Sends the own part of `values` to every other one of `members`, and receives theirs into the places of these. Parts lie
+    /// in the order of ranks.
     fn spread(
         &mut self,
-        operation: Operation,
+        (operation, members): (Operation, Range<usize>),
         values: &mut [f32],
         part_of: impl Fn(usize) -> Range<usize>,
     ) -> Result<(), CollectiveError> {
-        let Group { size, payload, .. } = self.group;
+        let payload = self.group.payload;
         let (width, count) = (payload.bytes_per_number(), values.len());
         let mut room = match payload {
             Payload::F32 => bytemuck::cast_slice_mut(&mut *values),
@@ -173,8 +173,8 @@ impl Tcp {
                 room
             }
         };
-        let (mut own, mut incoming): (&[u8], _) = (&[], Vec::with_capacity(size));
-        for rank in 0..size {
+        let (mut own, mut incoming): (&[u8], _) = (&[], Vec::with_capacity(members.len()));
+        for rank in members.clone() {
             let (place, rest) = room.split_at_mut(part_of(rank).len() * width);
             room = rest;
             match rank == self.rank {
@@ -182,7 +182,7 @@ impl Tcp {
                 false => incoming.push(Incoming { from: rank, bytes: place }),
             }
         }
-        let others = (0..size).filter(|rank| *rank != self.rank);
+        let others = members.filter(|rank| *rank != self.rank);
         let outgoing: Vec<_> = others.map(|to| Outgoing { to, bytes: own }).collect();
         self.links.exchange(operation, &outgoing, &mut incoming)?;
         if payload == Payload::Bf16 {
@@ -239,7 +239,7 @@ impl Collective for Tcp {
         }
         self.gather(Operation::AllReduce, values, |rank| part(size, count, rank))?;
         self.sum_gathered(&mut values[part(size, count, self.rank)]);
-        self.spread(Operation::AllReduce, values, |rank| part(size, count, rank))
+        self.spread((Operation::AllReduce, 0..size), values, |rank| part(size, count, rank))
     }
 
     fn all_gather_parts(
@@ -248,15 +248,27 @@ impl Collective for Tcp {
         counts: &[usize],
         all: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        check_counts(self.rank, self.group.size, counts, (own.len(), all.len()))?;
+        self.all_gather_among(0..self.group.size, own, counts, all)
+    }
+
+    fn all_gather_among(
+        &mut self,
+        members: Range<usize>,
+        own: &[f32],
+        counts: &[usize],
+        all: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        check_members(self.group.size, self.rank, &members)?;
+        check_counts(self.rank - members.start, members.len(), counts, (own.len(), all.len()))?;
+        let first = members.start;
         let part_of = |rank: usize| {
-            let start = counts[..rank].iter().sum();
-            start..start + counts[rank]
+            let start = counts[..rank - first].iter().sum();
+            start..start + counts[rank - first]
         };
         let place = &mut all[part_of(self.rank)];
         place.copy_from_slice(own);
         self.group.payload.round(place);
-        self.spread(Operation::AllGather, all, part_of)
+        self.spread((Operation::AllGather, members), all, part_of)
     }
 
     fn reduce_scatter_sum(&mut self, values: &[f32], own: &mut [f32]) -> Result<(), CollectiveError> {

@@ -8,6 +8,10 @@
 //! **The rule**: query heads, the hidden size, the intermediate size and the vocabulary are cut into as many contiguous and
 //! nearly equal ranges as there are ranks. A rank holds the key-value heads that its query heads read: where a cut goes
 //! through a group of query heads, both sides hold its key-value head.
+//!
+//! **Stages** cut the layers: each has a contiguous range of them, and ranks of its own that divide these. What goes from one
+//! stage to the next is the sum that the next layer would have begun with, so no bit depends on where layers are cut either.
+//! The first stage has the embeddings, the last one the output projection.
 
 use std::ops::Range;
 
@@ -27,11 +31,19 @@ pub enum Linear {
     Down,
 }
 
-/// One rank's part of a model.
+/// Which part of a model a process of a group holds. With stages the first ranks are the first stage, and so on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub rank: usize,
+    /// Ranks of all stages.
+    pub size: usize,
+    /// Ranges of layers, each on as many ranks; 1 where every rank has its part of every layer.
+    pub stages: usize,
+}
+
+/// One rank's part of the layers of its stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Division {
-    pub rank: usize,
-    pub size: usize,
     pub heads: Range<usize>,
     /// Those that `heads` read.
     pub kv_heads: Range<usize>,
@@ -78,14 +90,78 @@ impl Linear {
     }
 }
 
-impl Division {
+impl From<(usize, usize)> for Part {
+    /// Rank and size of a group of one stage.
+    fn from((rank, size): (usize, usize)) -> Self {
+        Self { rank, size, stages: 1 }
+    }
+}
+
+impl Part {
+    /// All of it.
+    pub(crate) const WHOLE: Self = Self { rank: 0, size: 1, stages: 1 };
+
     /// # Errors
-    /// [`ModelError::Invalid`] for a rank that is none, and for more ranks than there is something to divide into.
-    pub fn new(config: &Config, rank: usize, size: usize) -> Result<Self, ModelError> {
+    /// [`ModelError::Invalid`] for a rank that is none, and for stages that do not divide ranks or layers.
+    pub(crate) fn check(&self, config: &Config) -> Result<(), ModelError> {
+        let Self { rank, size, stages } = *self;
+        let invalid = |field, reason| Err(ModelError::Invalid { field, reason });
         if rank >= size {
-            let reason = format!("rank {rank} of {size}; ranks are counted from 0");
-            return Err(ModelError::Invalid { field: "rank", reason });
+            return invalid("rank", format!("rank {rank} of {size}; ranks are counted from 0"));
         }
+        if stages == 0 || !size.is_multiple_of(stages) {
+            return invalid("stages", format!("{size} ranks are not a multiple of {stages} stages"));
+        }
+        if stages > config.layers {
+            let layers = config.layers;
+            return invalid(
+                "stages",
+                format!("{stages} stages share this model's {layers} layers: at most {layers} can"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Ranks of a stage.
+    pub(crate) fn ranks(&self) -> usize {
+        self.size / self.stages
+    }
+
+    pub(crate) fn stage(&self) -> usize {
+        self.rank / self.ranks()
+    }
+
+    /// Its place among the ranks of its stage.
+    pub(crate) fn place(&self) -> usize {
+        self.rank % self.ranks()
+    }
+
+    /// The ranks of its stage.
+    pub(crate) fn members(&self) -> Range<usize> {
+        let first = self.stage() * self.ranks();
+        first..first + self.ranks()
+    }
+
+    pub(crate) fn is_first_stage(&self) -> bool {
+        self.stage() == 0
+    }
+
+    pub(crate) fn is_last_stage(&self) -> bool {
+        self.stage() + 1 == self.stages
+    }
+
+    /// Layers of its stage.
+    pub(crate) fn layers(&self, config: &Config) -> Range<usize> {
+        config.layers * self.stage() / self.stages..config.layers * (self.stage() + 1) / self.stages
+    }
+}
+
+impl Division {
+    /// For the rank at this place of so many that divide a layer.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] for more ranks than there is something to divide into.
+    pub fn new(config: &Config, rank: usize, size: usize) -> Result<Self, ModelError> {
         let limits = [
             ("query heads", config.heads),
             ("vectors in its hidden size", config.hidden / LANES),
@@ -103,8 +179,6 @@ impl Division {
         };
         let (heads, group) = (part(config.heads), config.heads / config.kv_heads);
         Ok(Self {
-            rank,
-            size,
             kv_heads: heads.start / group..heads.end.div_ceil(group),
             heads,
             vocabulary: part(config.vocabulary),
@@ -185,11 +259,42 @@ mod tests {
     }
 
     #[test]
+    fn stages_cover_every_layer_once_and_ranks_of_a_stage_stand_together() {
+        for (stages, ranks) in [(1, 4), (2, 1), (3, 2), (7, 1), (30, 2)] {
+            let size = stages * ranks;
+            let mut next = 0;
+            for rank in 0..size {
+                let part = Part { rank, size, stages };
+                part.check(&config()).expect("a part");
+                let layers = part.layers(&config());
+                assert!(!layers.is_empty());
+                assert_eq!((part.stage(), part.place()), (rank / ranks, rank % ranks));
+                assert_eq!(
+                    (part.is_first_stage(), part.is_last_stage()),
+                    (rank < ranks, rank >= size - ranks)
+                );
+                assert_eq!(layers.start, next, "rank {rank} of {size} in {stages} stages");
+                if part.place() + 1 == ranks {
+                    next = layers.end;
+                }
+            }
+            assert_eq!(next, config().layers);
+        }
+    }
+
+    #[test]
     fn more_ranks_than_heads_are_refused_with_both_numbers() {
         let refused = |rank, size| Division::new(&config(), rank, size).expect_err("no division").to_string();
         let sentence = refused(0, 10);
         assert!(sentence.contains("10 ranks share this model's 9 query heads"), "{sentence}");
-        assert!(refused(4, 4).contains("rank 4 of 4"));
-        assert!(refused(0, 0).contains("rank 0 of 0"));
+        let refused = |rank, size, stages| {
+            Part { rank, size, stages }.check(&config()).expect_err("no part").to_string()
+        };
+        assert!(refused(4, 4, 1).contains("rank 4 of 4"));
+        assert!(refused(0, 0, 1).contains("rank 0 of 0"));
+        assert!(refused(0, 3, 2).contains("3 ranks are not a multiple of 2 stages"));
+        assert!(refused(0, 2, 0).contains("2 ranks are not a multiple of 0 stages"));
+        let sentence = refused(0, 31, 31);
+        assert!(sentence.contains("31 stages share this model's 30 layers"), "{sentence}");
     }
 }

@@ -40,7 +40,7 @@ pub use adapter::{
     Adapter, AdapterFiles, Conditioned, Factors, Method, Mixing, Objective, PlainLora, StackedFactors,
 };
 pub use config::{Architecture, Config, Rope, RopeScaling};
-pub use division::Linear;
+pub use division::{Linear, Part};
 pub use error::ModelError;
 pub use forward::{Forward, Limits, Row};
 pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};

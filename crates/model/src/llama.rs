@@ -8,6 +8,7 @@
 mod exchange;
 mod load;
 mod matrix;
+mod micro;
 mod plan;
 mod step;
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use uniarm_collective::Collective;
 
 use crate::config::Config;
-use crate::division::Division;
+use crate::division::{Division, Part};
 use crate::error::ModelError;
 use crate::forward::{Forward, Limits, Row};
 use crate::kernels::panels::Panels;
@@ -66,15 +67,17 @@ pub struct Llama {
 /// Frozen weights, packed for the kernels. Outputs of projections that share an input are concatenated.
 struct LlamaWeights {
     config: Config,
+    part: Part,
     /// Whose outputs these are: matrices have those of one rank, and all inputs.
     division: Division,
     fingerprint: [u8; 32],
-    /// (vocabulary, hidden); none where the output projection is tied to it.
+    /// (vocabulary, hidden), in the first stage; none where the output projection is tied to it.
     embedding: Option<Panels>,
+    /// Of this stage.
     layers: Vec<Layer>,
     norm: Vec<f32>,
-    /// (vocabulary, hidden)
-    head: Panels,
+    /// (vocabulary, hidden), in the last stage; in the first one too where it is the embedding as well.
+    head: Option<Panels>,
 }
 
 struct Layer {
@@ -123,7 +126,7 @@ impl LlamaWeights {
     /// The matrices that a step multiplies with.
     fn matrices(&self) -> impl Iterator<Item = &Panels> {
         let layers = self.layers.iter();
-        layers.flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]).chain([&self.head])
+        layers.flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]).chain(&self.head)
     }
 }
 
@@ -134,16 +137,16 @@ impl Llama {
     /// [`ModelError::Unsupported`] for dimensions that the kernels do not take,
     /// [`ModelError::Invalid`] for options that make no model, and whatever reading the weights meets.
     pub fn load(files: &ModelFiles, options: &LlamaOptions) -> Result<Self, ModelError> {
-        Self::over(Arc::new(LlamaWeights::load(files, false, (0, 1))?), options)
+        Self::over(Arc::new(LlamaWeights::load(files, false, Part::WHOLE)?), options)
     }
 
-    /// The part of one of `size` ranks; it computes once it has a group.
+    /// One of the parts; it computes once it has a group.
     pub(crate) fn load_part(
         files: &ModelFiles,
         options: &LlamaOptions,
-        (rank, size): (usize, usize),
+        part: Part,
     ) -> Result<Self, ModelError> {
-        Self::over(Arc::new(LlamaWeights::load(files, false, (rank, size))?), options)
+        Self::over(Arc::new(LlamaWeights::load(files, false, part)?), options)
     }
 
     /// The same with all weights widened to f32, and activations kept so: what the error and the speed of
@@ -152,7 +155,7 @@ impl Llama {
     /// # Errors
     /// As [`Llama::load`].
     pub fn load_widened(files: &ModelFiles, options: &LlamaOptions) -> Result<Self, ModelError> {
-        Self::over(Arc::new(LlamaWeights::load(files, true, (0, 1))?), options)
+        Self::over(Arc::new(LlamaWeights::load(files, true, Part::WHOLE)?), options)
     }
 
     /// Another model over the same weights, with a cache and threads of its own: base and reward role of one
@@ -191,7 +194,7 @@ impl Llama {
 
     /// Those of the output projection alone, which only tokens with wanted logits meet.
     pub fn head_operations(&self) -> Operations {
-        Operations::of(&self.weights.head)
+        self.weights.head.as_ref().map_or(Operations::default(), Operations::of)
     }
 
     /// Bytes of one cache block over all layers.
@@ -210,7 +213,7 @@ impl Llama {
         }
         let config = &weights.config;
         let shape = KvShape {
-            layers: config.layers,
+            layers: weights.layers.len(),
             kv_heads: weights.division.kv_heads.len(),
             head_dim: config.head_dim,
             blocks: kv_blocks,
@@ -237,7 +240,7 @@ impl Llama {
 
     /// Takes the way to the other ranks; the former one is gone.
     pub(crate) fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError> {
-        self.exchange = Exchange::with(group, &self.weights.config)?;
+        self.exchange = Exchange::with(group, self.weights.part, &self.weights.config)?;
         Ok(())
     }
 
@@ -249,8 +252,8 @@ impl Llama {
         self.exchange.group()
     }
 
-    pub(crate) fn rank_and_size(&self) -> (usize, usize) {
-        (self.weights.division.rank, self.weights.division.size)
+    pub(crate) fn part(&self) -> Part {
+        self.weights.part
     }
 
     /// Checks rows and lays them out; returns how many logits are wanted.
@@ -266,12 +269,24 @@ impl Llama {
         wanted: usize,
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        let wanted = if self.exchange.leads() { wanted } else { 0 };
-        logits.resize(wanted * self.weights.config.vocabulary, 0.0);
+        let kept = if self.exchange.leads() { wanted } else { 0 };
+        logits.resize(kept * self.weights.config.vocabulary, 0.0);
         if rows.is_empty() {
             return Ok(());
         }
-        Ok(self.step(rows, logits)?)
+        self.exchange.begin(wanted);
+        match self.weights.part.stages {
+            1 => self.step(rows, (logits, 0))?,
+            stages => {
+                let mut first = 0;
+                for rows in micro::batches(rows, stages) {
+                    self.plan.lay_out(&rows, self.cache.shape().block_tokens)?;
+                    self.step(&rows, (logits, first))?;
+                    first += rows.iter().map(Row::wanted).sum::<usize>();
+                }
+            }
+        }
+        Ok(self.exchange.collect(wanted, logits)?)
     }
 
     fn limits(&self) -> Limits {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use uniarm_collective::{Collective, CollectiveError};
 
 use crate::adapter::{Adapter, Conditioned};
+use crate::division::Part;
 use crate::error::ModelError;
 use crate::forward::{Forward, Row};
 use crate::llama::{Llama, LlamaOptions};
@@ -47,16 +48,17 @@ type OnLoss = Box<dyn FnOnce(&CollectiveError) + Send>;
 // === impl Shard ===
 
 impl Shard {
-    /// Reads the part of the weights that `rank` of `size` ranks holds, and reserves its part of the cache.
+    /// Reads a part of the weights, and reserves its part of the cache. `part`: also rank and size of a group without stages.
     ///
     /// # Errors
-    /// As [`Llama::load`]; [`ModelError::Invalid`] for a rank that is none, and for more ranks than the model has heads.
+    /// As [`Llama::load`]; [`ModelError::Invalid`] for a rank that is none, for more ranks than the model has heads, and for
+    /// more stages than it has layers.
     pub fn load(
         files: &ModelFiles,
         options: &LlamaOptions,
-        (rank, size): (usize, usize),
+        part: impl Into<Part>,
     ) -> Result<Self, ModelError> {
-        let llama = Llama::load_part(files, options, (rank, size))?;
+        let llama = Llama::load_part(files, options, part.into())?;
         Ok(Self { llama, order: Order::default(), conditioned: HashMap::new() })
     }
 
@@ -76,7 +78,7 @@ impl Shard {
     /// # Errors
     /// [`ModelError::Group`] when one does not come; [`ModelError::Invalid`] names what the ranks do not agree on.
     pub fn join(&mut self, mut group: Box<dyn Collective>) -> Result<(), ModelError> {
-        let (rank, size) = self.llama.rank_and_size();
+        let Part { rank, size, .. } = self.llama.part();
         if (group.rank(), group.size()) != (rank, size) {
             let reason =
                 format!("{rank} of {size} ranks, in a group of {} as {}", group.size(), group.rank());
@@ -148,7 +150,8 @@ impl Shard {
     fn agree(&self, group: &mut dyn Collective) -> Result<(), ModelError> {
         let words = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
         let mut own: Vec<u32> = words(self.llama.fingerprint());
-        own.extend([self.llama.blocks() as u32, self.llama.block_tokens() as u32]);
+        let stages = self.llama.part().stages;
+        own.extend([stages, self.llama.blocks(), self.llama.block_tokens()].map(|count| count as u32));
         let mut all = vec![0_u32; own.len() * group.size()];
         group.all_gather(bytemuck::cast_slice(&own), bytemuck::cast_slice_mut(&mut all))?;
         let mut ranks = all.chunks_exact(own.len());
@@ -160,7 +163,10 @@ impl Shard {
         for (index, terms) in ranks.enumerate() {
             let different = |range: std::ops::Range<usize>| terms[range.clone()] != leader[range];
             let what = match () {
-                () if different(0..own.len() - 2) => "other weights".to_owned(),
+                () if different(0..own.len() - 3) => "other weights".to_owned(),
+                () if different(own.len() - 3..own.len() - 2) => {
+                    format!("other stages ({}, not {})", terms[own.len() - 3], leader[own.len() - 3])
+                }
                 () if different(own.len() - 2..own.len()) => {
                     let [blocks, tokens] = [terms[own.len() - 2], terms[own.len() - 1]];
                     let [lead_blocks, lead_tokens] = [leader[own.len() - 2], leader[own.len() - 1]];

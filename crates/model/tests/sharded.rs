@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use support::{Sequence, bits, demo_model, made_up, shared};
 use tempfile::TempDir;
 use uniarm_collective::{Collective, Fault, Faulty, Group, Local, Payload, Schedule};
-use uniarm_model::{Adapter, Conditioned, Forward, Llama, LlamaOptions, ModelError, ModelFiles, Row, Shard};
+use uniarm_model::{
+    Adapter, Conditioned, Forward, Llama, LlamaOptions, ModelError, ModelFiles, Part, Row, Shard,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const BLOCKS: u32 = 5;
@@ -98,19 +100,20 @@ fn script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Vec<u32>> {
 
 /// Runs `lead` at rank 0 of a group of threads; returns what it says, and why each follower ended.
 fn sharded<T: Send>(
-    (files, threads): (&ModelFiles, usize),
+    (files, threads, stages): (&ModelFiles, usize, usize),
     ranks: Vec<Box<dyn Collective>>,
     adapters: &[Arc<Adapter>],
     lead: impl FnOnce(&mut dyn Forward) -> T + Send,
 ) -> (T, Vec<ModelError>) {
     let size = ranks.len();
+    let part = |rank| Part { rank, size, stages };
     thread::scope(|scope| {
         let mut ranks = ranks.into_iter().enumerate();
         let (_, leader) = ranks.next().expect("a rank 0");
         let followers: Vec<_> = ranks
             .map(|(rank, group)| {
                 scope.spawn(move || {
-                    let mut shard = Shard::load(files, &options(threads), (rank, size)).expect("a part");
+                    let mut shard = Shard::load(files, &options(threads), part(rank)).expect("a part");
                     match shard.join(group) {
                         Ok(()) => shard.follow(adapters),
                         Err(error) => error,
@@ -118,7 +121,7 @@ fn sharded<T: Send>(
                 })
             })
             .collect();
-        let mut shard = Shard::load(files, &options(threads), (0, size)).expect("a part");
+        let mut shard = Shard::load(files, &options(threads), part(0)).expect("a part");
         shard.join(leader).expect("a group");
         let mut leader = shard.lead(|_| {});
         let said = lead(&mut leader);
@@ -140,11 +143,68 @@ fn any_number_of_ranks_has_the_bits_of_one() {
         let adapters = adapters_of(&conditioned);
         for (size, threads) in [(1, 1), (2, 1), (3, 2), (4, 1)] {
             let lead = |model: &mut dyn Forward| script(model, &conditioned);
-            let (found, _) = sharded((&files, threads), local(group(size)), &adapters, lead);
+            let (found, _) = sharded((&files, threads, 1), local(group(size)), &adapters, lead);
             for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert!(found == expected, "{}: step {step} of {size} ranks", files.name);
             }
         }
+    }
+}
+
+/// Prompts long enough that a step of them is cut into micro-batches, in the middle of rows too.
+fn long_script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Vec<u32>> {
+    let prompts: Vec<Vec<u32>> = (0..4).map(|seed| prompt(seed, 61 + 5 * seed, model.vocabulary())).collect();
+    let blocks: Vec<Vec<u32>> =
+        (0..4).map(|sequence| (sequence * BLOCKS..(sequence + 1) * BLOCKS).collect()).collect();
+    let row = |sequence: usize, from: usize, to: usize, logits_from: usize| Row {
+        tokens: &prompts[sequence][from..to],
+        start: from,
+        blocks: &blocks[sequence],
+        logits_from,
+        adapter: adapters.get(sequence),
+    };
+    let steps = [
+        vec![row(0, 0, 60, 0), row(1, 0, 66, 60), row(2, 0, 30, 30), row(3, 0, 76, 75)],
+        vec![row(2, 30, 71, 40), row(0, 60, 61, 0)],
+    ];
+    let mut logits = Vec::new();
+    let mut forward = |rows: &Vec<Row<'_>>| {
+        model.forward(rows, &mut logits).expect("sound rows");
+        bits(&logits)
+    };
+    steps.iter().map(&mut forward).collect()
+}
+
+#[test]
+fn stages_have_the_bits_of_one_process() {
+    let mut tried = 0;
+    for (files, conditioned, _folder) in scenes() {
+        let whole = || Llama::load(&files, &options(1)).expect("a sound model");
+        let expected = (script(&mut whole(), &conditioned), long_script(&mut whole(), &conditioned));
+        let adapters = adapters_of(&conditioned);
+        let shapes = [(2, 2, 1), (2, 4, 1), (3, 3, 2)];
+        for (stages, size, threads) in shapes.into_iter().filter(|shape| shape.0 <= files.config.layers) {
+            let lead =
+                |model: &mut dyn Forward| (script(model, &conditioned), long_script(model, &conditioned));
+            let (found, _) = sharded((&files, threads, stages), local(group(size)), &adapters, lead);
+            assert!(found == expected, "{}: {stages} stages of {size} ranks", files.name);
+            tried += 1;
+        }
+    }
+    assert!(tried > 2, "models have layers to divide");
+}
+
+#[test]
+fn a_stage_holds_its_layers_alone() {
+    for (files, _, _folder) in scenes().into_iter().filter(|(files, ..)| files.config.layers > 1) {
+        let whole = Llama::load(&files, &options(1)).expect("a sound model");
+        let stage =
+            |rank| Shard::load(&files, &options(1), Part { rank, size: 2, stages: 2 }).expect("a part");
+        let stages = [stage(0), stage(1)];
+        let bytes: usize = stages.iter().map(Shard::weight_bytes).sum();
+        // Embeddings that are the output projection too are held twice.
+        assert!((whole.weight_bytes()..2 * whole.weight_bytes()).contains(&bytes), "{bytes}");
+        assert_eq!(stages.iter().map(Shard::block_bytes).sum::<usize>(), whole.block_bytes());
     }
 }
 
@@ -178,6 +238,18 @@ fn more_ranks_than_heads_are_refused_in_a_sentence() {
 }
 
 #[test]
+fn stages_that_cannot_be_are_refused_in_a_sentence() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let refused = |size, stages| {
+        let part = Part { rank: 0, size, stages };
+        Shard::load(&files, &options(1), part).err().expect("no such part").to_string()
+    };
+    let layers = files.config.layers;
+    assert!(refused(layers + 1, layers + 1).contains(&format!("at most {layers} can")));
+    assert!(refused(3, 2).contains("3 ranks are not a multiple of 2 stages"));
+}
+
+#[test]
 fn ranks_that_differ_find_out_before_they_compute() {
     let (files, _, _folder) = made_up::scene("llama");
     let (other, _, _other_folder) = made_up::scene("qwen2");
@@ -198,6 +270,15 @@ fn ranks_that_differ_find_out_before_they_compute() {
             }
         });
     }
+    let [leader, follower] = Local::group(group(2)).expect("two ranks").try_into().ok().expect("two");
+    thread::scope(|scope| {
+        let staged = Part { rank: 1, size: 2, stages: 2 };
+        let mut follower_part = Shard::load(&files, &options(1), staged).expect("a part");
+        scope.spawn(move || follower_part.join(Box::new(follower)).expect_err("they differ"));
+        let mut shard = Shard::load(&files, &options(1), (0, 2)).expect("a part");
+        let error = shard.join(Box::new(leader)).expect_err("they differ").to_string();
+        assert!(error.contains("rank 1 has other stages (2, not 1) than rank 0"), "{error}");
+    });
     let rounding = Group { payload: Payload::Bf16, ..group(1) };
     let mut shard = Shard::load(&files, &options(1), (0, 1)).expect("a part");
     let error = shard.join(local(rounding).remove(0)).expect_err("it rounds").to_string();
@@ -260,6 +341,29 @@ fn a_lost_rank_ends_the_step_and_the_next_group_goes_on_over_the_same_weights() 
 }
 
 #[test]
+fn a_lost_stage_ends_the_step_of_all_others() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let stages = files.config.layers.min(3);
+    assert!(stages > 1, "a model with layers to divide");
+    for call in [1, 2, 3, 4, 9] {
+        let began = Instant::now();
+        let mut ranks = local(group(stages));
+        let last = ranks.pop().expect("ranks");
+        ranks.push(Box::new(Faulty::new(last, TIMEOUT, Schedule::once(call, Fault::Death))));
+        let lead = |model: &mut dyn Forward| {
+            let tokens = prompt(1, 70, model.vocabulary());
+            let row =
+                Row { tokens: &tokens, start: 0, blocks: &[0, 1, 2, 3, 4], logits_from: 68, adapter: None };
+            std::iter::repeat_with(|| model.forward(&[row], &mut Vec::new())).find_map(Result::err)
+        };
+        let (error, ended) = sharded((&files, 1, stages), ranks, &[], lead);
+        assert!(matches!(error, Some(ModelError::Group(_))), "call {call}: {error:?}");
+        assert!(ended.iter().all(|ended| matches!(ended, ModelError::Group(_))), "call {call}: {ended:?}");
+        assert!(began.elapsed() < TIMEOUT / 2, "call {call}");
+    }
+}
+
+#[test]
 fn a_leader_without_work_notices_that_a_rank_hangs() {
     let (files, _, _folder) = made_up::scene("llama");
     let short = Group { timeout: Duration::from_millis(500), ..group(2) };
@@ -273,7 +377,7 @@ fn a_leader_without_work_notices_that_a_rank_hangs() {
             thread::sleep(Duration::from_millis(20));
         }
     };
-    sharded((&files, 1), ranks, &[], lead);
+    sharded((&files, 1, 1), ranks, &[], lead);
 }
 
 #[test]
@@ -289,6 +393,6 @@ fn a_leader_without_work_says_so_and_its_followers_stay() {
         let row = Row { tokens: &[1], start: 0, blocks: &[0], logits_from: 0, adapter: None };
         model.forward(&[row], &mut Vec::new()).expect("both are there");
     };
-    let (_, ended) = sharded((&files, 1), local(short), &[], lead);
+    let (_, ended) = sharded((&files, 1, 1), local(short), &[], lead);
     assert!(matches!(ended[..], [ModelError::Group(_)]));
 }

@@ -115,6 +115,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - --group={{ . }}
 - --rank=$(RANK)
 - --size={{ $.values.shards | int64 }}
+{{- if gt (int $.values.stages) 1 }}
+- --stages={{ $.values.stages | int64 }}
+{{- end }}
 {{- end }}
 {{- end -}}
 

@@ -66,6 +66,10 @@
 {{- define "uniarm.refuseScaling" -}}
 {{- range $role := list "base" "reward" -}}
 {{- $shards := int (index $.Values $role).shards -}}
+{{- $stages := int (index $.Values $role).stages -}}
+{{- if ne (mod $shards $stages) 0 -}}
+{{- fail (printf "%s.stages is %d, and %s.shards is %d: every stage has as many pods, so set %s.shards to a multiple of %d." $role $stages $role $shards $role $stages) -}}
+{{- end -}}
 {{- if and (include "uniarm.isScaled" (dict "root" $ "role" $role)) (gt $shards 1) -}}
 {{- fail (printf "%s.shards is %d, so that a worker is a StatefulSet of %d pods, and an autoscaler would add pods to one of them: set autoscaling.%s.enabled to false and scale by %s.replicas, or set %s.shards to 1." $role $shards $shards $role $role $role) -}}
 {{- end -}}

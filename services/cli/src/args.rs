@@ -12,6 +12,7 @@ use crate::{
     client::EndpointArgs,
     complete,
     demo::DemoArgs,
+    doctor::DoctorArgs,
     eval::EvalArgs,
     front::FrontArgs,
     group::GroupArgs,
@@ -81,6 +82,8 @@ pub enum Command {
     Simulate(Box<SimulateArgs>),
     /// Start a cluster of three processes, show one prompt under several preferences, and stop
     Demo(DemoArgs),
+    /// Look at this machine: what it has and does, what is missing, and what to do about it
+    Doctor(DoctorArgs),
     /// Print what a shell needs to complete this command line
     Completions(CompletionsArgs),
     /// Print the manual page, or write one for each subcommand

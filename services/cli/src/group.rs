@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use uniarm_base::{GrpcScorer, StoreScorer};
 use uniarm_cluster::{MemberStore, StoreAddress};
 use uniarm_collective::{Group, Payload, RANKS_MAX, Tcp, Wires};
-use uniarm_model::{Adapter, Leader, ModelError, ModelFiles, Shard};
+use uniarm_model::{Adapter, Leader, ModelError, ModelFiles, Part, Shard};
 use uniarm_proto::{Generation, Member, MemberId, Role};
 use uniarm_reward::AdapterFollower;
 use uniarm_tls::RoleName;
@@ -55,6 +55,9 @@ pub struct GroupArgs {
     /// How many they are
     #[arg(long, env = "UNIARM_SIZE")]
     pub size: Option<usize>,
+    /// Ranges of layers that they cut the model into, each on as many ranks: for machines with slow links between them
+    #[arg(long, env = "UNIARM_STAGES", default_value_t = 1)]
+    pub stages: usize,
     /// Where they meet: rank 0 listens there, the others call it (host:port) [default: they find it in the store]
     #[arg(long, env = "UNIARM_GROUP_ADDRESS", value_name = "ADDRESS")]
     pub group_address: Option<String>,
@@ -69,6 +72,7 @@ pub struct Seat {
     group: String,
     rank: usize,
     size: usize,
+    stages: usize,
     address: Option<String>,
     timeout: Duration,
     wires: Arc<dyn Wires>,
@@ -95,8 +99,9 @@ impl GroupArgs {
     /// For flags that name none; the sentence names the flag.
     pub fn seat(&self, role: Role, process: &ProcessArgs) -> anyhow::Result<Option<Seat>> {
         let Some(group) = &self.group else {
-            if self.rank.is_some() || self.size.is_some() || self.group_address.is_some() {
-                bail!("--rank, --size and --group-address go with --group");
+            if self.rank.is_some() || self.size.is_some() || self.stages != 1 || self.group_address.is_some()
+            {
+                bail!("--rank, --size, --stages and --group-address go with --group");
             }
             return Ok(None);
         };
@@ -111,6 +116,9 @@ impl GroupArgs {
         }
         if rank >= size {
             bail!("--rank {rank} is not in 0..{size}, the ranks of --size {size}");
+        }
+        if self.stages == 0 || !size.is_multiple_of(self.stages) {
+            bail!("--stages {} does not divide the {size} ranks of --size", self.stages);
         }
         if !(self.group_timeout > 0.0 && self.group_timeout <= TIMEOUT_SECONDS_MAX) {
             bail!("--group-timeout wants up to {TIMEOUT_SECONDS_MAX} seconds, not {}", self.group_timeout);
@@ -129,6 +137,7 @@ impl GroupArgs {
             group: group.clone(),
             rank,
             size,
+            stages: self.stages,
             address: self.group_address.clone(),
             timeout: Duration::from_secs_f32(self.group_timeout),
             wires: process.tls.wires(role_name(role))?,
@@ -202,19 +211,19 @@ impl Seat {
         engine: &EngineArgs,
     ) -> anyhow::Result<Option<(ModelFiles, Shard)>> {
         let options = worker::llama_options(engine, worker::Threads::of(false));
-        let part = (self.rank, self.size);
+        let part = Part { rank: self.rank, size: self.size, stages: self.stages };
         let loading = tokio::task::spawn_blocking(move || {
             let files = worker::open(&source)?;
             let shard = Shard::load(&files, &options, part)
-                .with_context(|| format!("cannot load rank {} of {} of {source}", part.0, part.1))?;
+                .with_context(|| format!("cannot load rank {} of {} of {source}", part.rank, part.size))?;
             anyhow::Ok((files, shard))
         });
         tokio::select! {
             loaded = loading => {
                 let (files, shard) = loaded.context("loading the model panicked")??;
-                let (rank, size) = part;
+                let Part { rank, size, stages } = part;
                 let (weights, block) = (shard.weight_bytes(), shard.block_bytes());
-                tracing::info!(group = self.group, rank, size, weights, block, "holds its part of the model");
+                tracing::info!(group = self.group, rank, size, stages, weights, block, "holds its part of the model");
                 Ok(Some((files, shard)))
             }
             () = process.shutdown.begun() => Ok(None),
@@ -427,6 +436,15 @@ mod tests {
                 of(&["--group", "g0", "--rank", "0", "--size", "2", "--group-timeout", "NaN"]),
                 "--group-timeout",
             ),
+            (
+                of(&["--group", "g0", "--rank", "0", "--size", "4", "--stages", "3"]),
+                "--stages 3 does not divide",
+            ),
+            (
+                of(&["--group", "g0", "--rank", "0", "--size", "4", "--stages", "0"]),
+                "--stages 0 does not divide",
+            ),
+            (of(&["--stages", "2"]), "go with --group"),
             (seat(&["--group", "g0", "--rank", "0", "--size", "2"]), "needs --group-address"),
             (
                 seat(&["--group", "g0", "--rank", "0", "--size", "2", "--group-address", "nowhere"]),

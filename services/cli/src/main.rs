@@ -10,6 +10,7 @@ mod client;
 mod complete;
 mod demo;
 mod demo_adapter;
+mod doctor;
 mod eval;
 mod failure;
 mod front;
@@ -71,6 +72,7 @@ fn main() -> std::process::ExitCode {
             Command::Oracle { command } => tokio::task::block_in_place(|| oracle::run(&command)),
             Command::Simulate(args) => simulate::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Completions(args) => manual::completions(&args),
             Command::Man(args) => manual::man(&args),
         }

@@ -57,11 +57,17 @@ impl Team {
                 task(index);
             }
         };
-        rayon::scope(|scope| {
-            for _ in 0..others {
-                scope.spawn(|_| work());
-            }
-            work();
-        });
+        call(1 + others, &work);
+    }
+}
+
+/// Calls `work` so many times, each on a thread of its own if one is free. Halves of halves: what others may take lies on
+/// the stack, where a scope's tasks would be allocated one by one.
+fn call(times: usize, work: &(impl Fn() + Sync)) {
+    match times {
+        1 => work(),
+        _ => {
+            rayon::join(|| call(times.div_ceil(2), work), || call(times / 2, work));
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! What the ranks of a sharded model hand each other within a step: columns of activations, rows of embeddings, logits.
+//! What the ranks of a sharded model hand each other within a step: columns of activations, rows of embeddings, logits;
+//! and one stage to the next.
 //!
 //! A model that is not sharded is a rank without others: what it computes goes where it belongs, and nothing is copied.
 
@@ -8,7 +9,7 @@ use uniarm_collective::{Collective, CollectiveError};
 
 use super::matrix::Matrix;
 use crate::config::Config;
-use crate::division::{Division, Linear};
+use crate::division::{Division, Linear, Part};
 use crate::error::ModelError;
 use crate::kernels::buffer::Buffer;
 
@@ -21,13 +22,16 @@ pub(super) struct Exchange {
 
 struct Peers {
     group: Box<dyn Collective>,
-    /// By rank.
+    part: Part,
+    /// Of the layers of a stage, by place.
     divisions: Vec<Division>,
     /// What this rank computed: (rows, own columns)
-    part: Buffer,
-    /// The parts of all ranks, one after the other.
+    own: Buffer,
+    /// The parts of all ranks of the stage, one after the other.
     parts: Buffer,
     counts: Vec<usize>,
+    /// Of the last stage, this rank's logits of the step: (wanted, own columns)
+    scores: Buffer,
 }
 
 /// What the columns of a matrix are, and with that whose they are.
@@ -40,12 +44,12 @@ pub(super) enum Columns {
 }
 
 impl Exchange {
-    pub fn with(group: Box<dyn Collective>, config: &Config) -> Result<Self, ModelError> {
-        let size = group.size();
+    pub fn with(group: Box<dyn Collective>, part: Part, config: &Config) -> Result<Self, ModelError> {
         let divisions: Result<Vec<Division>, ModelError> =
-            (0..size).map(|rank| Division::new(config, rank, size)).collect();
-        let (part, parts) = (Buffer::new(), Buffer::new());
-        Ok(Self { peers: Some(Peers { group, divisions: divisions?, part, parts, counts: Vec::new() }) })
+            (0..part.ranks()).map(|place| Division::new(config, place, part.ranks())).collect();
+        let [own, parts, scores] = [(); 3].map(|()| Buffer::new());
+        let (divisions, counts) = (divisions?, Vec::new());
+        Ok(Self { peers: Some(Peers { group, part, divisions, own, parts, counts, scores }) })
     }
 
     pub fn group(&mut self) -> Option<&mut dyn Collective> {
@@ -57,48 +61,62 @@ impl Exchange {
 
     /// Whether somebody wants this rank's logits of the whole vocabulary.
     pub fn leads(&self) -> bool {
-        self.peers.as_ref().is_none_or(|peers| peers.group.rank() == 0)
+        self.peers.as_ref().is_none_or(|peers| peers.part.rank == 0)
+    }
+
+    /// The others of this rank's stage, if there are any.
+    fn fellows(&mut self) -> Option<&mut Peers> {
+        self.peers.as_mut().filter(|peers| peers.divisions.len() > 1)
     }
 
     /// Where this rank's columns of `rows` rows go, until they are gathered into `whole`: (rows, all columns).
     pub fn target(&mut self, columns: Columns, rows: usize, (whole, width): (&mut Buffer, usize)) -> Matrix {
-        match &mut self.peers {
+        match self.fellows() {
             None => Matrix::new(whole, width),
             Some(peers) => peers.target(columns, rows),
         }
     }
 
-    /// `whole`, (rows, all columns), becomes what all ranks have in their targets.
+    /// `whole`, (rows, all columns), becomes what all ranks of the stage have in their targets.
     pub fn gather(
         &mut self,
         columns: Columns,
         rows: usize,
         whole: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        match &mut self.peers {
+        match self.fellows() {
             None => Ok(()),
             Some(peers) => peers.gather(columns, rows, whole),
         }
     }
 
-    /// Where logits of this rank go, until they are collected.
-    pub fn logits(&mut self, rows: usize, whole: &mut [f32], width: usize) -> Matrix {
-        match &mut self.peers {
-            None => Matrix::over(whole, width),
-            Some(peers) => peers.target(Columns::Vocabulary, rows),
+    /// Makes room for the logits of a step.
+    pub fn begin(&mut self, wanted: usize) {
+        if let Some(peers) = &mut self.peers
+            && peers.part.is_last_stage()
+        {
+            let own = Columns::Vocabulary.of(peers.division()).len();
+            peers.scores.reserve(wanted * own);
         }
     }
 
-    /// As [`Exchange::gather`], at the leader alone.
-    pub fn collect(
-        &mut self,
-        columns: Columns,
-        rows: usize,
-        whole: &mut [f32],
-    ) -> Result<(), CollectiveError> {
+    /// Where logits of this rank go, from the step's `first` on, until they are collected.
+    pub fn logits(&mut self, first: usize, whole: &mut [f32], width: usize) -> Matrix {
         match &mut self.peers {
-            None => Ok(()),
-            Some(peers) => peers.collect(columns, rows, whole),
+            None => Matrix::over(&mut whole[first * width..], width),
+            Some(peers) => {
+                let own = Columns::Vocabulary.of(peers.division()).len();
+                Matrix::over(&mut peers.scores[first * own..], own)
+            }
+        }
+    }
+
+    /// At the leader, `whole`, (wanted, vocabulary), becomes the logits of all ranks of the last stage. These hand them over when
+    /// the whole step is computed: before, the leader might still be handing something to them.
+    pub fn collect(&mut self, wanted: usize, whole: &mut [f32]) -> Result<(), CollectiveError> {
+        match &mut self.peers {
+            Some(peers) if wanted > 0 => peers.collect(wanted, whole),
+            _ => Ok(()),
         }
     }
 
@@ -109,7 +127,7 @@ impl Exchange {
         (residual, hidden): (&mut [f32], usize),
         embed: impl Fn(u32, &mut [f32]),
     ) -> Result<(), CollectiveError> {
-        match &mut self.peers {
+        match self.fellows() {
             None => {
                 tokens.zip(residual.chunks_exact_mut(hidden)).for_each(|(token, row)| embed(token, row));
                 Ok(())
@@ -117,26 +135,40 @@ impl Exchange {
             Some(peers) => peers.embed(tokens, (residual, hidden), embed),
         }
     }
+
+    /// Hands `residual`, (rows, hidden), to the next stage.
+    pub fn pass_on(&mut self, rows: usize, residual: &[f32]) -> Result<(), CollectiveError> {
+        self.peers.as_mut().map_or(Ok(()), |peers| peers.pass_on(rows, residual))
+    }
+
+    /// `residual`, (rows, hidden), becomes that of the stage before.
+    pub fn take_over(&mut self, rows: usize, residual: &mut [f32]) -> Result<(), CollectiveError> {
+        self.peers.as_mut().map_or(Ok(()), |peers| peers.take_over(rows, residual))
+    }
 }
 
 impl Peers {
+    fn division(&self) -> &Division {
+        &self.divisions[self.part.place()]
+    }
+
     fn target(&mut self, columns: Columns, rows: usize) -> Matrix {
-        let own = columns.of(&self.divisions[self.group.rank()]).len();
-        self.part.reserve(rows * own);
-        Matrix::new(&mut self.part, own)
+        let own = columns.of(self.division()).len();
+        self.own.reserve(rows * own);
+        Matrix::new(&mut self.own, own)
     }
 
     fn gather(&mut self, columns: Columns, rows: usize, whole: &mut [f32]) -> Result<(), CollectiveError> {
-        let Self { group, divisions, part, parts, counts } = self;
+        let Self { group, part, divisions, own, parts, counts, .. } = self;
         counts.clear();
         counts.extend(divisions.iter().map(|division| rows * columns.of(division).len()));
-        let part = &part[..counts[group.rank()]];
+        let own = &own[..counts[part.place()]];
         if rows == 1 {
-            return group.all_gather_parts(part, counts, whole);
+            return group.all_gather_among(part.members(), own, counts, whole);
         }
         parts.reserve(whole.len());
         let parts = &mut parts[..whole.len()];
-        group.all_gather_parts(part, counts, parts)?;
+        group.all_gather_among(part.members(), own, counts, parts)?;
         let (mut rest, width) = (&*parts, whole.len() / rows);
         for (division, count) in divisions.iter().zip(counts) {
             place(rest.split_off(..*count).expect("a part of each rank"), columns.of(division), whole, width);
@@ -144,25 +176,25 @@ impl Peers {
         Ok(())
     }
 
-    fn collect(&mut self, columns: Columns, rows: usize, whole: &mut [f32]) -> Result<(), CollectiveError> {
-        let Self { group, divisions, part, parts, .. } = self;
-        let own = columns.of(&divisions[group.rank()]);
-        let part = &part[..rows * own.len()];
-        if group.rank() > 0 {
-            return group.send(0, part);
+    fn collect(&mut self, rows: usize, whole: &mut [f32]) -> Result<(), CollectiveError> {
+        let Self { group, part, divisions, scores, parts, .. } = self;
+        if part.rank > 0 {
+            let own = Columns::Vocabulary.of(&divisions[part.place()]).len();
+            return if part.is_last_stage() { group.send(0, &scores[..rows * own]) } else { Ok(()) };
         }
-        let width = whole.len() / rows;
-        place(part, own, whole, width);
-        for (rank, division) in divisions.iter().enumerate().skip(1) {
-            let range = columns.of(division);
-            if rows == 1 {
+        let (first, width) = (part.size - part.ranks(), whole.len() / rows);
+        for (rank, division) in (first..).zip(divisions) {
+            let range = Columns::Vocabulary.of(division);
+            if rank == 0 {
+                place(&scores[..rows * range.len()], range, whole, width);
+            } else if rows == 1 {
                 group.recv(rank, &mut whole[range])?;
-                continue;
+            } else {
+                parts.reserve(rows * range.len());
+                let part = &mut parts[..rows * range.len()];
+                group.recv(rank, part)?;
+                place(part, range, whole, width);
             }
-            parts.reserve(rows * range.len());
-            let part = &mut parts[..rows * range.len()];
-            group.recv(rank, part)?;
-            place(part, range, whole, width);
         }
         Ok(())
     }
@@ -173,7 +205,7 @@ impl Peers {
         (residual, hidden): (&mut [f32], usize),
         embed: impl Fn(u32, &mut [f32]),
     ) -> Result<(), CollectiveError> {
-        let Self { group, divisions, part, parts, counts } = self;
+        let Self { group, part, divisions, own, parts, counts, .. } = self;
         let owner = |token: u32| {
             let has = |division: &Division| division.vocabulary.contains(&(token as usize));
             divisions.iter().position(has).expect("tokens are of the vocabulary")
@@ -181,17 +213,17 @@ impl Peers {
         counts.clear();
         counts.resize(divisions.len(), 0);
         tokens.clone().for_each(|token| counts[owner(token)] += hidden);
-        let own = counts[group.rank()];
-        part.reserve(own);
-        let rows = part[..own].chunks_exact_mut(hidden);
+        let count = counts[part.place()];
+        own.reserve(count);
+        let rows = own[..count].chunks_exact_mut(hidden);
         tokens
             .clone()
-            .filter(|token| owner(*token) == group.rank())
+            .filter(|token| owner(*token) == part.place())
             .zip(rows)
             .for_each(|(t, row)| embed(t, row));
-        let count: usize = counts.iter().sum();
-        parts.reserve(count);
-        group.all_gather_parts(&part[..own], counts, &mut parts[..count])?;
+        let all: usize = counts.iter().sum();
+        parts.reserve(all);
+        group.all_gather_among(part.members(), &own[..count], counts, &mut parts[..all])?;
         // Counts become where each rank's next row lies.
         let mut next = 0;
         for count in counts.iter_mut() {
@@ -203,6 +235,34 @@ impl Peers {
             *at += hidden;
         }
         Ok(())
+    }
+
+    /// Its columns, to the rank of its place in the next stage: between stages, where links are slow, nothing travels twice.
+    fn pass_on(&mut self, rows: usize, residual: &[f32]) -> Result<(), CollectiveError> {
+        let next = self.part.rank + self.part.ranks();
+        if self.divisions.len() == 1 {
+            return self.group.send(next, residual);
+        }
+        let columns = Columns::Hidden.of(self.division());
+        let Self { group, own, .. } = self;
+        own.reserve(rows * columns.len());
+        let own = &mut own[..rows * columns.len()];
+        let whole = residual.chunks_exact(residual.len() / rows);
+        for (own, row) in own.chunks_exact_mut(columns.len()).zip(whole) {
+            own.copy_from_slice(&row[columns.clone()]);
+        }
+        group.send(next, own)
+    }
+
+    fn take_over(&mut self, rows: usize, residual: &mut [f32]) -> Result<(), CollectiveError> {
+        let former = self.part.rank - self.part.ranks();
+        if self.divisions.len() == 1 {
+            return self.group.recv(former, residual);
+        }
+        let own = rows * Columns::Hidden.of(self.division()).len();
+        self.own.reserve(own);
+        self.group.recv(former, &mut self.own[..own])?;
+        self.gather(Columns::Hidden, rows, residual)
     }
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{Layer, LlamaWeights};
 use crate::config::Config;
-use crate::division::{Division, Linear};
+use crate::division::{Division, Linear, Part};
 use crate::error::ModelError;
 use crate::kernels::panels::{Format, Panels};
 use crate::kernels::simd::LANES;
@@ -24,28 +24,33 @@ struct Matrices<'a> {
 }
 
 impl LlamaWeights {
-    /// The outputs that `rank` of `size` ranks holds; nothing else is read.
-    pub fn load(files: &ModelFiles, widened: bool, (rank, size): (usize, usize)) -> Result<Self, ModelError> {
+    /// What a part holds; nothing else is read.
+    pub fn load(files: &ModelFiles, widened: bool, part: Part) -> Result<Self, ModelError> {
         let ModelFiles { config, weights, fingerprint, .. } = files;
         check(config, weights.path())?;
-        let division = Division::new(config, rank, size)?;
+        part.check(config)?;
+        let division = Division::new(config, part.place(), part.ranks())?;
         let Config { vocabulary, hidden, .. } = *config;
         let matrices = Matrices { weights, widened };
         let table = |name: &str| {
             matrices.panels(&[(name.to_owned(), vocabulary, division.vocabulary.clone())], hidden)
         };
-        let embedding = table("model.embed_tokens.weight")?;
-        let (embedding, head) = match config.tied_embeddings {
-            true => (None, embedding),
-            false => (Some(embedding), table("lm_head.weight")?),
+        let [embedding, head] = match config.tied_embeddings {
+            true => [None, Some("model.embed_tokens.weight")],
+            false => [Some("model.embed_tokens.weight"), Some("lm_head.weight")],
         };
+        let (first, last) = (part.is_first_stage(), part.is_last_stage());
+        let embedding = embedding.filter(|_| first).map(table).transpose()?;
+        let head = head.filter(|_| last || first && config.tied_embeddings).map(table).transpose()?;
         // Layers are packed in parallel: packing is bound by memory latency.
-        let layers: Result<Vec<Layer>, ModelError> = (0..config.layers)
+        let layers: Result<Vec<Layer>, ModelError> = part
+            .layers(config)
             .into_par_iter()
             .map(|layer| Layer::load(matrices, config, &division, layer))
             .collect();
         Ok(Self {
             config: config.clone(),
+            part,
             division,
             fingerprint: *fingerprint,
             embedding,
@@ -55,9 +60,10 @@ impl LlamaWeights {
         })
     }
 
-    /// Writes a token's embedding, (hidden); the token is one of this rank's.
+    /// Writes a token's embedding, (hidden); the token is one of this rank's, which is of the first stage.
     pub fn embed(&self, token: u32, row: &mut [f32]) {
-        let table = self.embedding.as_ref().unwrap_or(&self.head);
+        let table =
+            self.embedding.as_ref().or(self.head.as_ref()).expect("the first stage has the embeddings");
         table.row(token as usize - self.division.vocabulary.start, row);
     }
 }

@@ -62,7 +62,11 @@ impl Plan {
         Ok(wanted)
     }
 
-    fn lay_out(&mut self, rows: &[Row<'_>], block_tokens: usize) -> Result<(), ModelError> {
+    /// Lays out checked rows.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] if two tokens of the step would write one slot of the cache.
+    pub(super) fn lay_out(&mut self, rows: &[Row<'_>], block_tokens: usize) -> Result<(), ModelError> {
         self.step += 1;
         self.tokens.clear();
         self.rows.clear();

@@ -88,21 +88,29 @@ thread_local! {
 }
 
 impl Llama {
-    /// Computes a prepared plan of at least one token and fills `logits`, (wanted, vocabulary); of a rank that does not
-    /// lead, they stay as they are.
-    pub(super) fn step(&mut self, rows: &[Row<'_>], logits: &mut [f32]) -> Result<(), CollectiveError> {
+    /// Computes the layers of this stage for a prepared plan of at least one token. Of the last stage it fills `logits`,
+    /// (wanted, vocabulary), from `first` on; where there are other ranks, they stay as they are until they are collected.
+    pub(super) fn step(
+        &mut self,
+        rows: &[Row<'_>],
+        (logits, first): (&mut [f32], usize),
+    ) -> Result<(), CollectiveError> {
         let Self { weights, rope, cache, team, isa, plan, workspace, exchange } = self;
         let step = Step { rows, plan, weights, rope, team, isa: *isa, m: plan.tokens.len() };
+        let LlamaWeights { part, config, layers, .. } = &**weights;
         team.enter(|| {
             workspace.reserve(step.m, weights);
             step.runs(&mut workspace.runs);
             step.heads(&mut workspace.heads);
-            step.embed(workspace, exchange)?;
-            for (index, layer) in weights.layers.iter().enumerate() {
-                step.attention(index, layer, cache.layer(index), (workspace, exchange))?;
+            step.begin(workspace, exchange)?;
+            for (own, (index, layer)) in part.layers(config).zip(layers).enumerate() {
+                step.attention(index, layer, cache.layer(own), (workspace, exchange))?;
                 step.mlp(index, layer, (workspace, exchange))?;
             }
-            step.head(workspace, exchange, logits)
+            match part.is_last_stage() {
+                true => step.head(workspace, exchange, (logits, first)),
+                false => step.pass_on(workspace, exchange),
+            }
         })
     }
 }
@@ -125,10 +133,13 @@ impl Workspace {
 
 // The blocks of a layer.
 impl Step<'_> {
-    /// residual = embeddings; delta = 0.
-    fn embed(&self, work: &mut Workspace, exchange: &mut Exchange) -> Result<(), CollectiveError> {
+    /// residual = embeddings, or what the stage before made of them; delta = 0.
+    fn begin(&self, work: &mut Workspace, exchange: &mut Exchange) -> Result<(), CollectiveError> {
         let hidden = self.weights.config.hidden;
         work.delta[..self.m * hidden].fill(0.0);
+        if !self.weights.part.is_first_stage() {
+            return exchange.take_over(self.m, &mut work.residual[..self.m * hidden]);
+        }
         let tokens = self.plan.tokens.iter().map(|token| token.id);
         exchange.embed(tokens, (&mut work.residual[..self.m * hidden], hidden), |token, row| {
             self.weights.embed(token, row);
@@ -188,14 +199,23 @@ impl Step<'_> {
         exchange.gather(Columns::Hidden, self.m, &mut work.delta[..self.m * hidden])
     }
 
+    /// The next stage gets residual + delta.
+    fn pass_on(&self, work: &mut Workspace, exchange: &mut Exchange) -> Result<(), CollectiveError> {
+        let count = self.m * self.weights.config.hidden;
+        let residual = &mut work.residual[..count];
+        residual.iter_mut().zip(&work.delta[..count]).for_each(|(sum, delta)| *sum += delta);
+        exchange.pass_on(self.m, residual)
+    }
+
     /// Logits of the wanted tokens, in the caller's order.
     fn head(
         &self,
         work: &mut Workspace,
         exchange: &mut Exchange,
-        logits: &mut [f32],
+        (logits, first): (&mut [f32], usize),
     ) -> Result<(), CollectiveError> {
-        let LlamaWeights { config, norm, head, .. } = self.weights;
+        let LlamaWeights { config, norm, .. } = self.weights;
+        let head = self.weights.head.as_ref().expect("the last stage has the output projection");
         let (wanted, hidden) = (&self.plan.wanted, config.hidden);
         if wanted.is_empty() {
             return Ok(());
@@ -213,9 +233,9 @@ impl Step<'_> {
         });
         let form = Form::of(head.format());
         let normed = Rows::pack(self.isa, form, &work.normed, (wanted.len(), hidden), &mut work.packed);
-        let part = exchange.logits(wanted.len(), logits, config.vocabulary);
+        let part = exchange.logits(first, logits, config.vocabulary);
         self.project(&normed, head, part.output);
-        exchange.collect(Columns::Vocabulary, wanted.len(), logits)
+        Ok(())
     }
 }
 
