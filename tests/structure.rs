@@ -84,6 +84,10 @@ fn dependencies_stay_behind_their_walls() {
             "a collective carries numbers and knows nothing else, but depends on {found:?}"
         );
     }
+    for foreign in ["tokio", "candle", "tonic"] {
+        let found = all["uniarm-cuda"].iter().find(|name| name.starts_with(foreign));
+        assert!(found.is_none(), "kernels on a GPU need no {foreign}, but depend on {found:?}");
+    }
     assert!(!own_closure(&all, "uniarm-model").contains("uniarm-decode"));
     for impure in
         ["tokio", "candle", "tonic", "rayon", "rand", "uniarm-model", "uniarm-engine", "uniarm-base"]

@@ -11,6 +11,7 @@
 //! one batch may each have their own.
 
 mod apply;
+mod factors;
 mod files;
 mod load;
 mod plain;
@@ -27,6 +28,7 @@ use crate::division::Linear;
 use crate::error::ModelError;
 use crate::kernels::panels::Panels;
 
+pub use factors::{Factors, Mixing, StackedFactors};
 pub use files::AdapterFiles;
 pub use plain::PlainLora;
 

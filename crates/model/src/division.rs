@@ -21,7 +21,7 @@ use crate::kernels::simd::LANES;
 
 /// The linear layers of a block, in the order in which an adapter's state has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Linear {
+pub enum Linear {
     Query,
     Key,
     Value,

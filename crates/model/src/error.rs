@@ -43,6 +43,10 @@ pub enum ModelError {
     #[error("the group of shards is over: {0}")]
     Group(#[from] CollectiveError),
 
+    /// A GPU, its driver or its compiler is missing, or refused; the sentence says what to do.
+    #[error("device: {0}")]
+    Device(String),
+
     /// The tokenizer cannot encode a text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -64,7 +64,7 @@ pub trait Forward: Send {
 
 /// What a [`Forward`] holds rows to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub struct Limits {
     pub vocabulary: usize,
     pub context_tokens: usize,
     pub block_tokens: usize,
@@ -84,7 +84,10 @@ impl Row<'_> {
 }
 
 impl Limits {
-    /// Checks every row; returns the number of wanted positions.
+    /// Checks every row but its adapter; returns the number of wanted positions.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] names the first row that breaks the contract of [`Row`].
     pub fn check(&self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
         for (index, row) in rows.iter().enumerate() {
             self.check_row(row).map_err(|(field, reason)| ModelError::Invalid {

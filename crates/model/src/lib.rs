@@ -36,12 +36,15 @@ mod scripted;
 
 pub mod machine;
 
-pub use adapter::{Adapter, AdapterFiles, Conditioned, Method, Objective, PlainLora};
+pub use adapter::{
+    Adapter, AdapterFiles, Conditioned, Factors, Method, Mixing, Objective, PlainLora, StackedFactors,
+};
 pub use config::{Architecture, Config, Rope, RopeScaling};
-pub use division::Part;
+pub use division::{Linear, Part};
 pub use error::ModelError;
-pub use forward::{Forward, Row};
-pub use llama::{Llama, LlamaOptions, Operations};
+pub use forward::{Forward, Limits, Row};
+pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};
+pub use rope::RopeTable;
 pub use scripted::{ScriptedForward, ScriptedOptions};
 pub use sharded::{Leader, Shard};
 pub use source::{ModelFiles, OpenOptions, open};

@@ -28,7 +28,7 @@ use crate::rope::RopeTable;
 use crate::source::ModelFiles;
 
 use exchange::Exchange;
-use plan::Plan;
+pub use plan::{Plan, Token};
 use step::Workspace;
 
 /// What a model takes of the machine.
@@ -258,10 +258,8 @@ impl Llama {
 
     /// Checks rows and lays them out; returns how many logits are wanted.
     pub(crate) fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
-        let wanted = self.limits().check(rows)?;
-        self.check_adapters(rows)?;
-        self.plan.prepare(rows, self.cache.shape().block_tokens)?;
-        Ok(wanted)
+        let limits = self.limits();
+        self.plan.prepare(rows, &limits, &self.weights.config)
     }
 
     /// Computes prepared rows.
@@ -282,7 +280,7 @@ impl Llama {
             stages => {
                 let mut first = 0;
                 for rows in micro::batches(rows, stages) {
-                    self.plan.prepare(&rows, self.cache.shape().block_tokens)?;
+                    self.plan.lay_out(&rows, self.cache.shape().block_tokens)?;
                     self.step(&rows, (logits, first))?;
                     first += rows.iter().map(Row::wanted).sum::<usize>();
                 }
@@ -297,17 +295,6 @@ impl Llama {
             context_tokens: self.context_tokens(),
             block_tokens: self.block_tokens(),
             blocks: self.blocks(),
-        }
-    }
-
-    fn check_adapters(&self, rows: &[Row<'_>]) -> Result<(), ModelError> {
-        let config = &self.weights.config;
-        match rows.iter().position(|row| row.adapter.is_some_and(|adapter| !adapter.adapter().fits(config))) {
-            None => Ok(()),
-            Some(index) => {
-                let reason = format!("row {index}: the adapter was loaded for another backbone");
-                Err(ModelError::Invalid { field: "adapter", reason })
-            }
         }
     }
 }

@@ -6,7 +6,7 @@
 use crate::config::Rope;
 
 /// Angles of all positions of a context.
-pub(crate) struct RopeTable {
+pub struct RopeTable {
     half: usize,
     /// (positions, half)
     cosine: Vec<f32>,
@@ -14,6 +14,7 @@ pub(crate) struct RopeTable {
 }
 
 impl RopeTable {
+    /// Of positions `0..positions`.
     pub fn new(rope: &Rope, head_dim: usize, positions: usize) -> Self {
         // Rounded to f32, as in Hugging Face; it also hides how the library rounds a power.
         let frequencies: Vec<f64> =
@@ -32,6 +33,11 @@ impl RopeTable {
             }
         }
         table
+    }
+
+    /// All cosines and all sines, (positions, head_dim / 2) each: what another device takes.
+    pub fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cosine, &self.sine)
     }
 
     /// (cosines, sines) of one position, (head_dim / 2) each.

@@ -151,6 +151,11 @@ impl Weights {
         Ok(Tensor::from_vec(elements, wanted, &Device::Cpu)?)
     }
 
+    /// Rows of a tensor as plain numbers, row-major; errors as of [`Weights::rows`].
+    pub fn floats(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        Ok(self.rows(name, shape, rows)?.flatten_all()?.to_vec1()?)
+    }
+
     /// How a kernel holds a matrix without loss and without waste: as it is stored, or as f32 where no kernel
     /// takes that format.
     ///
@@ -180,7 +185,7 @@ impl Weights {
         format: panels::Format,
     ) -> Result<Numbers, ModelError> {
         if format == panels::Format::F32 {
-            return Ok(Numbers::F32(self.rows(name, shape, wanted)?.flatten_all()?.to_vec1()?));
+            return Ok(Numbers::F32(self.floats(name, shape, wanted)?));
         }
         let stored = self.stored(name)?;
         self.check_shape(name, &stored, shape)?;

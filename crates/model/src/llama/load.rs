@@ -55,7 +55,7 @@ impl LlamaWeights {
             fingerprint: *fingerprint,
             embedding,
             layers: layers?,
-            norm: read(weights, "model.norm.weight", hidden, 0..hidden)?,
+            norm: weights.floats("model.norm.weight", &[hidden], 0..hidden)?,
             head,
         })
     }
@@ -79,7 +79,7 @@ impl Layer {
         let queries = heads * head_dim;
         let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
         let vector =
-            |suffix: &str, len: usize, own: Range<usize>| read(matrices.weights, &name(suffix), len, own);
+            |suffix: &str, len: usize, own: Range<usize>| matrices.weights.floats(&name(suffix), &[len], own);
         let projection = |parts: &[Linear], inputs: usize| {
             let parts: Vec<(String, usize, Range<usize>)> = parts
                 .iter()
@@ -160,8 +160,4 @@ fn check(config: &Config, file: &Path) -> Result<(), ModelError> {
             Err(ModelError::unsupported(file, format!("a {what} of {size} (not a multiple of {LANES})")))
         }
     }
-}
-
-fn read(weights: &Weights, name: &str, len: usize, own: Range<usize>) -> Result<Vec<f32>, ModelError> {
-    Ok(weights.rows(name, &[len], own)?.flatten_all()?.to_vec1()?)
 }

@@ -1,13 +1,14 @@
-//! What a step computes, token by token: laid out once per step, before any arithmetic.
+//! What a step computes, token by token: checked and laid out once per step, before any arithmetic.
 
 use std::ops::Range;
 
+use crate::config::Config;
 use crate::error::ModelError;
-use crate::forward::Row;
+use crate::forward::{Limits, Row};
 
 /// The tokens of all rows of a step. Rows with one adapter stand together, those without any first, so that
 /// an adapter's matrices meet all of their rows at once; the order shows nowhere else.
-pub(super) struct Plan {
+pub struct Plan {
     pub tokens: Vec<Token>,
     /// Rows in the step's order: (index in the caller's order, its tokens).
     pub rows: Vec<(usize, Range<usize>)>,
@@ -20,8 +21,9 @@ pub(super) struct Plan {
     step: u64,
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Token {
+/// One position to compute.
+#[derive(Clone, Copy, Debug)]
+pub struct Token {
     pub id: u32,
     /// Index in the caller's rows.
     pub row: usize,
@@ -43,11 +45,28 @@ impl Plan {
         }
     }
 
+    /// Checks rows and lays them out; returns how many logits are wanted.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] names the first row that breaks the contract of [`Row`], has an adapter of another
+    /// backbone, or would write a slot of the cache that another token of the step writes.
+    pub fn prepare(
+        &mut self,
+        rows: &[Row<'_>],
+        limits: &Limits,
+        config: &Config,
+    ) -> Result<usize, ModelError> {
+        let wanted = limits.check(rows)?;
+        check_adapters(rows, config)?;
+        self.lay_out(rows, limits.block_tokens)?;
+        Ok(wanted)
+    }
+
     /// Lays out checked rows.
     ///
     /// # Errors
     /// [`ModelError::Invalid`] if two tokens of the step would write one slot of the cache.
-    pub fn prepare(&mut self, rows: &[Row<'_>], block_tokens: usize) -> Result<(), ModelError> {
+    pub(super) fn lay_out(&mut self, rows: &[Row<'_>], block_tokens: usize) -> Result<(), ModelError> {
         self.step += 1;
         self.tokens.clear();
         self.rows.clear();
@@ -92,6 +111,16 @@ impl Plan {
     }
 }
 
+fn check_adapters(rows: &[Row<'_>], config: &Config) -> Result<(), ModelError> {
+    match rows.iter().position(|row| row.adapter.is_some_and(|adapter| !adapter.adapter().fits(config))) {
+        None => Ok(()),
+        Some(index) => {
+            let reason = format!("row {index}: the adapter was loaded for another backbone");
+            Err(ModelError::Invalid { field: "adapter", reason })
+        }
+    }
+}
+
 /// Orders rows by adapter, those without one first. It decides which rows are neighbours, and no number depends on
 /// that; but all ranks of a sharded model have one order, as they would not by address.
 fn identity(row: &Row<'_>) -> Option<[u8; 32]> {
@@ -122,7 +151,7 @@ mod tests {
             row(&[3], Some(&adapters[0])),
         ];
         let mut plan = Plan::new(64);
-        plan.prepare(&rows, 16).expect("disjoint rows");
+        plan.lay_out(&rows, 16).expect("disjoint rows");
         assert_eq!(plan.rows[0], (1, 0..3));
         let mut lengths: Vec<usize> = plan.spans.iter().map(Range::len).collect();
         lengths.sort_unstable();
@@ -135,7 +164,7 @@ mod tests {
     fn two_rows_that_write_one_slot_are_refused() {
         let row = Row { tokens: &[1, 2], start: 0, blocks: &[2], logits_from: 2, adapter: None };
         let mut plan = Plan::new(64);
-        assert!(matches!(plan.prepare(&[row, row], 16), Err(ModelError::Invalid { field: "blocks", .. })));
-        plan.prepare(&[row], 16).expect("the next step may write it");
+        assert!(matches!(plan.lay_out(&[row, row], 16), Err(ModelError::Invalid { field: "blocks", .. })));
+        plan.lay_out(&[row], 16).expect("the next step may write it");
     }
 }

@@ -1,0 +1,149 @@
+//! A model on a real GPU beside the same model on the CPU: errors of logits, bits of batches, and the speed of decoding.
+//!
+//!     cargo run --release -p uniarm-cuda --example gpu_check -- MODEL
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use uniarm_cuda::{CudaLlama, CudaOptions, WeightFormat};
+use uniarm_model::{Forward, Llama, LlamaOptions, ModelError, ModelFiles, OpenOptions, Row, open};
+
+const BLOCK_TOKENS: usize = 16;
+const BATCHES: [usize; 3] = [1, 8, 32];
+
+/// Tokens of each row when it decodes: those of its prompt, and those that are timed.
+const PROMPT: usize = 128;
+const DECODED: usize = 64;
+
+const BLOCKS_OF_A_ROW: usize = (PROMPT + DECODED).div_ceil(BLOCK_TOKENS);
+const BLOCKS: usize = BATCHES[BATCHES.len() - 1] * BLOCKS_OF_A_ROW;
+
+/// Of the largest logit. Weights of 16 bits are compared with those of 32.
+const TOLERANCES: [(WeightFormat, f32); 2] = [(WeightFormat::F32, 1e-4), (WeightFormat::Bf16, 2e-2)];
+
+fn main() -> ExitCode {
+    let Some(model) = std::env::args().nth(1) else {
+        eprintln!("usage: gpu_check MODEL");
+        return ExitCode::from(2);
+    };
+    match open(&model, &OpenOptions::default()).and_then(|files| check(&files)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("gpu_check: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything is as it should be.
+fn check(files: &ModelFiles) -> Result<bool, ModelError> {
+    let load = |weights| {
+        CudaLlama::load(
+            files,
+            &CudaOptions { device: 0, kv_blocks: BLOCKS, block_tokens: BLOCK_TOKENS, weights },
+        )
+    };
+    // Whether there is a GPU shows before the CPU is asked for anything.
+    let mut gpu = load(WeightFormat::F32)?;
+    println!("{} on {}", files.name, gpu.device_name());
+    let options =
+        LlamaOptions { kv_blocks: BLOCKS_OF_A_ROW, block_tokens: BLOCK_TOKENS, ..LlamaOptions::default() };
+    let expected = prompt_logits(&mut Llama::load_widened(files, &options)?)?;
+    let mut sound = true;
+    for (weights, tolerance) in TOLERANCES {
+        if weights != WeightFormat::F32 {
+            drop(gpu);
+            gpu = load(weights)?;
+        }
+        let error = distance(&prompt_logits(&mut gpu)?, &expected);
+        let same = is_invariant(&mut gpu)?;
+        println!(
+            "{weights:?}: logits {error:.1e} from the CPU's (allowed {tolerance:.0e}); bits of batches equal: {same}"
+        );
+        sound &= error <= tolerance && same;
+        for rows in BATCHES {
+            time_decoding(&mut gpu, rows)?;
+        }
+    }
+    Ok(sound)
+}
+
+fn tokens(model: &dyn Forward, count: usize) -> Vec<u32> {
+    let number = |i: u32| (i + 1).wrapping_mul(2_654_435_761) >> 7;
+    (0..count as u32).map(|i| number(i) % model.vocabulary() as u32).collect()
+}
+
+/// The blocks of a row of the batch.
+fn blocks(row: usize) -> Vec<u32> {
+    (row * BLOCKS_OF_A_ROW..(row + 1) * BLOCKS_OF_A_ROW).map(|block| block as u32).collect()
+}
+
+/// Logits of the last positions of a prompt.
+fn prompt_logits(model: &mut dyn Forward) -> Result<Vec<f32>, ModelError> {
+    let tokens = tokens(model, PROMPT);
+    let mut logits = Vec::new();
+    let row = Row { tokens: &tokens, start: 0, blocks: &blocks(0), logits_from: PROMPT - 4, adapter: None };
+    model.forward(&[row], &mut logits)?;
+    Ok(logits)
+}
+
+/// The largest difference, relative to the largest logit.
+fn distance(found: &[f32], expected: &[f32]) -> f32 {
+    let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+/// Whether a prompt has the same bits alone, in chunks, and in a batch.
+fn is_invariant(model: &mut dyn Forward) -> Result<bool, ModelError> {
+    let (tokens, vocabulary) = (tokens(model, PROMPT), model.vocabulary());
+    let blocks = [blocks(0), blocks(1), blocks(2)];
+    let mut logits = Vec::new();
+    let whole = Row { tokens: &tokens, start: 0, blocks: &blocks[0], logits_from: PROMPT - 1, adapter: None };
+    model.forward(&[whole], &mut logits)?;
+    let expected: Vec<u32> = logits.iter().map(|x| x.to_bits()).collect();
+    let begin = Row { tokens: &tokens[..37], logits_from: 37, blocks: &blocks[1], ..whole };
+    model.forward(&[begin], &mut logits)?;
+    let rest = Row { tokens: &tokens[37..], start: 37, logits_from: PROMPT - 38, ..begin };
+    model.forward(&[rest, Row { blocks: &blocks[2], ..whole }], &mut logits)?;
+    Ok(logits
+        .chunks_exact(vocabulary)
+        .all(|row| row.iter().map(|x| x.to_bits()).eq(expected.iter().copied())))
+}
+
+fn time_decoding(model: &mut CudaLlama, rows: usize) -> Result<(), ModelError> {
+    let tokens = tokens(model, PROMPT);
+    let tables: Vec<Vec<u32>> = (0..rows).map(blocks).collect();
+    let mut logits = Vec::new();
+    for blocks in &tables {
+        let row = Row { tokens: &tokens, start: 0, blocks, logits_from: PROMPT, adapter: None };
+        model.forward(&[row], &mut logits)?;
+    }
+    let step = |start| -> Vec<Row<'_>> {
+        let row = |blocks| Row { tokens: &tokens[..1], start, blocks, logits_from: 0, adapter: None };
+        tables.iter().map(|blocks| row(blocks)).collect()
+    };
+    model.forward(&step(PROMPT), &mut logits)?;
+    let began = Instant::now();
+    for start in PROMPT + 1..PROMPT + DECODED {
+        model.forward(&step(start), &mut logits)?;
+    }
+    let seconds = began.elapsed().as_secs_f64() / (DECODED - 1) as f64;
+    let floor = match model.bandwidth() {
+        Some(bandwidth) => {
+            let floor = model.weight_bytes() as f64 / bandwidth;
+            format!(
+                "reading the weights alone takes {:.3} ms ({:.0} %)",
+                floor * 1e3,
+                100.0 * floor / seconds
+            )
+        }
+        None => "the driver does not say how fast its memory is".to_owned(),
+    };
+    println!(
+        "  {rows:>2} rows: {:>8.0} tokens/s, {:.3} ms a step; {floor}",
+        rows as f64 / seconds,
+        seconds * 1e3
+    );
+    Ok(())
+}

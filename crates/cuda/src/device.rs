@@ -1,0 +1,225 @@
+//! A GPU with its stream and its compiled kernels; what is missing is said before anything is tried.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg as _};
+use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
+use uniarm_model::ModelError;
+
+/// The kernels, one program.
+const SOURCE: &str = concat!(
+    include_str!("kernels/common.cu"),
+    include_str!("kernels/matmul.cu"),
+    include_str!("kernels/rows.cu"),
+    include_str!("kernels/attention.cu"),
+    include_str!("kernels/adapter.cu"),
+);
+
+const KERNELS: [&str; 19] = [
+    "embed_f32",
+    "embed_bf16",
+    "rms_norm",
+    "rotate_and_append",
+    "gate",
+    "matmul_f32_1",
+    "matmul_f32_2",
+    "matmul_f32_4",
+    "matmul_f32_8",
+    "matmul_bf16_1",
+    "matmul_bf16_2",
+    "matmul_bf16_4",
+    "matmul_bf16_8",
+    "attention_32",
+    "attention_64",
+    "attention_128",
+    "attention_256",
+    "adapter_down",
+    "adapter_up",
+];
+
+/// The second and third dimension of a grid have 16 bits.
+const GRID_MAX: usize = u16::MAX as usize;
+
+/// What kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Code that the driver translates for its device, as 9.0 of an H100.
+    Virtual(u32, u32),
+    /// Machine code: the compiler's last pass runs too.
+    Real(u32, u32),
+}
+
+pub(crate) struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    kernels: HashMap<&'static str, CudaFunction>,
+    name: String,
+}
+
+/// One argument of a kernel.
+pub(crate) enum Argument {
+    Address(u64),
+    Integer(i32),
+    Float(f32),
+}
+
+/// How many blocks of how many threads.
+#[derive(Clone, Copy)]
+pub(crate) struct Grid {
+    pub blocks: [usize; 3],
+    pub threads: u32,
+}
+
+impl Device {
+    /// # Errors
+    /// [`ModelError::Device`] for a library that is missing, a device that is not there, and what driver and compiler say.
+    pub fn open(ordinal: usize) -> Result<Self, ModelError> {
+        check_driver()?;
+        check_compiler()?;
+        let context = CudaContext::new(ordinal).map_err(|error| {
+            let count = CudaContext::device_count().unwrap_or(0);
+            ModelError::Device(format!(
+                "device {ordinal} of {count} (counted from 0) cannot be opened: {error}"
+            ))
+        })?;
+        // Safety: everything of this model is used on its one stream, in order.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|error| refused("a stream", error))?;
+        let (major, minor) =
+            context.compute_capability().map_err(|error| refused("the device's version", error))?;
+        let code = compile(Architecture::Virtual(major.unsigned_abs(), minor.unsigned_abs()))?;
+        let module = context.load_module(code).map_err(|error| {
+            ModelError::Device(format!(
+                "the driver does not take the kernels: {error}. It has to be as new as the compiler (libnvrtc): update the \
+                 driver, or install the libnvrtc of its CUDA version"
+            ))
+        })?;
+        let kernels: Result<HashMap<_, _>, DriverError> =
+            KERNELS.into_iter().map(|name| Ok((name, module.load_function(name)?))).collect();
+        let kernels = kernels.map_err(|error| refused("the kernels", error))?;
+        let name = context.name().map_err(|error| refused("the device's name", error))?;
+        Ok(Self { context, stream, kernels, name })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes per second that the memory gives at most, by its clock and its width.
+    pub fn bandwidth(&self) -> Option<f64> {
+        let attribute = |attribute| self.context.attribute(attribute).ok().filter(|value| *value > 0);
+        let kilohertz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+        let bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        // Two transfers a clock.
+        Some(2.0 * f64::from(kilohertz) * 1e3 * f64::from(bits) / 8.0)
+    }
+
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    pub fn free_bytes(&self) -> usize {
+        self.context.mem_get_info().map_or(0, |(free, _)| free)
+    }
+
+    /// Waits until everything is computed.
+    pub fn finish(&self) -> Result<(), ModelError> {
+        self.stream.synchronize().map_err(|error| refused("a step", error))
+    }
+
+    /// Puts a kernel behind everything that was launched before.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`]; a failure of an earlier kernel may show here.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and what it reads and writes is there until it has run.
+    pub unsafe fn launch(&self, name: &str, grid: Grid, arguments: &[Argument]) -> Result<(), ModelError> {
+        let [x, y, z] = grid.blocks;
+        if x > i32::MAX as usize || y > GRID_MAX || z > GRID_MAX {
+            return Err(ModelError::Device(format!(
+                "{name} over {x} × {y} × {z} blocks: give a step fewer tokens"
+            )));
+        }
+        let config = LaunchConfig {
+            grid_dim: (x as u32, y as u32, z as u32),
+            block_dim: (grid.threads, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let mut launch = self.stream.launch_builder(&self.kernels[name]);
+        for argument in arguments {
+            match argument {
+                Argument::Address(address) => launch.arg(address),
+                Argument::Integer(integer) => launch.arg(integer),
+                Argument::Float(float) => launch.arg(float),
+            };
+        }
+        // Safety: as promised by the caller.
+        match unsafe { launch.launch(config) } {
+            Ok(_) => Ok(()),
+            Err(error) => Err(refused(name, error)),
+        }
+    }
+}
+
+impl Architecture {
+    fn option(self) -> String {
+        match self {
+            Self::Virtual(major, minor) => format!("--gpu-architecture=compute_{major}{minor}"),
+            Self::Real(major, minor) => format!("--gpu-architecture=sm_{major}{minor}"),
+        }
+    }
+}
+
+/// Compiles all kernels; needs the compiler, and no device.
+///
+/// # Errors
+/// [`ModelError::Device`] for a compiler that is missing, and with its words where it refuses.
+pub fn check_kernels(architecture: Architecture) -> Result<(), ModelError> {
+    check_compiler()?;
+    compile(architecture).map(|_| ())
+}
+
+fn compile(architecture: Architecture) -> Result<Ptx, ModelError> {
+    // Multiply-adds are written out; those that the compiler made by itself would differ between instances of a template.
+    let options = vec!["--std=c++17".to_owned(), architecture.option()];
+    let options = CompileOptions { fmad: Some(false), options, ..CompileOptions::default() };
+    compile_ptx_with_opts(SOURCE, options).map_err(|error| match error {
+        CompileError::CompileError { log, .. } => ModelError::Device(format!(
+            "the kernels do not compile ({}): {}",
+            architecture.option(),
+            log.to_string_lossy()
+        )),
+        other => ModelError::Device(format!("the compiler of kernels (libnvrtc) failed: {other}")),
+    })
+}
+
+/// cudarc panics at the first call of a library that is not there.
+fn check_driver() -> Result<(), ModelError> {
+    // Safety: loads the library, whose initialisers are NVIDIA's.
+    if unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Ok(());
+    }
+    Err(ModelError::Device(
+        "no NVIDIA driver (libcuda.so.1) on this machine. Install it, run in a container that has it, or compute on the CPU"
+            .to_owned(),
+    ))
+}
+
+fn check_compiler() -> Result<(), ModelError> {
+    // Safety: as of the driver.
+    if unsafe { cudarc::nvrtc::sys::is_culib_present() } {
+        return Ok(());
+    }
+    Err(ModelError::Device(
+        "no compiler of kernels (libnvrtc.so.13). Install NVIDIA's CUDA 13 runtime compiler, and name its folder in \
+         LD_LIBRARY_PATH; or compute on the CPU"
+            .to_owned(),
+    ))
+}
+
+pub(crate) fn refused(what: &str, error: DriverError) -> ModelError {
+    ModelError::Device(format!("{what}: {error}"))
+}

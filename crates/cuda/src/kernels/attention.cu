@@ -1,0 +1,109 @@
+// Attention of one token's query head over its sequence in the paged cache, in one pass (online softmax).
+//
+// Positions are taken in tiles of 32, tile t by warp t mod 4, and the four warps are joined in their order: a function of
+// the token's position, so that neither the cut into chunks, the other rows nor the blocks of the cache show. Within a
+// tile each lane scores one position, which needs no exchange; then lanes are columns of the values.
+
+constexpr int ATTENTION_WARPS = 4;
+constexpr int HEAD_DIM_MAX = 256;
+
+// Grid: (tokens, heads). `tables[token]` is where the token's block table begins in `blocks`; queries are scaled already
+// and stand in rows of `stride` floats; output is (tokens, heads × head_dim). COLUMNS × 32 >= head_dim.
+template <int COLUMNS>
+__device__ inline void attention(const float* queries, int stride, const float* keys, const float* values,
+                                 const int* positions, const int* tables, const int* blocks, float* output, int heads,
+                                 int kv_heads, int head_dim, int block_tokens) {
+    __shared__ float query[HEAD_DIM_MAX];
+    __shared__ float weights[ATTENTION_WARPS][WARP];
+    __shared__ int slots[ATTENTION_WARPS][WARP];
+    __shared__ float maxima[ATTENTION_WARPS];
+    __shared__ float sums[ATTENTION_WARPS];
+    __shared__ float parts[ATTENTION_WARPS][HEAD_DIM_MAX];
+    const int token = blockIdx.x, head = blockIdx.y;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int width = kv_heads * head_dim;
+    const int column = head / (heads / kv_heads) * head_dim;
+
+    for (int i = threadIdx.x; i < head_dim; i += ATTENTION_WARPS * WARP) {
+        query[i] = queries[size_t(token) * stride + head * head_dim + i];
+    }
+    __syncthreads();
+
+    const int visible = positions[token] + 1;
+    const int* table = blocks + tables[token];
+    const float nothing = __uint_as_float(0xff800000u); // -∞
+    float maximum = nothing, sum = 0.0f;
+    float result[COLUMNS] = {};
+    for (int first = warp * WARP; first < visible; first += ATTENTION_WARPS * WARP) {
+        const int position = first + lane;
+        float score = nothing;
+        int slot = 0;
+        if (position < visible) {
+            slot = table[position / block_tokens] * block_tokens + position % block_tokens;
+            const float* key = keys + size_t(slot) * width + column;
+            score = 0.0f;
+            for (int i = 0; i < head_dim; i += 4) {
+                float four[4];
+                load(key + i, four);
+#pragma unroll
+                for (int j = 0; j < 4; j++) score = fmaf(query[i + j], four[j], score);
+            }
+        }
+        const float greatest = fmaxf(maximum, warp_max(score));
+        const float kept = expf(maximum - greatest);
+        const float weight = expf(score - greatest);
+        sum = sum * kept + warp_sum(weight);
+        maximum = greatest;
+
+        weights[warp][lane] = weight;
+        slots[warp][lane] = slot;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) result[i] *= kept;
+        const int count = min(WARP, visible - first);
+        for (int j = 0; j < count; j++) {
+            const float* value = values + size_t(slots[warp][j]) * width + column;
+#pragma unroll
+            for (int i = 0; i < COLUMNS; i++) {
+                const int at = lane + i * WARP;
+                if (at < head_dim) result[i] = fmaf(weights[warp][j], value[at], result[i]);
+            }
+        }
+        __syncwarp();
+    }
+
+    if (lane == 0) {
+        maxima[warp] = maximum;
+        sums[warp] = sum;
+    }
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++) {
+        if (lane + i * WARP < head_dim) parts[warp][lane + i * WARP] = result[i];
+    }
+    __syncthreads();
+
+    // Warp 0 has a position at least, so that the greatest is a number; a warp without one weighs e^-∞ = 0.
+    float greatest = maxima[0];
+    for (int i = 1; i < ATTENTION_WARPS; i++) greatest = fmaxf(greatest, maxima[i]);
+    float total = 0.0f;
+    for (int i = 0; i < ATTENTION_WARPS; i++) total = fmaf(sums[i], expf(maxima[i] - greatest), total);
+    for (int at = threadIdx.x; at < head_dim; at += ATTENTION_WARPS * WARP) {
+        float x = 0.0f;
+        for (int i = 0; i < ATTENTION_WARPS; i++) x = fmaf(parts[i][at], expf(maxima[i] - greatest), x);
+        output[(size_t(token) * heads + head) * head_dim + at] = x / total;
+    }
+}
+
+#define ATTENTION(NAME, COLUMNS)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_WARPS * WARP)                                            \
+        NAME(const float* queries, int stride, const float* keys, const float* values, const int* positions,        \
+             const int* tables, const int* blocks, float* output, int heads, int kv_heads, int head_dim,            \
+             int block_tokens) {                                                                                    \
+        attention<COLUMNS>(queries, stride, keys, values, positions, tables, blocks, output, heads, kv_heads,       \
+                           head_dim, block_tokens);                                                                 \
+    }
+
+ATTENTION(attention_32, 1)
+ATTENTION(attention_64, 2)
+ATTENTION(attention_128, 4)
+ATTENTION(attention_256, 8)

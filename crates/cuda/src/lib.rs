@@ -1,0 +1,31 @@
+//! The forward pass of a Llama model on an NVIDIA GPU: the [`Forward`](uniarm_model::Forward) of
+//! `crates/model/src/llama.rs`, with kernels of our own.
+//!
+//! The crate needs no CUDA to be built: the driver (`libcuda`) and the compiler of kernels (`libnvrtc`) are looked for when a
+//! model is loaded, so that one binary runs everywhere. Kernels (`src/kernels/`) are compiled then, for the device
+//! that is there.
+//!
+//! **The promise of `Forward` holds here too**: logits are a function of the sequence and its adapter, bit for bit,
+//! whatever the batch, the chunks and the blocks of the cache (`tests/fake_gpu.rs`). They are not the bits of the CPU, nor those of
+//! another kind of GPU: a cluster in which tokens must not depend on the worker has base workers of one kind.
+//!
+//! **Launches** of a step: 1 + 9 × layers, and 2 more where logits are wanted. A layer: norm, product (queries, keys,
+//! values), rotation and append, attention, product (output), norm, product (gate, up), gating, product (down); residual
+//! additions are part of the products. Two more for each group of linear layers that an adapter of the step reaches. One
+//! copy to the device (tokens, positions, slots, block tables, states of preferences), and one back (the wanted logits).
+//! A step allocates only when it is larger than all before it.
+//!
+//! Not here yet: CUDA graphs (launches cost some 3 µs each), tensor cores (prefill is bound by arithmetic), a cache of
+//! 16 bits, choosing tokens on the device.
+
+mod adapters;
+mod device;
+mod llama;
+mod memory;
+mod sheet;
+mod step;
+mod weights;
+
+pub use device::{Architecture, check_kernels};
+pub use llama::{CudaLlama, CudaOptions};
+pub use weights::WeightFormat;

@@ -1,0 +1,206 @@
+//! What the device has to know of a step, in one stretch of memory and one copy.
+
+use uniarm_model::{Config, ModelError, Plan, Row};
+
+use crate::adapters::{Adapters, Extent, Group};
+use crate::device::Device;
+use crate::memory::Growing;
+
+/// A laid out step in words of 32 bits, on the host and on the device.
+pub(crate) struct Sheet {
+    words: Vec<u32>,
+    places: Places,
+    /// Tokens of the step, and those of them that have an adapter: the last ones.
+    pub tokens: usize,
+    pub adapted: usize,
+    pub wanted: usize,
+    /// Per group of each layer, what all adapters of the step need together.
+    extents: Vec<Extent>,
+    /// Where the state of a preference begins, by its key.
+    states: Vec<(u64, u32)>,
+    memory: Growing<u32>,
+    address: u64,
+}
+
+/// Where what begins, in words.
+#[derive(Clone, Copy, Default)]
+struct Places {
+    /// Per token: id, position, cache slot, begin of its block table in `blocks`.
+    ids: usize,
+    positions: usize,
+    slots: usize,
+    tables: usize,
+    /// Tokens whose logits are wanted.
+    wanted: usize,
+    /// Per adapted token: its adapter's table (an address), and the begin of its state in `floats`.
+    adapters: usize,
+    states: usize,
+    blocks: usize,
+    floats: usize,
+}
+
+impl Sheet {
+    pub const fn new() -> Self {
+        Self {
+            words: Vec::new(),
+            places: Places {
+                ids: 0,
+                positions: 0,
+                slots: 0,
+                tables: 0,
+                wanted: 0,
+                adapters: 0,
+                states: 0,
+                blocks: 0,
+                floats: 0,
+            },
+            tokens: 0,
+            adapted: 0,
+            wanted: 0,
+            extents: Vec::new(),
+            states: Vec::new(),
+            memory: Growing::new(),
+            address: 0,
+        }
+    }
+
+    /// Writes down a prepared plan and copies it to the device, and adapters that are not there yet.
+    pub fn fill(
+        &mut self,
+        (device, config): (&Device, &Config),
+        (plan, rows): (&Plan, &[Row<'_>]),
+        adapters: &mut Adapters,
+    ) -> Result<(), ModelError> {
+        self.words.clear();
+        self.tokens = plan.tokens.len();
+        self.wanted = plan.wanted.len();
+        self.adapted = plan.spans.first().map_or(0, |span| self.tokens - span.start);
+        self.places.ids = self.put(plan.tokens.iter().map(|token| token.id));
+        self.places.positions = self.put(plan.tokens.iter().map(|token| token.position as u32));
+        self.places.slots = self.put(plan.tokens.iter().map(|token| token.slot as u32));
+        self.places.wanted = self.put(plan.wanted.iter().map(|token| *token as u32));
+        self.put_tables(plan, rows);
+        self.put_adapters((device, config), (plan, rows), adapters)?;
+        // Sizes differ from step to step: memory for twice as many words spares an allocation each time.
+        let memory = self.memory.reserve(device, self.words.len().next_power_of_two(), "a step's tokens")?;
+        memory.write(device, 0, &self.words)?;
+        self.address = memory.at(0);
+        Ok(())
+    }
+
+    fn put(&mut self, words: impl Iterator<Item = u32>) -> usize {
+        let place = self.words.len();
+        self.words.extend(words);
+        place
+    }
+
+    fn put_tables(&mut self, plan: &Plan, rows: &[Row<'_>]) {
+        let mut begin = 0;
+        self.places.tables = self.words.len();
+        for (row, tokens) in &plan.rows {
+            self.words.extend(std::iter::repeat_n(begin, tokens.len()));
+            begin += rows[*row].blocks.len() as u32;
+        }
+        self.places.blocks = self.words.len();
+        for (row, _) in &plan.rows {
+            self.words.extend_from_slice(rows[*row].blocks);
+        }
+    }
+
+    fn put_adapters(
+        &mut self,
+        (device, config): (&Device, &Config),
+        (plan, rows): (&Plan, &[Row<'_>]),
+        adapters: &mut Adapters,
+    ) -> Result<(), ModelError> {
+        self.extents.clear();
+        self.extents.resize(config.layers * Group::COUNT, Extent::default());
+        // Addresses lie at multiples of their size.
+        self.words.resize(self.words.len().next_multiple_of(2), 0);
+        self.places.adapters = self.words.len();
+        for span in &plan.spans {
+            let conditioned =
+                rows[plan.tokens[span.start].row].adapter.expect("spans are of rows with an adapter");
+            let loaded = adapters.load(device, config, conditioned)?;
+            let table = loaded.table();
+            for _ in span.clone() {
+                self.words.extend([table as u32, (table >> 32) as u32]);
+            }
+            for (extent, other) in self.extents.iter_mut().zip(loaded.extents()) {
+                *extent = extent.join(*other);
+            }
+        }
+        self.put_states(plan, rows);
+        Ok(())
+    }
+
+    /// States of preferences, each once.
+    fn put_states(&mut self, plan: &Plan, rows: &[Row<'_>]) {
+        self.states.clear();
+        self.places.states = self.words.len();
+        self.places.floats = self.words.len() + self.adapted;
+        let adapted = &plan.tokens[self.tokens - self.adapted..];
+        self.words.resize(self.places.floats, 0);
+        for (index, token) in adapted.iter().enumerate() {
+            let conditioned = rows[token.row].adapter.expect("the last tokens have one");
+            let key = conditioned.key();
+            let known = self.states.iter().rev().find(|(other, _)| *other == key).map(|(_, begin)| *begin);
+            let begin = known.unwrap_or_else(|| {
+                let begin = (self.words.len() - self.places.floats) as u32;
+                self.words.extend(conditioned.state().iter().map(|float| float.to_bits()));
+                self.states.push((key, begin));
+                begin
+            });
+            self.words[self.places.states + index] = begin;
+        }
+    }
+
+    pub fn ids(&self) -> u64 {
+        self.at(self.places.ids)
+    }
+
+    pub fn positions(&self) -> u64 {
+        self.at(self.places.positions)
+    }
+
+    pub fn slots(&self) -> u64 {
+        self.at(self.places.slots)
+    }
+
+    pub fn wanted_rows(&self) -> u64 {
+        self.at(self.places.wanted)
+    }
+
+    pub fn tables(&self) -> u64 {
+        self.at(self.places.tables)
+    }
+
+    pub fn blocks(&self) -> u64 {
+        self.at(self.places.blocks)
+    }
+
+    pub fn adapters(&self) -> u64 {
+        self.at(self.places.adapters)
+    }
+
+    pub fn states(&self) -> u64 {
+        self.at(self.places.states)
+    }
+
+    pub fn floats(&self) -> u64 {
+        self.at(self.places.floats)
+    }
+
+    pub fn extent(&self, index: usize) -> Extent {
+        self.extents[index]
+    }
+
+    /// Ranks of the widest group.
+    pub fn ranks_max(&self) -> usize {
+        self.extents.iter().map(|extent| extent.ranks).max().unwrap_or(0)
+    }
+
+    fn at(&self, place: usize) -> u64 {
+        self.address + (place * size_of::<u32>()) as u64
+    }
+}

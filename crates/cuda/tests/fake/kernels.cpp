@@ -1,0 +1,51 @@
+// The kernels of src/kernels/, compiled as C++, by their names.
+
+#include "kernels.h"
+
+#include <utility>
+
+#include "shim.h"
+
+#include "../../src/kernels/common.cu"
+
+#include "../../src/kernels/matmul.cu"
+#include "../../src/kernels/rows.cu"
+
+#include "../../src/kernels/attention.cu"
+
+#include "../../src/kernels/adapter.cu"
+
+namespace {
+
+template <auto KERNEL>
+struct Call;
+
+// Unpacks the arguments of a launch by the kernel's own signature.
+template <typename... A, void (*KERNEL)(A...)>
+struct Call<KERNEL> {
+    static void call(void* const* arguments) { unpack(arguments, std::index_sequence_for<A...>()); }
+
+    template <size_t... I>
+    static void unpack(void* const* arguments, std::index_sequence<I...>) {
+        KERNEL(*static_cast<std::remove_reference_t<A>*>(arguments[I])...);
+    }
+};
+
+#define KERNEL(NAME) {#NAME, Call<NAME>::call}
+
+const Kernel ALL[] = {
+    KERNEL(embed_f32),     KERNEL(embed_bf16),    KERNEL(rms_norm),       KERNEL(rotate_and_append),
+    KERNEL(gate),          KERNEL(matmul_f32_1),  KERNEL(matmul_f32_2),   KERNEL(matmul_f32_4),
+    KERNEL(matmul_f32_8),  KERNEL(matmul_bf16_1), KERNEL(matmul_bf16_2),  KERNEL(matmul_bf16_4),
+    KERNEL(matmul_bf16_8), KERNEL(attention_32),  KERNEL(attention_64),   KERNEL(attention_128),
+    KERNEL(attention_256), KERNEL(adapter_down),  KERNEL(adapter_up),
+};
+
+} // namespace
+
+const Kernel* find_kernel(const char* name) {
+    for (const Kernel& kernel : ALL) {
+        if (std::strcmp(kernel.name, name) == 0) return &kernel;
+    }
+    return nullptr;
+}

@@ -1,0 +1,266 @@
+// A libcuda for tests: one device whose memory is the host's and whose kernels run on the CPU, when they are launched.
+//
+// What a real driver would punish late or never is refused at once, with a line on standard error: copies beyond an
+// allocation, freed memory, unknown functions, blocks of a wrong size, memory that is still there when the context goes.
+// Fresh memory is filled with NaN, and stands between zones that a kernel must not write.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "fibers.h"
+#include "kernels.h"
+
+using Result = int;
+using Address = unsigned long long;
+using Handle = void*;
+
+namespace {
+
+constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500;
+constexpr int ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76, ATTRIBUTE_MEMORY_POOLS = 115;
+constexpr size_t DEVICE_BYTES = size_t(4) << 30;
+constexpr size_t ALIGNMENT = 256, ZONE_BYTES = 256;
+constexpr unsigned char FRESH = 0xff, ZONE = 0xa5;
+// A grid of fewer threads is not worth sharing out.
+constexpr unsigned SHARED_THREADS_MIN = 1 << 14;
+
+std::mutex lock;
+std::map<Address, size_t> allocations; // bytes by address
+size_t allocated_bytes = 0;
+uint64_t allocations_made = 0, launches_made = 0, bytes_to_host = 0, copies_to_device = 0;
+int contexts = 0;
+char context_handle, stream_handle;
+thread_local Handle current_context = nullptr;
+
+Result refuse(const char* what, Result result = INVALID_VALUE) {
+    std::fprintf(stderr, "fake libcuda: %s\n", what);
+    return result;
+}
+
+bool zone_is_whole(const unsigned char* zone) {
+    return std::all_of(zone, zone + ZONE_BYTES, [](unsigned char byte) { return byte == ZONE; });
+}
+
+// Whether a run of bytes lies in one living allocation.
+bool is_inside(Address address, size_t bytes) {
+    auto after = allocations.upper_bound(address);
+    if (after == allocations.begin()) return false;
+    auto [start, size] = *std::prev(after);
+    return address - start + bytes <= size;
+}
+
+Result allocate(Address* address, size_t bytes) {
+    std::lock_guard guard(lock);
+    if (bytes == 0) return refuse("an allocation of no bytes");
+    if (allocated_bytes + bytes > DEVICE_BYTES) return OUT_OF_MEMORY;
+    size_t room = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + 2 * ZONE_BYTES;
+    auto* memory = static_cast<unsigned char*>(std::aligned_alloc(ALIGNMENT, room));
+    std::memset(memory, ZONE, room);
+    std::memset(memory + ZONE_BYTES, FRESH, bytes);
+    *address = Address(uintptr_t(memory + ZONE_BYTES));
+    allocations[*address] = bytes;
+    allocated_bytes += bytes;
+    allocations_made++;
+    return SUCCESS;
+}
+
+Result release(Address address) {
+    std::lock_guard guard(lock);
+    auto found = allocations.find(address);
+    if (found == allocations.end()) return refuse("memory is freed that is none, or was freed before");
+    auto* memory = reinterpret_cast<unsigned char*>(uintptr_t(address)) - ZONE_BYTES;
+    if (!zone_is_whole(memory) || !zone_is_whole(memory + ZONE_BYTES + found->second)) {
+        refuse("a kernel wrote beside an allocation");
+        std::abort();
+    }
+    allocated_bytes -= found->second;
+    allocations.erase(found);
+    std::free(memory);
+    return SUCCESS;
+}
+
+// A second thread of the machine, which keeps its fibers from launch to launch and ends with the process.
+class Helper {
+  public:
+    void begin(std::function<void()> task) {
+        if (!thread.joinable()) thread = std::thread([this] { live(); });
+        std::lock_guard guard(mutex);
+        work = std::move(task);
+        changed.notify_all();
+    }
+
+    void wait() {
+        std::unique_lock guard(mutex);
+        changed.wait(guard, [this] { return !work; });
+    }
+
+  private:
+    void live() {
+        std::unique_lock guard(mutex);
+        for (;;) {
+            changed.wait(guard, [this] { return bool(work); });
+            guard.unlock();
+            work();
+            guard.lock();
+            work = nullptr;
+            changed.notify_all();
+        }
+    }
+
+    std::thread thread;
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::function<void()> work;
+};
+
+void run_blocks(const Kernel* kernel, const unsigned (&grid)[3], unsigned threads, void** arguments) {
+    static Helper& helper = *new Helper; // never destroyed: its thread waits in it
+    const uint64_t plane = uint64_t(grid[0]) * grid[1], blocks = plane * grid[2];
+    std::atomic<uint64_t> next{0};
+    auto work = [&] {
+        for (uint64_t i; (i = next++) < blocks;) {
+            Dim3 at{unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]), unsigned(i / plane)};
+            run_block(at, threads, kernel->call, arguments);
+        }
+    };
+    if (blocks * threads < SHARED_THREADS_MIN) return work();
+    helper.begin(work);
+    work();
+    helper.wait();
+}
+
+} // namespace
+
+extern "C" {
+
+uint64_t fake_allocations() { return allocations_made; }
+uint64_t fake_launches() { return launches_made; }
+uint64_t fake_bytes_to_host() { return bytes_to_host; }
+uint64_t fake_copies_to_device() { return copies_to_device; }
+
+Result cuInit(unsigned) { return SUCCESS; }
+
+Result cuDriverGetVersion(int* version) {
+    *version = 13000;
+    return SUCCESS;
+}
+
+Result cuDeviceGetCount(int* count) {
+    *count = 1;
+    return SUCCESS;
+}
+
+Result cuDeviceGet(int* device, int ordinal) {
+    *device = ordinal;
+    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+}
+
+Result cuDeviceGetName(char* name, int bytes, int) {
+    std::snprintf(name, size_t(bytes), "a CPU that stands in for a GPU");
+    return SUCCESS;
+}
+
+Result cuDeviceGetAttribute(int* value, int attribute, int) {
+    *value = attribute == ATTRIBUTE_MAJOR ? 9 : attribute == ATTRIBUTE_MINOR ? 0 : attribute == ATTRIBUTE_MEMORY_POOLS;
+    return SUCCESS;
+}
+
+Result cuDevicePrimaryCtxRetain(Handle* context, int) {
+    contexts++;
+    *context = &context_handle;
+    return SUCCESS;
+}
+
+Result cuDevicePrimaryCtxRelease_v2(int) {
+    if (--contexts == 0 && !allocations.empty()) {
+        refuse("the context goes, and memory is still there");
+        std::abort();
+    }
+    return SUCCESS;
+}
+
+Result cuCtxSetCurrent(Handle context) {
+    current_context = context;
+    return SUCCESS;
+}
+
+Result cuCtxGetCurrent(Handle* context) {
+    *context = current_context;
+    return SUCCESS;
+}
+
+Result cuStreamCreate(Handle* stream, unsigned) {
+    *stream = &stream_handle;
+    return SUCCESS;
+}
+
+Result cuStreamDestroy_v2(Handle) { return SUCCESS; }
+Result cuStreamSynchronize(Handle) { return SUCCESS; }
+
+Result cuMemGetInfo_v2(size_t* free, size_t* total) {
+    *free = DEVICE_BYTES - allocated_bytes;
+    *total = DEVICE_BYTES;
+    return SUCCESS;
+}
+
+Result cuMemAllocAsync(Address* address, size_t bytes, Handle) { return allocate(address, bytes); }
+Result cuMemFreeAsync(Address address, Handle) { return release(address); }
+
+Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Handle) {
+    std::lock_guard guard(lock);
+    if (!is_inside(to, bytes)) return refuse("a copy to the device beyond an allocation");
+    std::memcpy(reinterpret_cast<void*>(uintptr_t(to)), from, bytes);
+    copies_to_device++;
+    return SUCCESS;
+}
+
+Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Handle) {
+    std::lock_guard guard(lock);
+    if (!is_inside(from, bytes)) return refuse("a copy from the device beyond an allocation");
+    std::memcpy(to, reinterpret_cast<const void*>(uintptr_t(from)), bytes);
+    bytes_to_host += bytes;
+    return SUCCESS;
+}
+
+Result cuModuleLoadData(Handle* module, const void*) {
+    *module = &context_handle;
+    return SUCCESS;
+}
+
+Result cuModuleUnload(Handle) { return SUCCESS; }
+
+Result cuModuleGetFunction(Handle* function, Handle, const char* name) {
+    const Kernel* kernel = find_kernel(name);
+    if (!kernel) return refuse("no kernel of this name", NOT_FOUND);
+    *function = const_cast<Kernel*>(kernel);
+    return SUCCESS;
+}
+
+Result cuLaunchKernel(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+                      unsigned block_z, unsigned shared_bytes, Handle, void** arguments, void**) {
+    if (!current_context) return refuse("a launch without a context");
+    if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535) return refuse("an impossible grid");
+    if (block_y != 1 || block_z != 1 || shared_bytes != 0) return refuse("a block that the kernels do not know");
+    launches_made++;
+    run_blocks(static_cast<const Kernel*>(function), {grid_x, grid_y, grid_z}, block_x, arguments);
+    return SUCCESS;
+}
+
+Result cuGetErrorName(Result result, const char** name) {
+    *name = result == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OF_THE_FAKE";
+    return SUCCESS;
+}
+
+Result cuGetErrorString(Result, const char** text) {
+    *text = "refused by the tests' libcuda";
+    return SUCCESS;
+}
+
+} // extern "C"
