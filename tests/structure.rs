@@ -59,6 +59,7 @@ fn dependencies_stay_behind_their_walls() {
         }
     };
     only_in("candle", &["uniarm-model", "uniarm-trainer"]);
+    only_in("cudarc", &["uniarm-cuda", "uniarm-collective"]);
     only_in("etcd-client", &["uniarm-cluster"]);
     let services = [
         "uniarm-proto",

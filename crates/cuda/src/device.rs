@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg as _};
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
+use libloading::Library;
 use uniarm_model::ModelError;
 
 /// The kernels, one program.
@@ -49,6 +50,18 @@ pub enum Architecture {
     Virtual(u32, u32),
     /// Machine code: the compiler's last pass runs too.
     Real(u32, u32),
+}
+
+/// A GPU as its driver describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gpu {
+    pub name: String,
+    /// Of memory.
+    pub bytes: usize,
+    /// Major and minor, as 9.0 of an H100.
+    pub capability: (u32, u32),
+    /// Bytes per second that its memory gives at most; none where the driver does not say.
+    pub bandwidth: Option<f64>,
 }
 
 pub(crate) struct Device {
@@ -107,13 +120,8 @@ impl Device {
         &self.name
     }
 
-    /// Bytes per second that the memory gives at most, by its clock and its width.
     pub fn bandwidth(&self) -> Option<f64> {
-        let attribute = |attribute| self.context.attribute(attribute).ok().filter(|value| *value > 0);
-        let kilohertz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
-        let bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
-        // Two transfers a clock.
-        Some(2.0 * f64::from(kilohertz) * 1e3 * f64::from(bits) / 8.0)
+        bandwidth(&self.context)
     }
 
     pub fn stream(&self) -> &Arc<CudaStream> {
@@ -173,6 +181,36 @@ impl Architecture {
     }
 }
 
+/// The GPUs that this process sees, by their numbers.
+///
+/// # Errors
+/// [`ModelError::Device`] for a driver that is missing, or fails.
+pub fn gpus() -> Result<Vec<Gpu>, ModelError> {
+    check_driver()?;
+    let count = CudaContext::device_count().map_err(|error| refused("the driver", error))?;
+    let describe = |ordinal| {
+        let context = CudaContext::new(ordinal)?;
+        let (major, minor) = context.compute_capability()?;
+        Ok(Gpu {
+            name: context.name()?,
+            bytes: context.total_mem()?,
+            capability: (major.unsigned_abs(), minor.unsigned_abs()),
+            bandwidth: bandwidth(&context),
+        })
+    };
+    let gpus: Result<Vec<Gpu>, DriverError> = (0..count.unsigned_abs() as usize).map(describe).collect();
+    gpus.map_err(|error| refused("the driver", error))
+}
+
+/// By the memory's clock and its width.
+fn bandwidth(context: &CudaContext) -> Option<f64> {
+    let attribute = |attribute| context.attribute(attribute).ok().filter(|value| *value > 0);
+    let kilohertz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+    let bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+    // Two transfers a clock.
+    Some(2.0 * f64::from(kilohertz) * 1e3 * f64::from(bits) / 8.0)
+}
+
 /// Compiles all kernels; needs the compiler, and no device.
 ///
 /// # Errors
@@ -196,10 +234,15 @@ fn compile(architecture: Architecture) -> Result<Ptx, ModelError> {
     })
 }
 
-/// cudarc panics at the first call of a library that is not there.
-fn check_driver() -> Result<(), ModelError> {
+/// cudarc panics at the first call of a library that is not there, and cannot be asked where another crate of the build has it
+/// link them. These names are among those that it tries.
+fn is_there(names: &[&str]) -> bool {
     // Safety: loads the library, whose initialisers are NVIDIA's.
-    if unsafe { cudarc::driver::sys::is_culib_present() } {
+    names.iter().any(|name| unsafe { Library::new(*name) }.is_ok())
+}
+
+fn check_driver() -> Result<(), ModelError> {
+    if is_there(&["libcuda.so.1", "libcuda.so"]) {
         return Ok(());
     }
     Err(ModelError::Device(
@@ -209,8 +252,7 @@ fn check_driver() -> Result<(), ModelError> {
 }
 
 fn check_compiler() -> Result<(), ModelError> {
-    // Safety: as of the driver.
-    if unsafe { cudarc::nvrtc::sys::is_culib_present() } {
+    if is_there(&["libnvrtc.so.13", "libnvrtc.so", "libnvrtc.so.12"]) {
         return Ok(());
     }
     Err(ModelError::Device(

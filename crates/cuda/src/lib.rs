@@ -26,6 +26,6 @@ mod sheet;
 mod step;
 mod weights;
 
-pub use device::{Architecture, check_kernels};
+pub use device::{Architecture, Gpu, check_kernels, gpus};
 pub use llama::{CudaLlama, CudaOptions};
 pub use weights::WeightFormat;

@@ -12,6 +12,7 @@ use crate::{
     client::EndpointArgs,
     complete,
     demo::DemoArgs,
+    device::DeviceArgs,
     doctor::DoctorArgs,
     eval::EvalArgs,
     front::FrontArgs,
@@ -196,6 +197,8 @@ pub struct BaseArgs {
     #[command(flatten)]
     pub models: RewardModelArgs,
     #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
     pub exchange: ExchangeArgs,
@@ -260,6 +263,8 @@ pub struct RewardArgs {
     pub model: String,
     #[command(flatten)]
     pub models: RewardModelArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]

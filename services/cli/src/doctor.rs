@@ -1,5 +1,6 @@
 //! `uniarm doctor`: what this machine has and does, what is missing for which purpose, and what to do about it.
 
+mod gpu;
 mod machine;
 mod model;
 
@@ -143,6 +144,7 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<()> {
     let (rates, findings) = tokio::task::spawn_blocking(move || machine::measure(threads)).await?;
     report.add(findings);
     report.add(machine::folders());
+    report.add(tokio::task::spawn_blocking(gpu::look).await?);
     if let Some(source) = args.model {
         let source = if source == "demo" { worker::demo_model().await? } else { source };
         let findings = tokio::task::spawn_blocking(move || model::look(&source, threads, rates)).await?;

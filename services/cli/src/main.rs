@@ -10,6 +10,7 @@ mod client;
 mod complete;
 mod demo;
 mod demo_adapter;
+mod device;
 mod doctor;
 mod eval;
 mod failure;

@@ -16,10 +16,12 @@ use uniarm_tls::ServerTls;
 
 use crate::{
     args::{EngineArgs, LogArgs, LogForm, ProcessArgs},
-    catalogue, group,
+    catalogue,
+    device::{DeviceArgs, Model},
+    group,
     served::{HAND_OVER, Served, drain},
     tls::AdminArgs,
-    worker::{self, Loaded},
+    worker,
 };
 
 /// A restarted process finds the record of its former life until that one's lease ends.
@@ -98,11 +100,11 @@ impl Process {
     pub async fn load(
         &self,
         model: String,
-        engine: &EngineArgs,
+        (device, engine): (DeviceArgs, &EngineArgs),
         threads: worker::Threads,
-    ) -> anyhow::Result<Option<Loaded>> {
+    ) -> anyhow::Result<Option<Model>> {
         tokio::select! {
-            loaded = worker::load(model, engine, threads) => Ok(Some(loaded?)),
+            loaded = device.load(model, engine, threads) => Ok(Some(loaded?)),
             () = self.shutdown.begun() => Ok(None),
         }
     }

@@ -20,11 +20,12 @@ use crate::{
     args::{BaseArgs, RewardArgs, RouterArgs, UpArgs},
     catalogue,
     demo_adapter::{self, DemoAdapter},
+    device::Model,
     group,
     local::LocalScorer,
     process::{Process, advertised, door_line, enter, init_telemetry, start_admin},
     served::Served,
-    worker::{self, Loaded},
+    worker,
 };
 
 pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
@@ -81,6 +82,7 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
     if args.fused_reward.is_some() && seat.is_some() {
         bail!("--fused-reward does not go with --group: a group of processes has one role");
     }
+    args.device.check(seat.is_some())?;
     let Some(process) = Process::start(
         Role::Base,
         &args.process,
@@ -95,32 +97,32 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
         return group::base(process, seat, args).await;
     }
     let threads = worker::Threads::of(args.fused_reward.is_some());
-    let Some(loaded) = process.load(args.model.clone(), &args.engine, threads).await? else { return Ok(()) };
+    let flags = (args.device, &args.engine);
+    let Some(loaded) = process.load(args.model.clone(), flags, threads).await? else { return Ok(()) };
     match args.fused_reward.clone() {
         None => base_alone(process, loaded, args).await,
         Some(address) => base_fused(process, loaded, args, &address).await,
     }
 }
 
-async fn base_alone(process: Process, loaded: Loaded, args: BaseArgs) -> anyhow::Result<()> {
+async fn base_alone(process: Process, loaded: Model, args: BaseArgs) -> anyhow::Result<()> {
     let flags = (&args.engine, &args.exchange);
-    let model = Box::new(loaded.llama);
     let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])? };
     let scorer = Arc::new(StoreScorer::new(grpc, process.store.watch()));
     let (handle, member) =
-        worker::start_base(loaded.files, model, args.name, flags, scorer, &process.metrics)?;
+        worker::start_base(loaded.files, loaded.forward, args.name, flags, scorer, &process.metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
     process.serve(member, Served::Base(handle), None).await
 }
 
 /// Both roles over one copy of the weights. Other base workers may use the reward role too: it has an address of its own.
-async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &str) -> anyhow::Result<()> {
+async fn base_fused(process: Process, loaded: Model, args: BaseArgs, address: &str) -> anyhow::Result<()> {
     let Process { metrics, readiness, options, .. } = &process;
     let options = GrpcOptions { tls: args.process.tls.server(Role::Reward)?, ..options.clone() };
     let server = GrpcServer::bind(address, options, readiness.clone()).await?;
     let reward_files = worker::open(&args.model)?;
     let config = reward_files.config.clone();
-    let [base_model, reward_model] = fuse(Box::new(loaded.llama));
+    let [base_model, reward_model] = fuse(loaded.forward);
     let (reward, member) =
         worker::start_reward(reward_files, Box::new(reward_model), &args.models, &args.engine, metrics)?;
     let id = MemberId(format!("{}-reward", process.id));
@@ -152,6 +154,7 @@ async fn base_fused(process: Process, loaded: Loaded, args: BaseArgs, address: &
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     args.models.check()?;
     let seat = args.group.seat(Role::Reward, &args.process)?;
+    args.device.check(seat.is_some())?;
     let Some(process) = Process::start(
         Role::Reward,
         &args.process,
@@ -166,10 +169,11 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
         return group::reward(process, seat, args).await;
     }
     let threads = worker::Threads::of(false);
-    let Some(loaded) = process.load(args.model, &args.engine, threads).await? else { return Ok(()) };
-    let (model, config) = (Box::new(loaded.llama), loaded.files.config.clone());
+    let flags = (args.device, &args.engine);
+    let Some(loaded) = process.load(args.model, flags, threads).await? else { return Ok(()) };
+    let config = loaded.files.config.clone();
     let (handle, member) =
-        worker::start_reward(loaded.files, model, &args.models, &args.engine, &process.metrics)?;
+        worker::start_reward(loaded.files, loaded.forward, &args.models, &args.engine, &process.metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
     let follower = AdapterFollower::new(handle.clone(), config, &process.metrics);
     let Some(member) = catalogue::follow(&process, follower, &handle, member).await else { return Ok(()) };

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use uniarm_model::{Forward as _, Llama, LlamaOptions, Row};
 
-use super::{Finding, State, machine::Rates};
+use super::{Finding, State, gpu, machine::Rates};
 use crate::worker;
 
 const AREA: &str = "model";
@@ -51,7 +51,11 @@ fn try_out(source: &str, threads: usize, rates: Rates) -> anyhow::Result<Vec<Fin
         }
         (Some(_), Some(_)) => Finding::ok(AREA, "chat template", "there"),
     };
-    Ok(vec![Finding::ok(AREA, files.name.clone(), loaded), talks, decoding(&mut llama, rates)?])
+    let mut findings =
+        vec![Finding::ok(AREA, files.name.clone(), loaded), talks, decoding(&mut llama, rates)?];
+    drop(llama);
+    findings.extend(gpu::compare(&files));
+    Ok(findings)
 }
 
 fn decoding(llama: &mut Llama, rates: Rates) -> anyhow::Result<Finding> {

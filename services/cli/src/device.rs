@@ -1,0 +1,81 @@
+//! Where a worker's model computes: on the CPU, or on a GPU.
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use uniarm_cuda::{CudaLlama, CudaOptions, WeightFormat};
+use uniarm_model::{Forward, LlamaOptions, ModelFiles};
+use uniarm_trainer::network::DeviceName;
+
+use crate::{
+    args::EngineArgs,
+    worker::{self, Loaded, Threads},
+};
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DeviceArgs {
+    /// Where the model computes: cpu, cuda, or cuda:N for the GPU of number N (docs/gpu.md)
+    #[arg(long, env = "UNIARM_DEVICE", default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+    /// What a GPU holds weights in
+    #[arg(long, env = "UNIARM_GPU_WEIGHTS", value_enum, default_value = "bf16")]
+    pub gpu_weights: GpuWeights,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GpuWeights {
+    Bf16,
+    /// To compare with the CPU
+    F32,
+}
+
+/// A worker's model.
+pub struct Model {
+    pub files: ModelFiles,
+    pub forward: Box<dyn Forward>,
+}
+
+// === impl DeviceArgs ===
+
+impl DeviceArgs {
+    /// # Errors
+    /// For a GPU where several processes hold one model.
+    pub fn check(self, in_group: bool) -> anyhow::Result<()> {
+        if in_group && !self.device.is_cpu() {
+            bail!("--device {} does not go with --group: ranks compute on CPUs", self.device);
+        }
+        Ok(())
+    }
+
+    /// Opens and loads a model where it is to compute, and tries it.
+    pub async fn load(self, source: String, engine: &EngineArgs, share: Threads) -> anyhow::Result<Model> {
+        let DeviceName::Cuda(device) = self.device else {
+            let Loaded { files, llama } = worker::load(source, engine, share).await?;
+            return Ok(Model { files, forward: Box::new(llama) });
+        };
+        let LlamaOptions { kv_blocks, block_tokens, .. } = worker::llama_options(engine, share);
+        let options = CudaOptions { device, kv_blocks, block_tokens, weights: self.gpu_weights.into() };
+        let loading = tokio::task::spawn_blocking(move || {
+            let files = worker::open(&source)?;
+            let mut llama = CudaLlama::load(&files, &options)
+                .with_context(|| format!("cannot load the model {source} on --device cuda:{device}"))?;
+            worker::self_test(&mut llama).with_context(|| {
+                format!("the model {source} fails its self-test on --device cuda:{device}")
+            })?;
+            let (weights, name) = (llama.weight_bytes(), llama.device_name());
+            tracing::info!(device = name, weights, "the model computes on a GPU");
+            anyhow::Ok(Model { files, forward: Box::new(llama) })
+        });
+        loading.await.context("loading the model panicked")?
+    }
+}
+
+// === impl GpuWeights ===
+
+impl From<GpuWeights> for WeightFormat {
+    fn from(weights: GpuWeights) -> Self {
+        match weights {
+            GpuWeights::Bf16 => Self::Bf16,
+            GpuWeights::F32 => Self::F32,
+        }
+    }
+}
