@@ -56,28 +56,3 @@ fn what_was_asked_for_and_does_not_work_is_named_with_what_to_do() {
         assert!(!found["advice"].as_str().unwrap().is_empty(), "{found}");
     }
 }
-
-#[test]
-fn a_gpu_that_is_not_there_is_refused_with_what_is_missing() {
-    let refused = |flags: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_uniarm"))
-            .args(["base", "--model", demo_model()])
-            .args(flags)
-            .output()
-            .unwrap();
-        assert!(!output.status.success(), "{flags:?} started");
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
-    let group = ["--group", "g0", "--rank", "0", "--size", "2", "--group-address", "127.0.0.1:0"];
-    let in_group = refused(&[&["--device", "cuda"][..], &group].concat());
-    assert!(in_group.contains("--device cuda:0 does not go with --group"), "{in_group}");
-    let unknown = refused(&["--device", "gpu"]);
-    assert!(unknown.contains("cpu, cuda, or cuda:N"), "{unknown}");
-    if std::path::Path::new("/proc/driver/nvidia").exists() {
-        println!("skipped: what is said without a GPU, because this machine has one");
-        return;
-    }
-    let absent = refused(&["--device", "cuda"]);
-    assert!(absent.contains("no NVIDIA driver (libcuda.so.1) on this machine"), "{absent}");
-    assert!(absent.contains("on --device cuda:0"), "{absent}");
-}

@@ -33,6 +33,8 @@ pub const PROMPTED: [&str; 4] = [
 pub struct Host {
     /// None: the one that this thread is in.
     pub namespace: Option<String>,
+    /// Where programs find libraries first.
+    pub libraries: Option<PathBuf>,
     pub address: String,
 }
 
@@ -96,7 +98,12 @@ pub fn free_address() -> String {
 
 impl Host {
     pub fn this() -> Self {
-        Self { namespace: None, address: "127.0.0.1".to_owned() }
+        Self { namespace: None, libraries: None, address: "127.0.0.1".to_owned() }
+    }
+
+    /// This machine, where programs find the libraries of a folder first.
+    pub fn with_libraries(folder: &Path) -> Self {
+        Self { libraries: Some(folder.to_owned()), ..Self::this() }
     }
 
     pub fn free_address(&self) -> String {
@@ -105,9 +112,17 @@ impl Host {
 
     /// A program that will run there, in a process of its own id.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let Some(namespace) = &self.namespace else { return Command::new(program) };
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace]).arg(program);
+        let mut command = match &self.namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program);
+                command
+            }
+        };
+        if let Some(libraries) = &self.libraries {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
         command
     }
 }

@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod exchange;
 mod fairness;
+mod gpu;
 mod hangup;
 #[allow(dead_code)] // the fault tests use more of it
 mod harness;

@@ -79,7 +79,7 @@ impl Network {
 
     pub fn host(&self, host: usize) -> Host {
         assert!(host < self.hosts);
-        Host { namespace: Some(self.namespace(&host.to_string())), address: address(host) }
+        Host { namespace: Some(self.namespace(&host.to_string())), libraries: None, address: address(host) }
     }
 
     /// From here on this thread, and those that it starts, are on that host.

@@ -167,6 +167,11 @@ Result cuDeviceGetName(char* name, int bytes, int) {
     return SUCCESS;
 }
 
+Result cuDeviceTotalMem_v2(size_t* bytes, int) {
+    *bytes = DEVICE_BYTES;
+    return SUCCESS;
+}
+
 Result cuDeviceGetAttribute(int* value, int attribute, int) {
     *value = attribute == ATTRIBUTE_MAJOR ? 9 : attribute == ATTRIBUTE_MINOR ? 0 : attribute == ATTRIBUTE_MEMORY_POOLS;
     return SUCCESS;

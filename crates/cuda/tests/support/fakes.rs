@@ -1,42 +1,23 @@
 //! The tests' libcuda and libnvrtc (`tests/fake/`), and a process that finds them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-/// Where g++ compiles for this machine, the kernels' fmaf is an instruction; nothing else may be fused.
-const OPTIONS: [&str; 9] = [
-    "-std=c++17",
-    "-O2",
-    "-march=native",
-    "-ffp-contract=off",
-    // It takes a jump to another fiber for a damaged stack.
-    "-U_FORTIFY_SOURCE",
-    "-Wno-unknown-pragmas",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-];
+/// Exit status of `build.sh` where there is no compiler.
+const NO_COMPILER: i32 = 3;
 
 /// Builds both libraries into a folder; the reason where they cannot be built here.
 pub fn build(folder: &Path) -> Result<(), String> {
     if !cfg!(target_os = "linux") {
         return Err("the tests' libcuda is for Linux".to_owned());
     }
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
-    if Command::new(&compiler).arg("--version").output().is_err() {
-        return Err(format!("no C++ compiler '{compiler}' for the tests' libcuda"));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/build.sh");
+    let output = Command::new("sh").arg(script).arg(folder).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.code() == Some(NO_COMPILER) {
+        return Err(said);
     }
-    let sources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fake");
-    for (library, files) in [
-        ("libcuda.so", &["kernels.cpp", "fibers.cpp", "libcuda.cpp"][..]),
-        ("libnvrtc.so", &["libnvrtc.cpp"][..]),
-    ] {
-        let mut command = Command::new(&compiler);
-        command.args(OPTIONS).arg("-o").arg(folder.join(library));
-        command.args(files.iter().map(|file| sources.join(file)));
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{library}: {}", String::from_utf8_lossy(&output.stderr));
-    }
+    assert!(output.status.success(), "{said}");
     Ok(())
 }
 

@@ -1,0 +1,87 @@
+//! Workers whose models compute on a GPU. None is here: a libcuda of crates/cuda's tests runs the same kernels on the CPU.
+
+use std::process::Command;
+
+use crate::harness::{
+    Host, Running, ask_all, demo_model, free_address, knows_its_workers, machine, repository, request, worker,
+};
+
+/// Exit status of the script where there is no compiler.
+const NO_COMPILER: i32 = 3;
+
+/// A machine that takes itself for one with a GPU. `None`: it cannot be had here.
+fn machine_with_gpu(libraries: &std::path::Path) -> Option<Host> {
+    let script = repository().join("crates/cuda/tests/fake/build.sh");
+    let output = Command::new("sh").arg(script).arg(libraries).output().unwrap();
+    if output.status.code() == Some(NO_COMPILER) {
+        println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
+        return None;
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(Host::with_libraries(libraries))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn base_and_reward_workers_on_a_gpu_answer_as_those_on_the_cpu() {
+    let _machine = machine();
+    let folder = tempfile::tempdir().unwrap();
+    let Some(host) = machine_with_gpu(folder.path()) else { return };
+    let adapter = format!("shipped={}", repository().join("adapters/positive-concise").display());
+    // The CPU that stands in takes seconds for a token: a short prompt, and few of them.
+    let mut asked = request("Hi!", &[("positive", 0.7), ("concise", 0.3)]);
+    asked.sampling.temperature = 0.0;
+    asked.sampling.max_tokens = 3;
+    let answer = async |base: &Running, reward: &Running| {
+        let router =
+            Running::start("router", &["--base-peer", &base.address, "--reward-peer", &reward.address]);
+        let inference = knows_its_workers(&router.address).await;
+        ask_all(&inference, std::slice::from_ref(&asked), 1).await.remove(0)
+    };
+    let flags = ["--model", demo_model(), "--kv-tokens", "512", "--device", "cuda", "--gpu-weights", "f32"];
+    let base = Running::start_on(&host, "base", &flags);
+    let reward = Running::start_on(&host, "reward", &[&flags[..], &["--adapter", &adapter]].concat());
+    let found = answer(&base, &reward).await;
+    drop((base, reward));
+    let expected = answer(&worker("base", &[]), &worker("reward", &["--adapter", &adapter])).await;
+    assert_eq!(found.choices[0].tokens, expected.choices[0].tokens);
+    assert_eq!(found.choices[0].tokens.len(), 3);
+}
+
+#[test]
+fn doctor_sees_the_device_and_compiles_kernels_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(host) = machine_with_gpu(folder.path()) else { return };
+    let output = host.command(env!("CARGO_BIN_EXE_uniarm")).args(["doctor", "--json"]).output().unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let state = |what: &str| {
+        let found = said["findings"].as_array().unwrap().iter().find(|finding| finding["what"] == what);
+        found.unwrap_or_else(|| panic!("nothing is said of {what}: {said}"))["state"].clone()
+    };
+    assert_eq!([state("cuda:0"), state("kernels")], ["ok", "ok"]);
+}
+
+#[test]
+fn a_gpu_that_cannot_be_is_refused_with_a_sentence() {
+    let refused = |flags: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_uniarm"))
+            .args(["base", "--model", demo_model()])
+            .args(flags)
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{flags:?} started");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let meeting = free_address();
+    let group = ["--group", "g0", "--rank", "0", "--size", "2", "--group-address", &meeting];
+    let in_group = refused(&[&["--device", "cuda"][..], &group].concat());
+    assert!(in_group.contains("--device cuda:0 does not go with --group"), "{in_group}");
+    let unknown = refused(&["--device", "gpu"]);
+    assert!(unknown.contains("cpu, cuda, or cuda:N"), "{unknown}");
+    if std::path::Path::new("/proc/driver/nvidia").exists() {
+        println!("skipped: what is said without a GPU, because this machine has one");
+        return;
+    }
+    let absent = refused(&["--device", "cuda"]);
+    assert!(absent.contains("no NVIDIA driver (libcuda.so.1) on this machine"), "{absent}");
+    assert!(absent.contains("on --device cuda:0"), "{absent}");
+}
