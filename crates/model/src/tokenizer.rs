@@ -3,7 +3,7 @@
 mod rebuilt;
 
 use std::collections::BTreeMap;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde_json::Value;
@@ -80,8 +80,14 @@ impl Tokenizer {
     /// What the file holds.
     pub(crate) fn from_bytes(bytes: &[u8], file: &Path) -> Result<Self, ModelError> {
         let malformed = |error: tokenizers::Error| ModelError::malformed(file, format!("tokenizer: {error}"));
-        // The library panics on some files (a merge longer than every token), and a file is foreign data.
-        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+        // The library panics on some files (a merge longer than every token, a template with a token that it does not
+        // define), and a file is foreign data.
+        let parsed = catch_unwind(|| {
+            let pipeline = tokenizers::Tokenizer::from_bytes(bytes)?;
+            // Texts may be refused later, one by one; what panics at any is refused here.
+            let _ = pipeline.encode_fast("a", true);
+            Ok(pipeline)
+        });
         let parsed = parsed.unwrap_or_else(|_| Err("the file is corrupt".into()));
         let mut pipeline = parsed.map_err(malformed)?;
         // A file may carry the settings of a training run: prompts are neither cut nor filled up here.
@@ -128,7 +134,9 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Tokenizer`], also for a text that spells an added token which the model does not know.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.pipeline.encode_fast(text, add_special);
+        // What panics at some texts alone was not seen when the file was read.
+        let encoding = catch_unwind(AssertUnwindSafe(|| self.pipeline.encode_fast(text, add_special)));
+        let encoding = encoding.unwrap_or_else(|_| Err("the tokenizer's file is corrupt".into()));
         let encoding = encoding.map_err(|error| ModelError::Tokenizer(error.to_string()))?;
         match encoding.get_ids().iter().find(|id| **id >= self.rows) {
             None => Ok(encoding.get_ids().to_vec()),
@@ -398,7 +406,12 @@ mod tests {
         long_merge["model"]["merges"] = json!([["he", "he"]]);
         let mut undecodable = byte_level(&[]);
         undecodable["decoder"] = json!(null);
-        for damaged in [json!(null), json!({ "version": "1.0" }), long_merge, undecodable] {
+        let mut undefined = byte_level(&[]);
+        undefined["post_processor"] = json!({ "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": {} });
+        for damaged in [json!(null), json!({ "version": "1.0" }), long_merge, undecodable, undefined] {
             let error = read(&damaged).err().expect("refused").to_string();
             assert!(error.contains("tokenizer.json"), "{error}");
         }
