@@ -150,15 +150,6 @@ impl Collective for Faulty {
         self.call(|inner| inner.all_reduce_sum(values))
     }
 
-    fn all_gather_parts(
-        &mut self,
-        own: &[f32],
-        counts: &[usize],
-        all: &mut [f32],
-    ) -> Result<(), CollectiveError> {
-        self.call(|inner| inner.all_gather_parts(own, counts, all))
-    }
-
     fn all_gather_among(
         &mut self,
         members: Range<usize>,

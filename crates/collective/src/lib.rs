@@ -84,7 +84,9 @@ pub trait Collective: Send {
         own: &[f32],
         counts: &[usize],
         all: &mut [f32],
-    ) -> Result<(), CollectiveError>;
+    ) -> Result<(), CollectiveError> {
+        self.all_gather_among(0..self.size(), own, counts, all)
+    }
 
     /// As [`Collective::all_gather_parts`] among the ranks of `members` alone, of which this is one, with a count for each
     /// of them. The other ranks do not hear of it, and may be at any other call.

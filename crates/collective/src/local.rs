@@ -184,12 +184,18 @@ impl Collective for Local {
         Ok(())
     }
 
-    fn all_gather_parts(
+    fn all_gather_among(
         &mut self,
+        members: Range<usize>,
         own: &[f32],
         counts: &[usize],
         all: &mut [f32],
     ) -> Result<(), CollectiveError> {
+        // A meeting is of all; some of them send each other letters.
+        if members != (0..self.group.size) {
+            let payload = self.group.payload;
+            return gather_in_pairs(self, payload, members, (own, counts), all);
+        }
         check_counts(self.rank, self.group.size, counts, (own.len(), all.len()))?;
         let posts = self.meet_with(Operation::AllGather, own, |rank| counts[rank])?;
         let mut rest = all;
@@ -199,20 +205,6 @@ impl Collective for Local {
             rest = behind;
         }
         Ok(())
-    }
-
-    fn all_gather_among(
-        &mut self,
-        members: Range<usize>,
-        own: &[f32],
-        counts: &[usize],
-        all: &mut [f32],
-    ) -> Result<(), CollectiveError> {
-        if members == (0..self.group.size) {
-            return self.all_gather_parts(own, counts, all);
-        }
-        let payload = self.group.payload;
-        gather_in_pairs(self, payload, members, (own, counts), all)
     }
 
     fn reduce_scatter_sum(&mut self, values: &[f32], own: &mut [f32]) -> Result<(), CollectiveError> {

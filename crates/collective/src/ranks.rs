@@ -175,15 +175,6 @@ impl<E: Exchange> Collective for Ranks<E> {
         self.spread((Operation::AllReduce, 0..size), values, |rank| part(size, count, rank))
     }
 
-    fn all_gather_parts(
-        &mut self,
-        own: &[f32],
-        counts: &[usize],
-        all: &mut [f32],
-    ) -> Result<(), CollectiveError> {
-        self.all_gather_among(0..self.group.size, own, counts, all)
-    }
-
     fn all_gather_among(
         &mut self,
         members: Range<usize>,

@@ -94,16 +94,23 @@ impl Address {
     }
 }
 
+/// A variable that is set, and not to nothing.
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Where downloaded models are kept, as Hugging Face's own tools have it. `None`: no variable says where.
+pub fn cache_folder() -> Option<PathBuf> {
+    set("HF_HUB_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| set("HF_HOME").map(|home| Path::new(&home).join("hub")))
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("huggingface/hub")))
+        .or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache/huggingface/hub")))
+}
+
 impl Hub {
     fn from_environment(options: &OpenOptions) -> Result<Self, ModelError> {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let cache = options
-            .cache_dir
-            .clone()
-            .or_else(|| set("HF_HUB_CACHE").map(PathBuf::from))
-            .or_else(|| set("HF_HOME").map(|home| Path::new(&home).join("hub")))
-            .or_else(|| set("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("huggingface/hub")))
-            .or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache/huggingface/hub")));
+        let cache = options.cache_dir.clone().or_else(cache_folder);
         let cache = cache.ok_or_else(|| ModelError::Download {
             url: "hf://".to_owned(),
             reason: "no cache folder: set HF_HOME".to_owned(),

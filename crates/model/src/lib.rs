@@ -43,6 +43,7 @@ pub use config::{Architecture, Config, Rope, RopeScaling};
 pub use division::{Linear, Part};
 pub use error::ModelError;
 pub use forward::{Forward, Limits, Row};
+pub use hub::cache_folder;
 pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};
 pub use rope::RopeTable;
 pub use scripted::{ScriptedForward, ScriptedOptions};

@@ -8,7 +8,7 @@ mod context;
 pub mod cores;
 mod draft;
 mod exchange;
-mod floor;
+pub mod floor;
 mod front;
 mod load;
 mod prompts;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use uniarm_cluster::StoreAddress;
 use uniarm_proto::MemberId;
 
-use crate::{store::StoreArgs, worker};
+use crate::{bench::floor::Machine, store::StoreArgs, worker};
 
 /// A store that takes longer is none to build on.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
@@ -141,13 +141,13 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or((cores / 2).max(1));
     report.add(machine::facts(cores));
-    let (rates, findings) = tokio::task::spawn_blocking(move || machine::measure(threads)).await?;
-    report.add(findings);
+    let measured = Machine::measure(threads).await?;
+    report.add(machine::rates(&measured));
     report.add(machine::folders());
     report.add(tokio::task::spawn_blocking(gpu::look).await?);
     if let Some(source) = args.model {
         let source = if source == "demo" { worker::demo_model().await? } else { source };
-        let findings = tokio::task::spawn_blocking(move || model::look(&source, threads, rates)).await?;
+        let findings = tokio::task::spawn_blocking(move || model::look(&source, measured)).await?;
         report.add(findings);
     }
     if args.store.parse()? != StoreAddress::Memory {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Aborter, CollectiveError, Group, Operation,
-    exchange::{Exchange, Incoming, Outgoing},
+    exchange::{Exchange, Fate, Incoming, Outgoing},
     frame::{HEADER_BYTES, Header},
     ranks::ONE_HOP_BYTES_MAX,
     tcp::{self, Sign},
@@ -52,8 +52,8 @@ pub struct Links {
     inbox: Vec<u8>,
 }
 
-/// What an [`Aborter`] holds on to.
-struct Shared {
+/// What an [`Aborter`](crate::Aborter) holds on to.
+pub struct Shared {
     communicator: Communicator,
     control: Option<Aborter>,
 }
@@ -119,38 +119,6 @@ impl Links {
 
     fn call(&self, operation: Operation, peers: Vec<usize>) -> Call {
         Call { operation, peers, deadline: Instant::now() + self.timeout }
-    }
-
-    fn pass(
-        &mut self,
-        operation: Operation,
-        outgoing: &[Outgoing<'_>],
-        incoming: &mut [Incoming<'_>],
-    ) -> Result<(), CollectiveError> {
-        let senders = incoming.iter().map(|message| message.from);
-        let mut peers: Vec<usize> = senders.chain(outgoing.iter().map(|message| message.to)).collect();
-        peers.sort_unstable();
-        peers.dedup();
-        if peers.is_empty() {
-            return Ok(());
-        }
-        let call = self.call(operation, peers);
-        self.device.bind()?;
-        self.pass_first(&call, outgoing, incoming)?;
-        let rest: Vec<Outgoing<'_>> = outgoing
-            .iter()
-            .filter(|message| message.bytes.len() > INLINE_BYTES)
-            .map(|message| Outgoing { to: message.to, bytes: &message.bytes[INLINE_BYTES..] })
-            .collect();
-        let mut room: Vec<Incoming<'_>> = incoming
-            .iter_mut()
-            .filter(|message| message.bytes.len() > INLINE_BYTES)
-            .map(|message| Incoming { from: message.from, bytes: &mut message.bytes[INLINE_BYTES..] })
-            .collect();
-        if rest.is_empty() && room.is_empty() {
-            return Ok(());
-        }
-        self.transfer(&call, &rest, &mut room)
     }
 
     /// Headers, and as much of each message as travels with them.
@@ -329,26 +297,42 @@ impl Links {
 }
 
 impl Exchange for Links {
-    fn exchange(
+    type Fate = Shared;
+
+    fn fate(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn pass(
         &mut self,
         operation: Operation,
         outgoing: &[Outgoing<'_>],
         incoming: &mut [Incoming<'_>],
     ) -> Result<(), CollectiveError> {
-        if let Some(failure) = self.shared.communicator.failure() {
-            return Err(failure);
+        let senders = incoming.iter().map(|message| message.from);
+        let mut peers: Vec<usize> = senders.chain(outgoing.iter().map(|message| message.to)).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        if peers.is_empty() {
+            return Ok(());
         }
-        self.pass(operation, outgoing, incoming).map_err(|error| self.shared.fail(error))
-    }
-
-    fn aborter(&self) -> Aborter {
-        // Weak: an aborter that outlives its rank must keep nothing of it alive.
-        let shared = Arc::downgrade(&self.shared);
-        Aborter(Arc::new(move |reason| {
-            if let Some(shared) = shared.upgrade() {
-                shared.fail(CollectiveError::Aborted { reason: reason.to_owned() });
-            }
-        }))
+        let call = self.call(operation, peers);
+        self.device.bind()?;
+        self.pass_first(&call, outgoing, incoming)?;
+        let rest: Vec<Outgoing<'_>> = outgoing
+            .iter()
+            .filter(|message| message.bytes.len() > INLINE_BYTES)
+            .map(|message| Outgoing { to: message.to, bytes: &message.bytes[INLINE_BYTES..] })
+            .collect();
+        let mut room: Vec<Incoming<'_>> = incoming
+            .iter_mut()
+            .filter(|message| message.bytes.len() > INLINE_BYTES)
+            .map(|message| Incoming { from: message.from, bytes: &mut message.bytes[INLINE_BYTES..] })
+            .collect();
+        if rest.is_empty() && room.is_empty() {
+            return Ok(());
+        }
+        self.transfer(&call, &rest, &mut room)
     }
 }
 
@@ -361,8 +345,12 @@ impl Drop for Links {
 
 // === impl Shared ===
 
-impl Shared {
-    /// Remembers the first failure, and lets the peers know.
+impl Fate for Shared {
+    fn failure(&self) -> Option<CollectiveError> {
+        self.communicator.failure()
+    }
+
+    /// Lets the peers know, where there is a way to tell them.
     fn fail(&self, error: CollectiveError) -> CollectiveError {
         let error = self.communicator.fail(error);
         if let Some(control) = &self.control {

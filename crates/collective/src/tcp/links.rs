@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 
 use super::wait::{Interest, look, wait};
 use crate::{
-    Aborter, CollectiveError, Operation, Wire,
-    exchange::{Exchange, Incoming, Outgoing},
+    CollectiveError, Operation, Wire,
+    exchange::{Exchange, Fate, Incoming, Outgoing},
     frame::{FRAME_BYTES_MAX, HEADER_BYTES, Header},
 };
 
@@ -41,8 +41,8 @@ struct Peer {
     received: u64,
 }
 
-/// What an [`Aborter`] holds on to.
-struct Shared {
+/// What an [`Aborter`](crate::Aborter) holds on to.
+pub struct Shared {
     /// The first failure, which is every later one too.
     failure: Mutex<Option<CollectiveError>>,
     streams: Vec<Arc<TcpStream>>,
@@ -111,41 +111,6 @@ impl Links {
         let end = self.exchange(operation, outgoing, incoming);
         self.timeout = ordinary;
         end
-    }
-
-    fn pass(
-        &mut self,
-        operation: Operation,
-        outgoing: &[Outgoing<'_>],
-        incoming: &mut [Incoming<'_>],
-    ) -> Result<(), CollectiveError> {
-        let deadline = Instant::now() + self.timeout;
-        let mut sends: Vec<Progress> = Vec::with_capacity(outgoing.len());
-        for message in outgoing {
-            sends.push(self.progress(operation, message.to, message.bytes.len(), true));
-        }
-        let mut receives: Vec<Progress> = Vec::with_capacity(incoming.len());
-        for message in incoming.iter() {
-            receives.push(self.progress(operation, message.from, message.bytes.len(), false));
-        }
-        loop {
-            let mut moved = false;
-            for (send, message) in sends.iter_mut().zip(outgoing) {
-                moved |= self.write(send, message.bytes)?;
-            }
-            for (receive, message) in receives.iter_mut().zip(incoming.iter_mut()) {
-                moved |= self.read(receive, message.bytes)?;
-            }
-            let late = receives.iter().chain(&sends).find(|progress| !progress.is_done());
-            let Some(late) = late.map(|progress| progress.rank) else { return Ok(()) };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(CollectiveError::Deadline { operation, rank: late, timeout: self.timeout });
-            }
-            if !moved {
-                self.sleep(&sends, &receives, left);
-            }
-        }
     }
 
     fn progress(&self, operation: Operation, rank: usize, bytes: usize, outward: bool) -> Progress {
@@ -246,34 +211,56 @@ impl Links {
 }
 
 impl Exchange for Links {
-    /// Sends and receives all of these messages, in any order in time.
-    fn exchange(
+    type Fate = Shared;
+
+    fn fate(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn pass(
         &mut self,
         operation: Operation,
         outgoing: &[Outgoing<'_>],
         incoming: &mut [Incoming<'_>],
     ) -> Result<(), CollectiveError> {
-        if let Some(failure) = self.shared.failure.lock().clone() {
-            return Err(failure);
+        let deadline = Instant::now() + self.timeout;
+        let mut sends: Vec<Progress> = Vec::with_capacity(outgoing.len());
+        for message in outgoing {
+            sends.push(self.progress(operation, message.to, message.bytes.len(), true));
         }
-        self.pass(operation, outgoing, incoming).map_err(|error| self.shared.fail(error))
-    }
-
-    fn aborter(&self) -> Aborter {
-        // Weak: an aborter that outlives its rank must not keep its connections open.
-        let shared = Arc::downgrade(&self.shared);
-        Aborter(Arc::new(move |reason| {
-            if let Some(shared) = shared.upgrade() {
-                shared.fail(CollectiveError::Aborted { reason: reason.to_owned() });
+        let mut receives: Vec<Progress> = Vec::with_capacity(incoming.len());
+        for message in incoming.iter() {
+            receives.push(self.progress(operation, message.from, message.bytes.len(), false));
+        }
+        loop {
+            let mut moved = false;
+            for (send, message) in sends.iter_mut().zip(outgoing) {
+                moved |= self.write(send, message.bytes)?;
             }
-        }))
+            for (receive, message) in receives.iter_mut().zip(incoming.iter_mut()) {
+                moved |= self.read(receive, message.bytes)?;
+            }
+            let late = receives.iter().chain(&sends).find(|progress| !progress.is_done());
+            let Some(late) = late.map(|progress| progress.rank) else { return Ok(()) };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CollectiveError::Deadline { operation, rank: late, timeout: self.timeout });
+            }
+            if !moved {
+                self.sleep(&sends, &receives, left);
+            }
+        }
     }
 }
 
 // === impl Shared ===
 
-impl Shared {
-    /// Remembers the first failure, and lets the peers know: they read the end of the stream.
+impl Fate for Shared {
+    fn failure(&self) -> Option<CollectiveError> {
+        self.failure.lock().clone()
+    }
+
+    /// Lets the peers know: they read the end of the stream.
     fn fail(&self, error: CollectiveError) -> CollectiveError {
         let error = self.failure.lock().get_or_insert(error).clone();
         for stream in &self.streams {

@@ -1,11 +1,12 @@
 //! Processor, memory, limits and folders.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
-use uniarm_model::{kernels::simd::Isa, machine};
+use uniarm_model::kernels::simd::Isa;
 
 use super::{Finding, State};
+use crate::bench::floor::Machine;
 
 const AREA: &str = "machine";
 
@@ -17,13 +18,6 @@ const FREE_BYTES_MIN: u64 = 8 << 30;
 
 /// What a machine without vector instructions would be told is slow: a core of ten years ago reads as much.
 const STREAM_MIN: f64 = 4e9;
-
-/// What `threads` threads do together.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rates {
-    pub threads: usize,
-    pub stream_bytes_per_second: f64,
-}
 
 /// What can be read off, without measuring.
 pub(super) fn facts(cores: usize) -> Vec<Finding> {
@@ -67,11 +61,9 @@ fn memory() -> Option<Finding> {
     Some(Finding::ok(AREA, "memory", format!("{free:.1} of {all:.1} GiB free{limit}")))
 }
 
-/// It takes about a second, in which nothing else should run.
-pub(super) fn measure(threads: usize) -> (Rates, Vec<Finding>) {
-    let stream = machine::stream_bytes_per_second(threads);
-    let float = machine::arithmetic_per_second(threads);
-    let integer = machine::integer_arithmetic_per_second(threads);
+/// What a worker's threads do.
+pub(super) fn rates(machine: &Machine) -> Vec<Finding> {
+    let Machine { threads_per_worker: threads, stream_bytes_per_second: stream, .. } = *machine;
     let mut reading =
         Finding::ok(AREA, "memory rate", format!("{:.1} GB/s on {threads} thread(s)", stream / 1e9));
     if stream < STREAM_MIN {
@@ -80,23 +72,16 @@ pub(super) fn measure(threads: usize) -> (Rates, Vec<Finding>) {
             "every token reads all weights: is something else running, or the memory of another socket?",
         );
     }
-    let arithmetic = format!(
-        "{:.0} GFLOP/s in f32, {:.0} Gop/s in integers, on {threads} thread(s)",
-        float / 1e9,
-        integer / 1e9
-    );
-    let rates = Rates { threads, stream_bytes_per_second: stream };
-    (rates, vec![reading, Finding::ok(AREA, "arithmetic", arithmetic)])
+    let float = machine.float_operations_per_second / 1e9;
+    let integer = machine.integer_operations_per_second / 1e9;
+    let arithmetic =
+        format!("{float:.0} GFLOP/s in f32, {integer:.0} Gop/s in integers, on {threads} thread(s)");
+    vec![reading, Finding::ok(AREA, "arithmetic", arithmetic)]
 }
 
 /// Where models are kept.
 pub(super) fn folders() -> Vec<Finding> {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("HF_HUB_CACHE")
-        .or_else(|| set("HF_HOME"))
-        .or_else(|| set("XDG_CACHE_HOME"))
-        .or_else(|| set("HOME").map(|home| home.join(".cache")));
-    let Some(cache) = cache else {
+    let Some(cache) = uniarm_model::cache_folder() else {
         let missing = Finding::new(AREA, "model cache", State::Poor, "no folder for downloads");
         return vec![missing.advised("set HF_HOME to a folder that stays, or give --model a path")];
     };

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use uniarm_model::{Forward as _, Llama, LlamaOptions, Row};
 
-use super::{Finding, State, gpu, machine::Rates};
-use crate::worker;
+use super::{Finding, State, gpu};
+use crate::{bench::floor::Machine, worker};
 
 const AREA: &str = "model";
 
@@ -16,8 +16,8 @@ const STEPS: usize = 32;
 /// Less of what reading the weights allows is a machine in use, or one whose kernels need work.
 const SHARE_MIN: f64 = 0.4;
 
-pub(super) fn look(source: &str, threads: usize, rates: Rates) -> Vec<Finding> {
-    match try_out(source, threads, rates) {
+pub(super) fn look(source: &str, machine: Machine) -> Vec<Finding> {
+    match try_out(source, machine) {
         Ok(findings) => findings,
         Err(error) => {
             let failed = Finding::new(AREA, source, State::Failed, format!("{error:#}"));
@@ -28,12 +28,13 @@ pub(super) fn look(source: &str, threads: usize, rates: Rates) -> Vec<Finding> {
     }
 }
 
-fn try_out(source: &str, threads: usize, rates: Rates) -> anyhow::Result<Vec<Finding>> {
+fn try_out(source: &str, machine: Machine) -> anyhow::Result<Vec<Finding>> {
     let began = Instant::now();
     let files = worker::open(source)?;
     let block_tokens = worker::BLOCK_TOKENS;
     let kv_blocks = (WARM_STEPS + STEPS).div_ceil(block_tokens);
-    let mut llama = Llama::load(&files, &LlamaOptions { threads, kv_blocks, block_tokens })?;
+    let mut llama =
+        Llama::load(&files, &LlamaOptions { threads: machine.threads_per_worker, kv_blocks, block_tokens })?;
     worker::self_test(&mut llama)?;
     let config = &files.config;
     let loaded = format!(
@@ -52,13 +53,13 @@ fn try_out(source: &str, threads: usize, rates: Rates) -> anyhow::Result<Vec<Fin
         (Some(_), Some(_)) => Finding::ok(AREA, "chat template", "there"),
     };
     let mut findings =
-        vec![Finding::ok(AREA, files.name.clone(), loaded), talks, decoding(&mut llama, rates)?];
+        vec![Finding::ok(AREA, files.name.clone(), loaded), talks, decoding(&mut llama, machine)?];
     drop(llama);
     findings.extend(gpu::compare(&files));
     Ok(findings)
 }
 
-fn decoding(llama: &mut Llama, rates: Rates) -> anyhow::Result<Finding> {
+fn decoding(llama: &mut Llama, machine: Machine) -> anyhow::Result<Finding> {
     let blocks: Vec<u32> = (0..llama.blocks() as u32).collect();
     let mut logits = Vec::new();
     let mut began = Instant::now();
@@ -70,10 +71,10 @@ fn decoding(llama: &mut Llama, rates: Rates) -> anyhow::Result<Finding> {
         llama.forward(&[row], &mut logits)?;
     }
     let per_second = STEPS as f64 / began.elapsed().as_secs_f64();
-    let share = per_second * llama.weight_bytes() as f64 / rates.stream_bytes_per_second;
+    let share = per_second * llama.weight_bytes() as f64 / machine.stream_bytes_per_second;
     let detail = format!(
         "{per_second:.0} tokens/s on {} thread(s), {:.0} % of what reading the weights allows",
-        rates.threads,
+        machine.threads_per_worker,
         100.0 * share
     );
     if share >= SHARE_MIN {
