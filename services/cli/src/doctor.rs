@@ -28,7 +28,7 @@ pub struct DoctorArgs {
     #[command(flatten)]
     pub store: StoreArgs,
     /// Threads to measure with [default: half of the machine's cores, as a worker takes]
-    #[arg(long, env = "UNIARM_THREADS")]
+    #[arg(long, env = "UNIARM_THREADS", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub threads: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
