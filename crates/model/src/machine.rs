@@ -14,8 +14,10 @@ use crate::kernels::{
 const STREAM_FLOATS: usize = 64 << 20;
 
 /// Independent accumulators: latency times ports of the processors that we know, and few enough that the compiler keeps
-/// every one of them in a register.
-const CHAINS: usize = 10;
+/// every one of them in a register. Where a vector is two registers, of which there are half as many, the same number of
+/// registers is half as many accumulators.
+const CHAINS_WIDE: usize = 10;
+const CHAINS_NARROW: usize = 5;
 
 /// Multiply-adds of one measurement for each chain.
 const CHAIN_STEPS: usize = 8 << 20;
@@ -39,14 +41,19 @@ pub fn stream_bytes_per_second(threads: usize) -> f64 {
 #[must_use]
 pub fn integer_arithmetic_per_second(threads: usize) -> f64 {
     let seconds = best(|| together(threads, |_| multiply_integers()));
-    (threads * CHAINS * CHAIN_STEPS * LANES * 4) as f64 / seconds
+    (threads * chains() * CHAIN_STEPS * LANES * 4) as f64 / seconds
 }
 
 /// Floating-point operations per second of `threads` threads together, a multiply-add counting as two.
 #[must_use]
 pub fn arithmetic_per_second(threads: usize) -> f64 {
     let seconds = best(|| together(threads, |_| multiply_add()));
-    (threads * CHAINS * CHAIN_STEPS * LANES * 2) as f64 / seconds
+    (threads * chains() * CHAIN_STEPS * LANES * 2) as f64 / seconds
+}
+
+/// Accumulators of the instruction set that this machine has.
+fn chains() -> usize {
+    if Isa::best().is_wide() { CHAINS_WIDE } else { CHAINS_NARROW }
 }
 
 fn best(mut measure: impl FnMut() -> Duration) -> f64 {
@@ -90,16 +97,21 @@ fn multiply_add() {
     impl Kernel for MultiplyAdd {
         #[inline(always)]
         fn run<V: F32x16>(self) {
-            let factor = V::splat(std::hint::black_box(0.999_999));
-            let addend = V::splat(std::hint::black_box(1e-6));
-            let mut chains = [V::splat(1.0); CHAINS];
-            for _ in 0..CHAIN_STEPS {
-                for chain in &mut chains {
-                    *chain = chain.mul_add(factor, addend);
-                }
-            }
-            std::hint::black_box(chains.map(F32x16::sum));
+            if V::WIDE { chain::<V, CHAINS_WIDE>() } else { chain::<V, CHAINS_NARROW>() }
         }
+    }
+
+    #[inline(always)]
+    fn chain<V: F32x16, const CHAINS: usize>() {
+        let factor = V::splat(std::hint::black_box(0.999_999));
+        let addend = V::splat(std::hint::black_box(1e-6));
+        let mut chains = [V::splat(1.0); CHAINS];
+        for _ in 0..CHAIN_STEPS {
+            for chain in &mut chains {
+                *chain = chain.mul_add(factor, addend);
+            }
+        }
+        std::hint::black_box(chains.map(F32x16::sum));
     }
 
     Isa::best().run(MultiplyAdd);
@@ -111,18 +123,23 @@ fn multiply_integers() {
     impl Kernel for MultiplyIntegers {
         #[inline(always)]
         fn run<V: F32x16>(self) {
-            let bytes = std::hint::black_box([3u8; 4 * LANES]);
-            let word = std::hint::black_box(0x0102_0304);
-            // Safety: 64 bytes.
-            let weights = unsafe { V::Integers::load_weights(bytes.as_ptr()) };
-            let mut chains = [V::Integers::splat(0); CHAINS];
-            for _ in 0..CHAIN_STEPS {
-                for chain in &mut chains {
-                    *chain = chain.dot::<0>(weights, word);
-                }
-            }
-            std::hint::black_box(chains.map(I32x16::sum));
+            if V::WIDE { chain::<V, CHAINS_WIDE>() } else { chain::<V, CHAINS_NARROW>() }
         }
+    }
+
+    #[inline(always)]
+    fn chain<V: F32x16, const CHAINS: usize>() {
+        let bytes = std::hint::black_box([3u8; 4 * LANES]);
+        let word = std::hint::black_box(0x0102_0304);
+        // Safety: 64 bytes.
+        let weights = unsafe { V::Integers::load_weights(bytes.as_ptr()) };
+        let mut chains = [V::Integers::splat(0); CHAINS];
+        for _ in 0..CHAIN_STEPS {
+            for chain in &mut chains {
+                *chain = chain.dot::<0>(weights, word);
+            }
+        }
+        std::hint::black_box(chains.map(I32x16::sum));
     }
 
     Isa::best().run(MultiplyIntegers);

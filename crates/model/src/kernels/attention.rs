@@ -16,6 +16,9 @@ use super::tile::{Tile, panels_together};
 const QUERIES_WIDE: usize = 12;
 const QUERIES_NARROW: usize = 6;
 
+/// Cache lines of values that are asked for with each 16 exponentials: while these are computed, memory would rest.
+const FETCH_LINES: usize = 8;
+
 /// Where one layer's keys and values lie. Per block: keys (kv_heads, block_tokens / 16, head_dim, 16), each
 /// 16 positions a panel as of a weight, then values (kv_heads, block_tokens, head_dim).
 #[derive(Clone, Copy)]
@@ -56,11 +59,10 @@ struct Attention<'a> {
     score_stride: usize,
 }
 
-/// Scores of one query → weights, in place; returns their sum through `sum`.
-struct Softmax {
-    scores: *mut f32,
-    visible: usize,
-    sum: *mut f32,
+/// Scores of one query → weights, in place, and their sum behind them.
+struct Softmax<'a> {
+    attention: &'a Attention<'a>,
+    query: usize,
 }
 
 /// Weighted sums of values: `height` queries from `first` on, `width` × 16 columns.
@@ -167,11 +169,13 @@ impl LayerCache {
 
 impl Attention<'_> {
     /// Queries in order of token, then head.
+    #[inline(always)]
     fn count(&self) -> usize {
         self.queries.tokens * self.queries.heads
     }
 
     /// Keys that a query sees: those up to its own position.
+    #[inline(always)]
     fn visible(&self, query: usize) -> usize {
         self.queries.position + query / self.queries.heads + 1
     }
@@ -232,15 +236,33 @@ impl Attention<'_> {
         }
     }
 
+    #[inline(always)]
+    fn scores(&self, query: usize) -> *mut f32 {
+        self.scores.wrapping_add(query * self.score_stride)
+    }
+
     /// Where the sum of a query's weights is kept: past its last panel.
+    #[inline(always)]
     fn sum(&self, query: usize) -> *mut f32 {
-        self.scores.wrapping_add((query + 1) * self.score_stride - LANES)
+        self.scores(query + 1).wrapping_sub(LANES)
+    }
+
+    /// Asks for the values in [`FETCH_LINES`] cache lines, counted from the first that the queries see.
+    #[inline(always)]
+    fn fetch_values<V: F32x16>(&self, first: usize) {
+        let panel_lines = self.cache.head_dim; // 16 rows of head_dim floats, 16 floats in a line
+        let panel = first / panel_lines;
+        if panel * LANES < self.visible(self.count() - 1) {
+            let lines = self.value_panel(panel).wrapping_add(first % panel_lines * LANES);
+            for line in 0..FETCH_LINES {
+                V::prefetch(lines.wrapping_add(line * LANES));
+            }
+        }
     }
 
     unsafe fn softmax(&self) {
         for query in 0..self.count() {
-            let scores = self.scores.wrapping_add(query * self.score_stride);
-            self.isa.run(Softmax { scores, visible: self.visible(query), sum: self.sum(query) });
+            self.isa.run(Softmax { attention: self, query });
         }
     }
 
@@ -261,9 +283,15 @@ impl Attention<'_> {
 
     unsafe fn weigh_queries(&self, queries: Range<usize>, keys: Range<usize>) {
         let columns = self.cache.head_dim / LANES;
-        let (height_max, width_max) = if self.isa.is_wide() { (6, 4) } else { (4, 1) };
+        let wide = self.isa.is_wide();
+        let height_max = if wide { 6 } else { 4 };
         for first in queries.clone().step_by(height_max) {
             let height = height_max.min(queries.end - first);
+            let width_max = match (wide, height) {
+                (true, _) => 4,
+                (false, 1..=3) => 2,
+                (false, _) => 1,
+            };
             let mut column = 0;
             while column < columns {
                 let width = if column + width_max <= columns { width_max } else { 1 };
@@ -281,16 +309,19 @@ impl Attention<'_> {
     }
 }
 
-impl Kernel for Softmax {
+impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let panels = self.visible.div_ceil(LANES);
-        let at = |panel: usize| self.scores.wrapping_add(panel * LANES);
+        let Self { attention, query } = self;
+        let visible = attention.visible(query);
+        let panels = visible.div_ceil(LANES);
+        let scores = attention.scores(query);
+        let at = |panel: usize| scores.wrapping_add(panel * LANES);
         // Safety: scores have whole panels, and the sum lies beyond them.
         unsafe {
             // Whatever lies there, NaN included, is not this sequence's past.
-            for key in self.visible..panels * LANES {
-                *self.scores.add(key) = f32::NEG_INFINITY;
+            for key in visible..panels * LANES {
+                *scores.add(key) = f32::NEG_INFINITY;
             }
             let mut greatest = V::splat(f32::NEG_INFINITY);
             for panel in 0..panels {
@@ -302,8 +333,9 @@ impl Kernel for Softmax {
                 let weight = V::load(at(panel)).add(offset).exp();
                 weight.store(at(panel));
                 sum = sum.add(weight);
+                attention.fetch_values::<V>((query * panels + panel) * FETCH_LINES);
             }
-            *self.sum = sum.sum();
+            *attention.sum(query) = sum.sum();
         }
     }
 }
@@ -320,6 +352,9 @@ impl Kernel for Weigh<'_> {
                 (true, 4, 4) => self.sum::<V, 4, 4>(),
                 (true, 5, 4) => self.sum::<V, 5, 4>(),
                 (true, 6, 4) => self.sum::<V, 6, 4>(),
+                (false, 1, 2) => self.sum::<V, 1, 2>(),
+                (false, 2, 2) => self.sum::<V, 2, 2>(),
+                (false, 3, 2) => self.sum::<V, 3, 2>(),
                 (_, 1, _) => self.sum::<V, 1, 1>(),
                 (_, 2, _) => self.sum::<V, 2, 1>(),
                 (_, 3, _) => self.sum::<V, 3, 1>(),
