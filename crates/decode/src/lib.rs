@@ -9,7 +9,7 @@
 //! how logits are reshaped ([`sampling`]) and combined ([`guidance`]), how a token is chosen from incomplete
 //! knowledge ([`choose`]) and what that must equal ([`mod@reference`]), how tokens become text ([`text`]),
 //! where their keys and values live ([`blocks`]), what is computed next ([`scheduler`]), and how
-//! far drafts run ahead ([`drafting`]) and who waits for whom ([`alignment`]).
+//! far drafts run ahead ([`drafting`]), whether that pays ([`trial`]), and who waits for whom ([`alignment`]).
 
 // Blank lines keep the modules in reading order: rustfmt sorts neighbours.
 #[macro_use]
@@ -39,6 +39,8 @@ pub mod blocks;
 pub mod scheduler;
 
 pub mod drafting;
+
+pub mod trial;
 
 pub mod alignment;
 

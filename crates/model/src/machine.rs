@@ -22,6 +22,9 @@ const CHAINS_NARROW: usize = 5;
 /// Multiply-adds of one measurement for each chain.
 const CHAIN_STEPS: usize = 8 << 20;
 
+/// Words of activations that integer products go through, again and again.
+const WORDS: usize = 64;
+
 /// Best of so many: a floor is what the machine does undisturbed.
 const REPEATS: usize = 5;
 
@@ -130,14 +133,15 @@ fn multiply_integers(isa: Isa) {
     #[inline(always)]
     fn chain<V: F32x16, const CHAINS: usize>() {
         let bytes = std::hint::black_box([3u8; 4 * LANES]);
-        // Activations 258 and -258: no sum grows, and none overflows.
-        let word = std::hint::black_box(0xfefe_0102_u32.cast_signed());
+        // Activations 258 and -258: no sum grows, and none overflows. A word for each product, or products that do not change
+        // would be computed once.
+        let words = std::hint::black_box([0xfefe_0102_u32.cast_signed(); WORDS + CHAINS_WIDE]);
         // Safety: 64 bytes.
         let weights = unsafe { V::Integers::load_weights(bytes.as_ptr()) };
         let mut chains = [V::Integers::splat(0); CHAINS];
-        for _ in 0..CHAIN_STEPS {
-            for chain in &mut chains {
-                *chain = chain.dot::<0>(weights, word);
+        for step in 0..CHAIN_STEPS {
+            for (chain, word) in chains.iter_mut().zip(&words[step % WORDS..]) {
+                *chain = chain.dot::<0>(weights, *word);
             }
         }
         std::hint::black_box(chains.map(I32x16::sum));

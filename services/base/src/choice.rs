@@ -33,6 +33,8 @@ pub(crate) struct Choice {
     pub(crate) drafter: Option<usize>,
     /// Positions that gather before the base model verifies them.
     pub(crate) gather: usize,
+    /// When its pace was set last at a token, and how many tokens it had then.
+    pub(crate) paced_at: Option<(Instant, usize)>,
     history: History,
     noise: Noise,
     /// The base model's logits for the next token and, if drafts are right, those after it.
@@ -152,6 +154,7 @@ impl Choice {
             last_token_at: None,
             drafter: None,
             gather: 1,
+            paced_at: None,
             history: History::new(prompt),
             noise: Noise::new(seed, number),
             rows: VecDeque::new(),

@@ -206,6 +206,7 @@ impl Engine {
             let request =
                 self.requests.get_mut(&choice.request).expect("an answer belongs to a running request");
             if request.outlet.is_parked() {
+                choice.paced_at = None; // the client's time says nothing of a pace
                 return;
             }
             let asked = &request.placed.request;
@@ -287,7 +288,7 @@ impl Engine {
         }
         self.metrics.emit.observe(began.elapsed().as_secs_f64());
         if position % PACE_TOKENS == PACE_TOKENS - 1 {
-            self.set_pace(sequence);
+            self.review_pace(sequence);
         }
     }
 

@@ -6,6 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 use uniarm_decode::alignment::patience;
 use uniarm_decode::drafting::{Acceptance, DraftMode as Draws, Pace, Situation, StepCost, plan_pace};
+use uniarm_decode::trial::Trial;
 use uniarm_proto::{DraftMode, Load, Priority, SessionPace, limits::LIST_LENGTH_MAX};
 
 use crate::{guide::LinkId, term::Term};
@@ -98,6 +99,7 @@ struct Learnt {
     /// Its backbone is the base model itself, as far as is known.
     is_twin: bool,
     list: ListLength,
+    trial: Trial,
 }
 
 /// A length that follows the share of tokens that needed a query.
@@ -179,6 +181,17 @@ impl Pacing {
         }
     }
 
+    /// An answer, one of `sequences` that step together, got so many tokens in this time at one pace.
+    pub(crate) fn on_tokens(
+        &mut self,
+        guide: &Guide,
+        is_drafting: bool,
+        sequences: usize,
+        (tokens, time): (usize, Duration),
+    ) {
+        self.learnt(guide).trial.observe(is_drafting, sequences, tokens, time.as_secs_f64());
+    }
+
     /// A guided token was decided from this reward's list, or needed more of the row.
     pub(crate) fn on_list(&mut self, guide: &Guide, was_queried: bool) {
         self.learnt(guide).list.observe(was_queried);
@@ -209,7 +222,7 @@ impl Pacing {
         let PaceOptions { window, rows } = self.options;
         let pool = self.pools.get(&term.link()).cloned();
         let learnt = self.learnt(&term.guide);
-        let is_twin = learnt.is_twin;
+        let (is_twin, may_draft) = (learnt.is_twin, learnt.trial.allows(bench.sequences));
         if let DraftWindow::Fixed(window) = window {
             let mode = match rows {
                 DraftRows::Single => Draws::Single,
@@ -229,7 +242,8 @@ impl Pacing {
             single: if rows == DraftRows::Dual { 0.0 } else { learnt.single.share() },
             dual: (rows != DraftRows::Single).then(|| learnt.dual.share()),
         };
-        match plan_pace(&situation) {
+        let promised = plan_pace(&situation);
+        match if may_draft { promised } else { Pace::OFF } {
             Pace::OFF if situation.reward_sessions <= RECORDED_SESSIONS_MAX => Pace::RECORD,
             pace => pace,
         }
@@ -249,6 +263,7 @@ impl Pacing {
                 dual: Acceptance::new(DUAL_BELIEF),
                 is_twin: false,
                 list: ListLength { doublings: 0, tokens: 0, queried: 0 },
+                trial: Trial::default(),
             };
             self.rewards.insert(guide.clone(), learnt);
         }

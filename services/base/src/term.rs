@@ -137,6 +137,11 @@ impl Term {
         self.own.is_drafting(drafts)
     }
 
+    /// Whether its session may be ahead of the chosen tokens.
+    pub(crate) fn runs_ahead(&self) -> bool {
+        self.own.runs_ahead()
+    }
+
     /// Whether `open` has something to do: there is no session, the stream is up, and it is not too soon.
     pub(crate) fn can_open(&self, now: Instant, links: &Links) -> bool {
         !self.own.is_open

@@ -235,6 +235,7 @@ impl Engine {
         let paces = self.paces(sequence);
         let choice = self.choices.get_mut(&sequence).expect("it was just looked at");
         let request = &self.requests[&choice.request];
+        choice.paced_at = None;
         let progress = (choice.number, choice.answer.as_slice());
         for (term, pace) in choice.terms.iter_mut().zip(paces) {
             if term.can_open(now, &self.links) {
@@ -242,6 +243,21 @@ impl Engine {
                 term.open(open, &mut self.links);
             }
         }
+    }
+
+    /// Takes in what the pace of an answer was worth, and sets it anew.
+    pub(super) fn review_pace(&mut self, sequence: SequenceId) {
+        let sequences = self.executor.stats().running;
+        if let Some(choice) = self.choices.get_mut(&sequence)
+            && let Some(drafter) = choice.drafter
+        {
+            let (now, tokens) = (Instant::now(), choice.answer.len());
+            if let Some((since, before)) = choice.paced_at.replace((now, tokens)) {
+                let (term, got) = (&choice.terms[drafter], (tokens - before, now - since));
+                self.pacing.on_tokens(&term.guide, term.runs_ahead(), sequences, got);
+            }
+        }
+        self.set_pace(sequence);
     }
 
     /// Sets how far the sessions of an answer run ahead.

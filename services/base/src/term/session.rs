@@ -109,6 +109,10 @@ impl Session {
         self.is_open && self.pace.draft != DraftMode::Off && !waits && drafts <= self.pace.window as usize
     }
 
+    pub(super) fn runs_ahead(&self) -> bool {
+        self.pace.window > 0
+    }
+
     pub(super) fn open(&mut self, open: Open, links: &mut Links) {
         self.noise_scale = open.noise_scale;
         self.pace = open.pace;
