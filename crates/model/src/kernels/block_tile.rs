@@ -15,7 +15,8 @@ const ROWS_WIDE: usize = 16;
 const ROWS_NARROW: usize = 6;
 
 /// So few rows sum both parts of the products apart, since one sum alone would wait for itself.
-const ROWS_APART: usize = 6;
+const ROWS_APART_WIDE: usize = 6;
+const ROWS_APART_NARROW: usize = 2;
 
 /// 32-bit words of a row's block: two parts of every quad, then those of [`Word`].
 pub const ROW_WORDS: usize = 2 * QUADS + 4;
@@ -244,7 +245,7 @@ unsafe fn products<V: F32x16, const R: usize, const FROM: usize, const TO: usize
 ) -> [V::Integers; R] {
     let quad = |part: usize, quad: usize, r: usize| unsafe { *rows.add((part * QUADS + quad) * R + r) };
     let mut sums = [V::Integers::splat(0); R];
-    if R <= ROWS_APART {
+    if R <= if V::WIDE { ROWS_APART_WIDE } else { ROWS_APART_NARROW } {
         let mut second = sums;
         for q in FROM..TO {
             for r in 0..R {
