@@ -1,6 +1,6 @@
 //! Workers whose models compute on a GPU. None is here: a libcuda of crates/cuda's tests runs the same kernels on the CPU.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::harness::{
     Host, Running, ask_all, demo_model, free_address, knows_its_workers, machine, repository, request, worker,
@@ -39,12 +39,41 @@ async fn base_and_reward_workers_on_a_gpu_answer_as_those_on_the_cpu() {
     };
     let flags = ["--model", demo_model(), "--kv-tokens", "512", "--device", "cuda", "--gpu-weights", "f32"];
     let base = Running::start_on(&host, "base", &flags);
-    let reward = Running::start_on(&host, "reward", &[&flags[..], &["--adapter", &adapter]].concat());
+    // A group of one: it meets, agrees and computes as larger ones do, whose ranks the stand-in for NCCL has as threads only.
+    let meeting = free_address();
+    let group = ["--group", "g0", "--rank", "0", "--size", "1", "--group-address", &meeting];
+    let flags_of_reward = [&flags[..], &["--adapter", &adapter], &group].concat();
+    let reward = Running::start_on(&host, "reward", &flags_of_reward);
     let found = answer(&base, &reward).await;
     drop((base, reward));
     let expected = answer(&worker("base", &[]), &worker("reward", &["--adapter", &adapter])).await;
     assert_eq!(found.choices[0].tokens, expected.choices[0].tokens);
     assert_eq!(found.choices[0].tokens.len(), 3);
+}
+
+#[test]
+fn ranks_on_a_cpu_and_on_a_gpu_refuse_each_other() {
+    let _machine = machine();
+    let folder = tempfile::tempdir().unwrap();
+    let Some(host) = machine_with_gpu(folder.path()) else { return };
+    let meeting = free_address();
+    let start = |rank: &str, device: &str| {
+        host.command(env!("CARGO_BIN_EXE_uniarm"))
+            .args(["base", "--model", demo_model(), "--kv-tokens", "512", "--listen", "127.0.0.1:0"])
+            .args(["--device", device, "--group", "g0", "--rank", rank, "--size", "2"])
+            .args(["--group-address", &meeting, "--group-timeout", "120"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    for rank in [start("0", "cpu"), start("1", "cuda")] {
+        let output = rank.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{said}");
+        let sentence = "rank 1 computes on a GPU with weights of bf16, and rank 0 on a CPU";
+        assert!(said.contains(sentence), "{said}");
+    }
 }
 
 #[test]
@@ -73,8 +102,8 @@ fn a_gpu_that_cannot_be_is_refused_with_a_sentence() {
     };
     let meeting = free_address();
     let group = ["--group", "g0", "--rank", "0", "--size", "2", "--group-address", &meeting];
-    let in_group = refused(&[&["--device", "cuda"][..], &group].concat());
-    assert!(in_group.contains("--device cuda:0 does not go with --group"), "{in_group}");
+    let staged = refused(&[&["--device", "cuda", "--stages", "2"][..], &group].concat());
+    assert!(staged.contains("--stages does not go with --device cuda:0"), "{staged}");
     let unknown = refused(&["--device", "gpu"]);
     assert!(unknown.contains("cpu, cuda, or cuda:N"), "{unknown}");
     if std::path::Path::new("/proc/driver/nvidia").exists() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Aborter, CollectiveError, Operation};
+use crate::{Aborter, CollectiveError, OnDevice, Operation};
 
 /// A message to a rank.
 pub struct Outgoing<'a> {
@@ -52,10 +52,26 @@ pub trait Exchange: Send {
         outgoing: &[Outgoing<'_>],
         incoming: &mut [Incoming<'_>],
     ) -> Result<(), CollectiveError> {
+        self.unless_over(|links| links.pass(operation, outgoing, incoming))
+    }
+
+    /// Makes a call of a group that has not failed; it has then, if the call fails.
+    ///
+    /// # Errors
+    /// As all calls of a group.
+    fn unless_over(
+        &mut self,
+        call: impl FnOnce(&mut Self) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
         if let Some(failure) = self.fate().failure() {
             return Err(failure);
         }
-        self.pass(operation, outgoing, incoming).map_err(|error| self.fate().fail(error))
+        call(self).map_err(|error| self.fate().fail(error))
+    }
+
+    /// As [`Collective::on_device`](crate::Collective::on_device).
+    fn on_device(&mut self) -> Option<&mut dyn OnDevice> {
+        None
     }
 
     /// What ends an exchange from another thread.

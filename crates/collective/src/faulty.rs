@@ -1,8 +1,8 @@
 //! A rank with bad luck: around any other, by a schedule that a test can repeat.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ffi::c_void, ops::Range, sync::Arc, time::Duration};
 
-use crate::{Aborter, Collective, CollectiveError};
+use crate::{Aborter, Collective, CollectiveError, OnDevice, Parcel};
 
 /// What befalls one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,7 @@ pub struct Faulty {
     rank: usize,
     size: usize,
     epoch: u64,
+    has_device: bool,
     timeout: Duration,
     schedule: Schedule,
     calls: u64,
@@ -91,9 +92,10 @@ fn mix(word: u64) -> u64 {
 
 impl Faulty {
     /// `timeout`: the group's, which a silenced rank waits for in vain.
-    pub fn new(inner: Box<dyn Collective>, timeout: Duration, schedule: Schedule) -> Self {
+    pub fn new(mut inner: Box<dyn Collective>, timeout: Duration, schedule: Schedule) -> Self {
         let (rank, size, epoch) = (inner.rank(), inner.size(), inner.epoch());
-        Self { inner: Some(inner), rank, size, epoch, timeout, schedule, calls: 0, failure: None }
+        let has_device = inner.on_device().is_some();
+        Self { inner: Some(inner), rank, size, epoch, has_device, timeout, schedule, calls: 0, failure: None }
     }
 
     fn call<T>(
@@ -179,4 +181,29 @@ impl Collective for Faulty {
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.call(|inner| inner.barrier())
     }
+
+    fn on_device(&mut self) -> Option<&mut dyn OnDevice> {
+        self.has_device.then_some(self as &mut dyn OnDevice)
+    }
+}
+
+impl OnDevice for Faulty {
+    unsafe fn transfer(
+        &mut self,
+        stream: *mut c_void,
+        outgoing: &[Parcel],
+        incoming: &[Parcel],
+    ) -> Result<(), CollectiveError> {
+        // SAFETY: the caller's.
+        self.call(|inner| unsafe { device_of(inner).transfer(stream, outgoing, incoming) })
+    }
+
+    unsafe fn drain(&mut self, stream: *mut c_void) -> Result<(), CollectiveError> {
+        // SAFETY: the caller's.
+        self.call(|inner| unsafe { device_of(inner).drain(stream) })
+    }
+}
+
+fn device_of(inner: &mut dyn Collective) -> &mut dyn OnDevice {
+    inner.on_device().expect("a group that had devices when it was made")
 }

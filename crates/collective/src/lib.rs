@@ -17,6 +17,7 @@ mod faulty;
 mod frame;
 mod local;
 mod nccl;
+mod on_device;
 mod pairs;
 mod payload;
 mod ranks;
@@ -29,6 +30,7 @@ pub use error::{CollectiveError, Operation};
 pub use faulty::{Fault, Faulty, Rates, Schedule};
 pub use local::Local;
 pub use nccl::{Nccl, NcclId};
+pub use on_device::{OnDevice, Parcel};
 pub use payload::Payload;
 pub use ranks::Ranks;
 pub use tcp::Tcp;
@@ -130,6 +132,11 @@ pub trait Collective: Send {
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
     fn barrier(&mut self) -> Result<(), CollectiveError>;
+
+    /// Ways between the devices of ranks, where the group has any.
+    fn on_device(&mut self) -> Option<&mut dyn OnDevice> {
+        None
+    }
 }
 
 /// Ends the calls of one rank, now and later, from any thread. Its peers see it as lost.

@@ -7,6 +7,11 @@
 //! speaks of numbers in host memory, so each exchange copies from the host to the device and back; for a device's own
 //! kernels that is a detour, and what a call saves over TCP is the network, not the copies.
 //!
+//! **Between devices** ([`OnDevice`](crate::OnDevice)) there is no such detour: transfers are put on the caller's own
+//! stream, and are on it when the call returns, so that kernels which are launched next find what was received. Nothing
+//! has a header there. The caller waits for its stream by [`OnDevice::drain`](crate::OnDevice::drain), which asks whether it
+//! is done, as all calls here do: the driver's own wait has no end where a peer is gone.
+//!
 //! **What NCCL does not tell.** Two ranks that call different things, or of different lengths, wait for each other for ever,
 //! or read what is none of theirs. So the first message between each two ranks has a fixed length: the header that messages
 //! over TCP have, and the first 16 KiB of the numbers. A call that needs no more is one launch, as it would be without
@@ -42,7 +47,6 @@ use crate::{
     Bare, Collective as _, CollectiveError, Group, Operation, Ranks, Tcp, Wires,
     arguments::check_rank,
     exchange::{Exchange as _, Incoming, Outgoing},
-    tcp,
 };
 
 /// One rank of a group over NCCL.
@@ -100,9 +104,16 @@ impl Nccl {
     ) -> Result<Self, CollectiveError> {
         // Who cannot take part says so before the others count on it.
         library::library()?;
-        let mut control = Tcp::connect_over(wires, address, rank, group)?;
+        Self::over(Tcp::connect_over(wires, address, rank, group)?, device)
+    }
+
+    /// The same, of ranks that have met already. All of them come here, after any calls of theirs over TCP.
+    ///
+    /// # Errors
+    /// As [`Nccl::join`], and as all calls of the group over TCP.
+    pub fn over(mut control: Tcp, device: usize) -> Result<Self, CollectiveError> {
         let id = share_id(&mut control)?;
-        let control: tcp::Links = control.links;
+        let Tcp { rank, group, links: control, .. } = control;
         Ok(Self::new(Links::new(&id, rank, &group, device, Some(control))?, rank, group))
     }
 

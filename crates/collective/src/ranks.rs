@@ -10,7 +10,7 @@ use std::ops::Range;
 use half::bf16;
 
 use crate::{
-    Aborter, Collective, CollectiveError, Group, Operation, Payload,
+    Aborter, Collective, CollectiveError, Group, OnDevice, Operation, Payload,
     arguments::{check_counts, check_members, check_parts, check_peer, check_root},
     exchange::{Exchange, Incoming, Outgoing},
 };
@@ -20,8 +20,8 @@ pub(crate) const ONE_HOP_BYTES_MAX: usize = 16 << 10;
 
 /// One rank of a group whose ranks exchange bytes.
 pub struct Ranks<E> {
-    rank: usize,
-    group: Group,
+    pub(crate) rank: usize,
+    pub(crate) group: Group,
     pub(crate) links: E,
     /// Workspaces: numbers on their way out and in, as they travel.
     outbox: Vec<u8>,
@@ -228,6 +228,10 @@ impl<E: Exchange> Collective for Ranks<E> {
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.gather(Operation::Barrier, &[], |_| 0..0)
+    }
+
+    fn on_device(&mut self) -> Option<&mut dyn OnDevice> {
+        self.links.on_device()
     }
 }
 

@@ -4,7 +4,9 @@ use std::mem::offset_of;
 use std::sync::{Arc, Weak};
 
 use bytemuck::{Pod, Zeroable};
-use uniarm_model::{Adapter, Conditioned, Config, Linear, Mixing, ModelError, StackedFactors};
+use uniarm_model::{
+    Adapter, Conditioned, Config, Division, Linear, Mixing, ModelError, Outputs, StackedFactors,
+};
 
 use crate::device::Device;
 use crate::memory::Memory;
@@ -28,7 +30,7 @@ pub(crate) struct Adapters {
     loaded: Vec<Loaded>,
 }
 
-/// One adapter's weights on the device.
+/// One adapter's weights on the device: of every B the rows of a rank's own outputs.
 pub(crate) struct Loaded {
     /// Dead once nobody can send rows with it any more.
     adapter: Weak<Adapter>,
@@ -86,12 +88,6 @@ impl Group {
             Linear::Down => Self::Down,
         }
     }
-
-    /// Where a linear layer's outputs begin among those of its group.
-    fn column(linear: Linear, config: &Config) -> usize {
-        let before = Linear::ALL.into_iter().take_while(|other| *other != linear);
-        before.filter(|other| Self::of(*other) == Self::of(linear)).map(|other| other.outputs(config)).sum()
-    }
 }
 
 impl Adapters {
@@ -99,7 +95,7 @@ impl Adapters {
     pub fn load(
         &mut self,
         device: &Device,
-        config: &Config,
+        (config, division): (&Config, &Division),
         conditioned: &Conditioned,
     ) -> Result<&Loaded, ModelError> {
         let fingerprint = conditioned.adapter().fingerprint();
@@ -109,14 +105,23 @@ impl Adapters {
             return Ok(&self.loaded[index]);
         }
         self.loaded.retain(|loaded| loaded.adapter.strong_count() > 0);
-        self.loaded.push(Loaded::new(device, config, conditioned.adapter())?);
+        self.loaded.push(Loaded::new(device, (config, division), conditioned.adapter())?);
         Ok(self.loaded.last().expect("the one that was pushed"))
     }
 }
 
 impl Loaded {
-    fn new(device: &Device, config: &Config, adapter: &Arc<Adapter>) -> Result<Self, ModelError> {
-        let stacks = adapter.factors();
+    fn new(
+        device: &Device,
+        (config, division): (&Config, &Division),
+        adapter: &Arc<Adapter>,
+    ) -> Result<Self, ModelError> {
+        let mut stacks = adapter.factors();
+        for part in stacks.iter_mut().flat_map(|stack| &mut stack.parts) {
+            let own = division.outputs(part.linear).rows;
+            part.b.truncate(own.end * part.rank);
+            part.b.drain(..own.start * part.rank);
+        }
         let factors: Vec<f32> = stacks.iter().flat_map(numbers).flatten().copied().collect();
         let factors = Memory::of(device, &factors, "an adapter")?;
         let mut records = vec![GroupRecord::default(); config.layers * Group::COUNT];
@@ -124,11 +129,11 @@ impl Loaded {
         let mut next = 0;
         for stack in &stacks {
             let index = stack.layer * Group::COUNT + Group::of(stack.parts[0].linear) as usize;
-            records[index] = record(stack, config, |count| {
+            records[index] = record(stack, division, |count| {
                 next += count;
                 factors.at(next - count)
             })?;
-            let outputs = stack.parts.iter().map(|part| part.linear.outputs(config)).max();
+            let outputs = stack.parts.iter().map(|part| division.outputs(part.linear).rows.len()).max();
             extents[index] =
                 Extent { ranks: records[index].ranks as usize, outputs: outputs.expect("a stack has parts") };
         }
@@ -166,7 +171,7 @@ fn numbers(stack: &StackedFactors) -> impl Iterator<Item = &[f32]> {
 /// `place` gives the address of the next so many numbers.
 fn record(
     stack: &StackedFactors,
-    config: &Config,
+    division: &Division,
     mut place: impl FnMut(usize) -> u64,
 ) -> Result<GroupRecord, ModelError> {
     let a = place(stack.a.len());
@@ -176,6 +181,7 @@ fn record(
             let reason = format!("a rank of {}; on a GPU there are at most {PART_RANK_MAX}", part.rank);
             return Err(ModelError::Invalid { field: "adapter", reason });
         }
+        let Outputs { rows, column } = division.outputs(part.linear);
         *to = PartRecord {
             b: place(part.b.len().next_multiple_of(4)),
             first_rank: part.first_rank as i32,
@@ -186,8 +192,8 @@ fn record(
                 Mixing::Matrix => 2,
             },
             state: part.state as i32,
-            column: Group::column(part.linear, config) as i32,
-            outputs: part.linear.outputs(config) as i32,
+            column: column as i32,
+            outputs: rows.len() as i32,
         };
         record.ranks += part.rank as i32;
     }

@@ -1,6 +1,7 @@
 //! A GPU with its stream and its compiled kernels; what is missing is said before anything is tried.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -16,9 +17,10 @@ const SOURCE: &str = concat!(
     include_str!("kernels/rows.cu"),
     include_str!("kernels/attention.cu"),
     include_str!("kernels/adapter.cu"),
+    include_str!("kernels/group.cu"),
 );
 
-const KERNELS: [&str; 19] = [
+const KERNELS: [&str; 21] = [
     "embed_f32",
     "embed_bf16",
     "rms_norm",
@@ -38,6 +40,8 @@ const KERNELS: [&str; 19] = [
     "attention_256",
     "adapter_down",
     "adapter_up",
+    "cut",
+    "place",
 ];
 
 /// The second and third dimension of a grid have 16 bits.
@@ -126,6 +130,11 @@ impl Device {
 
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// The stream, as other libraries know it.
+    pub fn raw_stream(&self) -> *mut c_void {
+        self.stream.cu_stream().cast()
     }
 
     pub fn free_bytes(&self) -> usize {

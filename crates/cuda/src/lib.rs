@@ -9,6 +9,9 @@
 //! whatever the batch, the chunks and the blocks of the cache (`tests/fake_gpu.rs`). They are not the bits of the CPU, nor those of
 //! another kind of GPU: a cluster in which tokens must not depend on the worker has base workers of one kind.
 //!
+//! **Ranks of a group** (`src/peers.rs`) each hold their outputs of every matrix, and hand each other activations from device to
+//! device, over NCCL: the logits have the bits of one GPU, for any number of ranks (`tests/fake_group.rs`).
+//!
 //! **Launches** of a step: 1 + 9 × layers, and 2 more where logits are wanted. A layer: norm, product (queries, keys,
 //! values), rotation and append, attention, product (output), norm, product (gate, up), gating, product (down); residual
 //! additions are part of the products. Two more for each group of linear layers that an adapter of the step reaches. One
@@ -22,6 +25,7 @@ mod adapters;
 mod device;
 mod llama;
 mod memory;
+mod peers;
 mod sheet;
 mod step;
 mod weights;

@@ -1,10 +1,15 @@
 //! A Llama or Qwen2 model on a GPU: what it takes of the device, and how it is loaded.
 
-use uniarm_model::{Config, Forward, Limits, ModelError, ModelFiles, Plan, RopeTable, Row};
+use uniarm_collective::Collective;
+use uniarm_model::{
+    Arithmetic, Config, Division, Forward, Limits, ModelError, ModelFiles, Part, Plan, RankForward,
+    RopeTable, Row, Terms,
+};
 
 use crate::adapters::Adapters;
 use crate::device::Device;
 use crate::memory::Memory;
+use crate::peers::Peers;
 use crate::sheet::Sheet;
 use crate::step::Workspace;
 use crate::weights::{LlamaWeights, WeightFormat};
@@ -27,9 +32,12 @@ pub struct CudaOptions {
     pub weights: WeightFormat,
 }
 
-/// A loaded model with its cache.
+/// A loaded model with its cache, or one rank's part of both.
 pub struct CudaLlama {
     pub(crate) config: Config,
+    part: Part,
+    /// Whose outputs these are: matrices have those of one rank, and all inputs.
+    pub(crate) division: Division,
     pub(crate) weights: LlamaWeights,
     pub(crate) rope: Rope,
     pub(crate) cache: Cache,
@@ -38,6 +46,9 @@ pub struct CudaLlama {
     adapters: Adapters,
     plan: Plan,
     fingerprint: [u8; 32],
+    format: WeightFormat,
+    /// None: it has joined no group.
+    pub(crate) peers: Option<Peers>,
     /// The last one to go: memory is given back through it.
     pub(crate) device: Device,
 }
@@ -48,7 +59,7 @@ pub(crate) struct Rope {
     pub sine: Memory<f32>,
 }
 
-/// Keys and values: (layers, slots, kv_heads × head_dim) each.
+/// Keys and values: (layers, slots, own kv_heads × head_dim) each.
 pub(crate) struct Cache {
     keys: Memory<f32>,
     values: Memory<f32>,
@@ -66,19 +77,38 @@ impl CudaLlama {
     /// [`ModelError::Unsupported`] for dimensions that the kernels do not take; [`ModelError::Invalid`] for options that
     /// make no model; whatever reading the weights meets.
     pub fn load(files: &ModelFiles, options: &CudaOptions) -> Result<Self, ModelError> {
+        Self::load_part(files, options, Part::WHOLE)
+    }
+
+    /// One of the parts: a rank of a group whose ranks hand each other memory of their devices
+    /// ([`Collective::on_device`]). It computes once it has joined.
+    ///
+    /// # Errors
+    /// As [`CudaLlama::load`]; [`ModelError::Invalid`] for a part that is none, and for stages, which are for CPUs.
+    pub fn load_part(files: &ModelFiles, options: &CudaOptions, part: Part) -> Result<Self, ModelError> {
         let config = files.config.clone();
         check(files, options)?;
+        part.check(&config)?;
+        if part.stages != 1 {
+            let reason = "ranks on GPUs each have a part of every layer; stages are for CPUs".to_owned();
+            return Err(ModelError::Invalid { field: "stages", reason });
+        }
+        let division = Division::new(&config, part.place(), part.ranks())?;
         let device = Device::open(options.device)?;
         let slots = options.kv_blocks * options.block_tokens;
         Ok(Self {
-            weights: LlamaWeights::load(&device, files, options.weights)?,
+            weights: LlamaWeights::load(&device, files, options.weights, &division)?,
             rope: Rope::load(&device, &config, slots)?,
-            cache: Cache::reserve(&device, &config, options)?,
+            cache: Cache::reserve(&device, (&config, &division), options)?,
             workspace: Workspace::new(),
             sheet: Sheet::new(),
             adapters: Adapters::default(),
             plan: Plan::new(slots),
             fingerprint: files.fingerprint,
+            format: options.weights,
+            peers: None,
+            part,
+            division,
             config,
             device,
         })
@@ -110,7 +140,14 @@ impl CudaLlama {
 
     /// Bytes of one cache block over all layers.
     pub fn block_bytes(&self) -> usize {
-        block_bytes(&self.config, self.cache.block_tokens)
+        self.config.layers * self.cache.block_bytes()
+    }
+
+    /// Brings prepared rows to the device.
+    fn fill(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
+        let Self { device, config, division, sheet, adapters, plan, peers, .. } = self;
+        let others = peers.as_ref().filter(|peers| peers.has_others());
+        sheet.fill(device, (config, division, others), (plan, rows), adapters)
     }
 
     fn limits(&self) -> Limits {
@@ -141,15 +178,60 @@ impl Forward for CudaLlama {
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let wanted = self.plan.prepare(rows, &self.limits(), &self.config)?;
+        let wanted = self.prepare(rows)?;
+        self.compute(rows, wanted, logits)
+    }
+}
+
+impl RankForward for CudaLlama {
+    fn terms(&self) -> Terms<'_> {
+        let arithmetic = match self.format {
+            WeightFormat::Bf16 => Arithmetic::GpuBf16,
+            WeightFormat::F32 => Arithmetic::GpuF32,
+        };
+        Terms { fingerprint: &self.fingerprint, part: self.part, arithmetic }
+    }
+
+    fn weight_bytes(&self) -> usize {
+        Self::weight_bytes(self)
+    }
+
+    fn block_bytes(&self) -> usize {
+        Self::block_bytes(self)
+    }
+
+    fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError> {
+        self.peers = Some(Peers::with(group, self.part, (&self.device, &self.config))?);
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.peers = None;
+    }
+
+    fn group(&mut self) -> Option<&mut dyn Collective> {
+        self.peers.as_mut().map(Peers::group)
+    }
+
+    fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
+        self.plan.prepare(rows, &self.limits(), &self.config)
+    }
+
+    fn compute(&mut self, rows: &[Row<'_>], wanted: usize, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        if self.part.size > 1 && self.peers.is_none() {
+            let reason = "this part of a model has joined none".to_owned();
+            return Err(ModelError::Invalid { field: "group", reason });
+        }
+        let leads = self.peers.as_ref().is_none_or(Peers::leads);
+        logits.resize(if leads { wanted * self.config.vocabulary } else { 0 }, 0.0);
         if rows.is_empty() {
-            logits.clear();
             return Ok(());
         }
-        let Self { device, config, sheet, adapters, plan, .. } = self;
-        sheet.fill((device, config), (plan, rows), adapters)?;
-        logits.resize(wanted * self.config.vocabulary, 0.0);
-        self.step(logits)
+        let computed = self.fill(rows).and_then(|()| self.step(logits));
+        if let (Err(ModelError::Device(reason)), Some(peers)) = (&computed, &self.peers) {
+            peers.abort(reason);
+        }
+        computed
     }
 }
 
@@ -163,21 +245,26 @@ impl Rope {
 }
 
 impl Cache {
-    fn reserve(device: &Device, config: &Config, options: &CudaOptions) -> Result<Self, ModelError> {
+    fn reserve(
+        device: &Device,
+        (config, division): (&Config, &Division),
+        options: &CudaOptions,
+    ) -> Result<Self, ModelError> {
         let CudaOptions { kv_blocks: blocks, block_tokens, .. } = *options;
-        let layer = blocks * block_tokens * config.kv_heads * config.head_dim;
+        let layer = blocks * block_tokens * division.kv_heads.len() * config.head_dim;
         let reserve = || Memory::reserve(device, config.layers * layer, "half of the cache");
         Ok(Self { keys: reserve()?, values: reserve()?, blocks, block_tokens, layer })
+    }
+
+    /// Of one block in one layer.
+    fn block_bytes(&self) -> usize {
+        2 * self.layer / self.blocks * size_of::<f32>()
     }
 
     /// Where keys and values of a layer begin.
     pub fn layer(&self, layer: usize) -> (u64, u64) {
         (self.keys.at(layer * self.layer), self.values.at(layer * self.layer))
     }
-}
-
-fn block_bytes(config: &Config, block_tokens: usize) -> usize {
-    2 * config.layers * block_tokens * config.kv_heads * config.head_dim * size_of::<f32>()
 }
 
 fn check(files: &ModelFiles, options: &CudaOptions) -> Result<(), ModelError> {

@@ -91,4 +91,9 @@ impl<T: DeviceRepr + ValidAsZeroBits> Growing<T> {
         }
         Ok(self.memory.as_mut().expect("memory that was reserved"))
     }
+
+    /// As [`Memory::read`], of memory that was reserved.
+    pub fn read(&self, device: &Device, numbers: &mut [T]) -> Result<(), ModelError> {
+        self.memory.as_ref().expect("memory that was reserved").read(device, numbers)
+    }
 }

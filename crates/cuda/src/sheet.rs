@@ -1,10 +1,13 @@
 //! What the device has to know of a step, in one stretch of memory and one copy.
 
-use uniarm_model::{Config, ModelError, Plan, Row};
+use std::ops::Range;
+
+use uniarm_model::{Config, Division, ModelError, Plan, Row};
 
 use crate::adapters::{Adapters, Extent, Group};
 use crate::device::Device;
 use crate::memory::Growing;
+use crate::peers::Peers;
 
 /// A laid out step in words of 32 bits, on the host and on the device.
 pub(crate) struct Sheet {
@@ -18,6 +21,8 @@ pub(crate) struct Sheet {
     extents: Vec<Extent>,
     /// Where the state of a preference begins, by its key.
     states: Vec<(u64, u32)>,
+    /// In a group, tokens whose embeddings each rank has, as they are gathered: one rank's behind the other's.
+    owned: Vec<Range<usize>>,
     memory: Growing<u32>,
     address: u64,
 }
@@ -32,6 +37,9 @@ struct Places {
     tables: usize,
     /// Tokens whose logits are wanted.
     wanted: usize,
+    /// In a group, rows of this rank's embeddings that are wanted; and per token, its place among the gathered ones.
+    own_ids: usize,
+    order: usize,
     /// Per adapted token: its adapter's table (an address), and the begin of its state in `floats`.
     adapters: usize,
     states: usize,
@@ -49,6 +57,8 @@ impl Sheet {
                 slots: 0,
                 tables: 0,
                 wanted: 0,
+                own_ids: 0,
+                order: 0,
                 adapters: 0,
                 states: 0,
                 blocks: 0,
@@ -59,6 +69,7 @@ impl Sheet {
             wanted: 0,
             extents: Vec::new(),
             states: Vec::new(),
+            owned: Vec::new(),
             memory: Growing::new(),
             address: 0,
         }
@@ -67,7 +78,8 @@ impl Sheet {
     /// Writes down a prepared plan and copies it to the device, and adapters that are not there yet.
     pub fn fill(
         &mut self,
-        (device, config): (&Device, &Config),
+        device: &Device,
+        (config, division, peers): (&Config, &Division, Option<&Peers>),
         (plan, rows): (&Plan, &[Row<'_>]),
         adapters: &mut Adapters,
     ) -> Result<(), ModelError> {
@@ -79,8 +91,11 @@ impl Sheet {
         self.places.positions = self.put(plan.tokens.iter().map(|token| token.position as u32));
         self.places.slots = self.put(plan.tokens.iter().map(|token| token.slot as u32));
         self.places.wanted = self.put(plan.wanted.iter().map(|token| *token as u32));
+        if let Some(peers) = peers {
+            self.put_owners(plan, peers);
+        }
         self.put_tables(plan, rows);
-        self.put_adapters((device, config), (plan, rows), adapters)?;
+        self.put_adapters(device, (config, division), (plan, rows), adapters)?;
         // Sizes differ from step to step: memory for twice as many words spares an allocation each time.
         let memory = self.memory.reserve(device, self.words.len().next_power_of_two(), "a step's tokens")?;
         memory.write(device, 0, &self.words)?;
@@ -92,6 +107,30 @@ impl Sheet {
         let place = self.words.len();
         self.words.extend(words);
         place
+    }
+
+    fn put_owners(&mut self, plan: &Plan, peers: &Peers) {
+        let divisions = peers.divisions();
+        let owner = |id: u32| {
+            let has = |division: &Division| division.vocabulary.contains(&(id as usize));
+            divisions.iter().position(has).expect("tokens are of the vocabulary")
+        };
+        let ids = || plan.tokens.iter().map(|token| token.id);
+        self.owned.clear();
+        let mut end = 0;
+        for rank in 0..divisions.len() {
+            let first = end;
+            end += ids().filter(|id| owner(*id) == rank).count();
+            self.owned.push(first..end);
+        }
+        let first = divisions[peers.rank()].vocabulary.start as u32;
+        self.places.own_ids = self.put(ids().filter(|id| owner(*id) == peers.rank()).map(|id| id - first));
+        let mut next: Vec<usize> = self.owned.iter().map(|owned| owned.start).collect();
+        self.places.order = self.put(ids().map(|id| {
+            let next = &mut next[owner(id)];
+            *next += 1;
+            *next as u32 - 1
+        }));
     }
 
     fn put_tables(&mut self, plan: &Plan, rows: &[Row<'_>]) {
@@ -109,7 +148,8 @@ impl Sheet {
 
     fn put_adapters(
         &mut self,
-        (device, config): (&Device, &Config),
+        device: &Device,
+        (config, division): (&Config, &Division),
         (plan, rows): (&Plan, &[Row<'_>]),
         adapters: &mut Adapters,
     ) -> Result<(), ModelError> {
@@ -121,7 +161,7 @@ impl Sheet {
         for span in &plan.spans {
             let conditioned =
                 rows[plan.tokens[span.start].row].adapter.expect("spans are of rows with an adapter");
-            let loaded = adapters.load(device, config, conditioned)?;
+            let loaded = adapters.load(device, (config, division), conditioned)?;
             let table = loaded.table();
             for _ in span.clone() {
                 self.words.extend([table as u32, (table >> 32) as u32]);
@@ -169,6 +209,19 @@ impl Sheet {
 
     pub fn wanted_rows(&self) -> u64 {
         self.at(self.places.wanted)
+    }
+
+    pub fn own_ids(&self) -> u64 {
+        self.at(self.places.own_ids)
+    }
+
+    pub fn order(&self) -> u64 {
+        self.at(self.places.order)
+    }
+
+    /// In a group, by rank.
+    pub fn owned(&self) -> &[Range<usize>] {
+        &self.owned
     }
 
     pub fn tables(&self) -> u64 {

@@ -1,12 +1,15 @@
 //! The launches of one step, in the order of the paper: see `crates/model/src/llama.rs`.
 
-use uniarm_model::{Config, ModelError};
+use std::ops::Range;
+
+use uniarm_model::{Columns, Config, Division, Linear, ModelError};
 
 use crate::adapters::Group;
 use crate::device::Argument::{Address, Float, Integer};
 use crate::device::{Argument, Device, Grid};
 use crate::llama::{Cache, CudaLlama, Rope};
 use crate::memory::{Growing, Memory};
+use crate::peers::{LAYERS_IN_FLIGHT, Peers, Receivers};
 use crate::sheet::Sheet;
 use crate::weights::{Layer, LlamaWeights, Matrix, WeightFormat};
 
@@ -27,11 +30,11 @@ pub(crate) struct Workspace {
     residual: Growing<f32>,
     /// (tokens, hidden)
     normed: Growing<f32>,
-    /// (tokens, queries + 2 × keys)
+    /// (tokens, own queries + 2 × own keys)
     qkv: Growing<f32>,
     /// (tokens, queries)
     attended: Growing<f32>,
-    /// (tokens, 2 × intermediate)
+    /// (tokens, 2 × own intermediate)
     gate_up: Growing<f32>,
     /// (tokens, intermediate)
     gated: Growing<f32>,
@@ -39,6 +42,8 @@ pub(crate) struct Workspace {
     features: Growing<f32>,
     /// (wanted tokens, vocabulary)
     logits: Growing<f32>,
+    /// In a group, rows of any of these in parts.
+    parts: Growing<f32>,
 }
 
 /// Where the activations of this step lie.
@@ -50,37 +55,61 @@ struct Buffers {
     gate_up: u64,
     gated: u64,
     features: u64,
+    logits: u64,
+    parts: u64,
 }
 
 /// One step's view of the model.
 struct Step<'a> {
     device: &'a Device,
     config: &'a Config,
+    division: &'a Division,
     weights: &'a LlamaWeights,
     rope: &'a Rope,
     cache: &'a Cache,
     sheet: &'a Sheet,
+    /// None: there are no others.
+    peers: Option<&'a mut Peers>,
     at: Buffers,
 }
 
+/// Rows that all ranks have whole, and of which each computes its columns.
+#[derive(Clone, Copy)]
+struct Gathered {
+    columns: Columns,
+    rows: usize,
+    width: usize,
+    address: u64,
+}
+
 impl CudaLlama {
-    /// Computes what the sheet says and fills `logits`, (wanted, vocabulary).
+    /// Computes what the sheet says and fills `logits`, (wanted, vocabulary); a rank other than 0, which hands over its own,
+    /// has room for none.
     pub(crate) fn step(&mut self, logits: &mut [f32]) -> Result<(), ModelError> {
-        let Self { device, config, weights, rope, cache, workspace, sheet, .. } = self;
-        let at = workspace.reserve(device, config, sheet)?;
-        let step = Step { device, config, weights, rope, cache, sheet, at };
+        let Self { device, config, division, weights, rope, cache, workspace, sheet, peers, .. } = self;
+        let mut peers = peers.as_mut().filter(|peers| peers.has_others());
+        let at = workspace.reserve(device, (config, division), sheet, peers.is_some())?;
+        let mut step =
+            Step { device, config, division, weights, rope, cache, sheet, peers: peers.as_deref_mut(), at };
         step.embed()?;
         for (index, layer) in weights.layers.iter().enumerate() {
             step.attention(index, layer)?;
             step.mlp(index, layer)?;
+            if (index + 1).is_multiple_of(LAYERS_IN_FLIGHT) {
+                step.keep_up()?;
+            }
         }
-        if sheet.wanted == 0 {
-            return device.finish();
+        if sheet.wanted > 0 {
+            step.head()?;
         }
-        let numbers = sheet.wanted.next_power_of_two() * config.vocabulary;
-        let computed = workspace.logits.reserve(device, numbers, "logits")?;
-        step.head(computed.at(0))?;
-        computed.read(device, logits)
+        match peers {
+            None => device.finish()?,
+            Some(peers) => peers.drain(device)?,
+        }
+        match logits {
+            [] => Ok(()),
+            logits => workspace.logits.read(device, logits),
+        }
     }
 }
 
@@ -95,26 +124,43 @@ impl Workspace {
             gated: Growing::new(),
             features: Growing::new(),
             logits: Growing::new(),
+            parts: Growing::new(),
         }
     }
 
-    fn reserve(&mut self, device: &Device, config: &Config, sheet: &Sheet) -> Result<Buffers, ModelError> {
+    fn reserve(
+        &mut self,
+        device: &Device,
+        (config, division): (&Config, &Division),
+        sheet: &Sheet,
+        in_group: bool,
+    ) -> Result<Buffers, ModelError> {
         // Steps of nearly one size shall not each allocate.
-        let tokens = sheet.tokens.next_power_of_two();
-        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let reserve = |memory: &mut Growing<f32>, width: usize| {
-            memory.reserve(device, tokens * width, "a step's activations").map(|memory| memory.at(0))
+        let (tokens, wanted) = (sheet.tokens.next_power_of_two(), sheet.wanted.next_power_of_two());
+        let Config { hidden, intermediate, vocabulary, heads, head_dim, .. } = *config;
+        let own = |linear: Linear| division.outputs(linear).rows.len();
+        let reserve = |memory: &mut Growing<f32>, numbers: usize| {
+            memory.reserve(device, numbers, "a step's activations").map(|memory| memory.at(0))
         };
+        let gathered = tokens * hidden.max(heads * head_dim).max(intermediate);
         Ok(Buffers {
-            residual: reserve(&mut self.residual, config.hidden)?,
-            normed: reserve(&mut self.normed, config.hidden)?,
-            qkv: reserve(&mut self.qkv, queries + 2 * keys)?,
-            attended: reserve(&mut self.attended, queries)?,
-            gate_up: reserve(&mut self.gate_up, 2 * config.intermediate)?,
-            gated: reserve(&mut self.gated, config.intermediate)?,
+            residual: reserve(&mut self.residual, tokens * hidden)?,
+            normed: reserve(&mut self.normed, tokens * hidden)?,
+            qkv: reserve(&mut self.qkv, tokens * (own(Linear::Query) + 2 * own(Linear::Key)))?,
+            attended: reserve(&mut self.attended, tokens * heads * head_dim)?,
+            gate_up: reserve(&mut self.gate_up, tokens * 2 * own(Linear::Gate))?,
+            gated: reserve(&mut self.gated, tokens * intermediate)?,
             features: match sheet.adapted {
                 0 => 0,
-                _ => reserve(&mut self.features, sheet.ranks_max())?,
+                _ => reserve(&mut self.features, tokens * sheet.ranks_max())?,
+            },
+            logits: match sheet.wanted {
+                0 => 0,
+                _ => reserve(&mut self.logits, wanted * vocabulary)?,
+            },
+            parts: match in_group {
+                false => 0,
+                true => reserve(&mut self.parts, gathered.max(wanted * vocabulary))?,
             },
         })
     }
@@ -122,54 +168,167 @@ impl Workspace {
 
 // The blocks of a layer.
 impl Step<'_> {
-    fn embed(&self) -> Result<(), ModelError> {
+    fn embed(&mut self) -> Result<(), ModelError> {
+        let (sheet, hidden) = (self.sheet, self.config.hidden);
+        let Buffers { residual, parts, .. } = self.at;
         let table = self.weights.embedding();
-        let name = match table.format() {
-            WeightFormat::F32 => "embed_f32",
-            WeightFormat::Bf16 => "embed_bf16",
+        let table = (table.address(), table.format());
+        let Some(rank) = self.peers.as_ref().map(|peers| peers.rank()) else {
+            return self.look_up(table, (sheet.ids(), sheet.tokens), residual);
         };
-        let arguments = [
-            Address(table.address()),
-            Address(self.sheet.ids()),
-            Address(self.at.residual),
-            integer(table.inputs),
-        ];
-        self.launch(name, self.rows(), &arguments)
+        let own = sheet.owned()[rank].clone();
+        if !own.is_empty() {
+            self.look_up(table, (sheet.own_ids(), own.len()), parts + bytes(own.start * hidden))?;
+        }
+        let stretches = sheet.owned().iter().map(|tokens| tokens.start * hidden..tokens.end * hidden);
+        let stretches: Vec<Range<usize>> = stretches.collect();
+        if let Some(peers) = &mut self.peers {
+            peers.spread(self.device, parts, &stretches, Receivers::All)?;
+        }
+        // The gathered rows are a table, too.
+        self.look_up((parts, WeightFormat::F32), (sheet.order(), sheet.tokens), residual)
     }
 
     /// residual += output projection of the attention over the normalised residual.
-    fn attention(&self, index: usize, layer: &Layer) -> Result<(), ModelError> {
-        let at = &self.at;
-        self.normalise(&layer.attention_norm, (at.normed, self.sheet.tokens), 0)?;
-        self.multiply(&layer.qkv, (at.normed, at.qkv, self.sheet.tokens), false)?;
-        self.adapt((index, Group::Qkv), (at.normed, &layer.qkv), at.qkv)?;
+    fn attention(&mut self, index: usize, layer: &Layer) -> Result<(), ModelError> {
+        let (normed, qkv, tokens) = (self.at.normed, self.at.qkv, self.sheet.tokens);
+        let attended = self.gathered(Columns::Queries, self.at.attended);
+        self.normalise(&layer.attention_norm, (normed, tokens), 0)?;
+        self.multiply(&layer.qkv, (normed, qkv, tokens), false)?;
+        self.adapt((index, Group::Qkv), (normed, &layer.qkv), qkv)?;
         self.rotate_and_append(index, layer)?;
-        self.attend(index)?;
-        self.multiply(&layer.output, (at.attended, at.residual, self.sheet.tokens), true)?;
-        self.adapt((index, Group::Output), (at.attended, &layer.output), at.residual)
+        self.attend(index, self.own(attended))?;
+        self.gather(attended, Receivers::All)?;
+        self.add((index, Group::Output), (attended.address, &layer.output))
     }
 
     /// residual += down(silu(gate) · up) of the normalised residual.
-    fn mlp(&self, index: usize, layer: &Layer) -> Result<(), ModelError> {
-        let at = &self.at;
-        self.normalise(&layer.mlp_norm, (at.normed, self.sheet.tokens), 0)?;
-        self.multiply(&layer.gate_up, (at.normed, at.gate_up, self.sheet.tokens), false)?;
-        self.adapt((index, Group::GateUp), (at.normed, &layer.gate_up), at.gate_up)?;
-        self.gate()?;
-        self.multiply(&layer.down, (at.gated, at.residual, self.sheet.tokens), true)?;
-        self.adapt((index, Group::Down), (at.gated, &layer.down), at.residual)
+    fn mlp(&mut self, index: usize, layer: &Layer) -> Result<(), ModelError> {
+        let (normed, gate_up, tokens) = (self.at.normed, self.at.gate_up, self.sheet.tokens);
+        let gated = self.gathered(Columns::Intermediate, self.at.gated);
+        self.normalise(&layer.mlp_norm, (normed, tokens), 0)?;
+        self.multiply(&layer.gate_up, (normed, gate_up, tokens), false)?;
+        self.adapt((index, Group::GateUp), (normed, &layer.gate_up), gate_up)?;
+        self.gate(self.own(gated))?;
+        self.gather(gated, Receivers::All)?;
+        self.add((index, Group::Down), (gated.address, &layer.down))
+    }
+
+    /// residual += a projection of whole rows, with its adapters.
+    fn add(&mut self, place: (usize, Group), (input, matrix): (u64, &Matrix)) -> Result<(), ModelError> {
+        let residual = self.gathered(Columns::Hidden, self.at.residual);
+        let own = self.own(residual);
+        if self.parts(residual) != residual.address {
+            // The sum goes on from the residual's own columns, in the order in which one GPU takes it.
+            self.cut(residual, own)?;
+        }
+        self.multiply(matrix, (input, own, residual.rows), true)?;
+        self.adapt(place, (input, matrix), own)?;
+        self.gather(residual, Receivers::All)
     }
 
     /// Logits of the wanted tokens, in the caller's order.
-    fn head(&self, logits: u64) -> Result<(), ModelError> {
+    fn head(&mut self) -> Result<(), ModelError> {
         let LlamaWeights { norm, head, .. } = self.weights;
-        self.normalise(norm, (self.at.normed, self.sheet.wanted), self.sheet.wanted_rows())?;
-        self.multiply(head, (self.at.normed, logits, self.sheet.wanted), false)
+        let (normed, wanted) = (self.at.normed, self.sheet.wanted);
+        let logits = Gathered {
+            columns: Columns::Vocabulary,
+            rows: wanted,
+            width: self.config.vocabulary,
+            address: self.at.logits,
+        };
+        self.normalise(norm, (normed, wanted), self.sheet.wanted_rows())?;
+        self.multiply(head, (normed, self.own(logits), wanted), false)?;
+        self.gather(logits, Receivers::Leader)
+    }
+}
+
+// The other ranks.
+impl Step<'_> {
+    /// Rows of all tokens.
+    fn gathered(&self, columns: Columns, address: u64) -> Gathered {
+        let width = match columns {
+            Columns::Queries => self.config.heads * self.config.head_dim,
+            Columns::Hidden => self.config.hidden,
+            Columns::Intermediate => self.config.intermediate,
+            Columns::Vocabulary => self.config.vocabulary,
+        };
+        Gathered { columns, rows: self.sheet.tokens, width, address }
+    }
+
+    /// Where the parts of all ranks meet: a single row of them is the row.
+    fn parts(&self, gathered: Gathered) -> u64 {
+        match self.peers.is_none() || gathered.rows == 1 {
+            true => gathered.address,
+            false => self.at.parts,
+        }
+    }
+
+    /// Where this rank's columns are computed.
+    fn own(&self, gathered: Gathered) -> u64 {
+        let first = self.division.columns(gathered.columns).start;
+        self.parts(gathered) + bytes(gathered.rows * first)
+    }
+
+    /// Gives the receivers what all ranks have computed.
+    fn gather(&mut self, gathered: Gathered, receivers: Receivers) -> Result<(), ModelError> {
+        let parts = self.parts(gathered);
+        let Gathered { columns, rows, .. } = gathered;
+        let Some(peers) = &mut self.peers else { return Ok(()) };
+        peers.gather(self.device, (columns, rows), parts, receivers)?;
+        let bounds = peers.bounds(columns);
+        match parts == gathered.address || receivers == Receivers::Leader && !peers.leads() {
+            true => Ok(()),
+            false => self.place(gathered, bounds),
+        }
+    }
+
+    /// Waits for the device, where a peer could keep it from taking more.
+    fn keep_up(&mut self) -> Result<(), ModelError> {
+        self.peers.as_mut().map_or(Ok(()), |peers| peers.drain(self.device))
+    }
+
+    fn cut(&self, whole: Gathered, part: u64) -> Result<(), ModelError> {
+        let own = self.division.columns(whole.columns);
+        let arguments = [
+            Address(whole.address),
+            Address(part),
+            integer(own.start),
+            integer(own.len()),
+            integer(whole.width),
+        ];
+        self.launch("cut", columns_of_rows(whole.rows, own.len()), &arguments)
+    }
+
+    fn place(&self, whole: Gathered, bounds: u64) -> Result<(), ModelError> {
+        let arguments = [
+            Address(self.at.parts),
+            Address(bounds),
+            Address(whole.address),
+            integer(whole.rows),
+            integer(whole.width),
+        ];
+        self.launch("place", columns_of_rows(whole.rows, whole.width), &arguments)
     }
 }
 
 // The launches.
 impl Step<'_> {
+    /// output = rows of a table, by their numbers.
+    fn look_up(
+        &self,
+        (table, format): (u64, WeightFormat),
+        (ids, count): (u64, usize),
+        output: u64,
+    ) -> Result<(), ModelError> {
+        let name = match format {
+            WeightFormat::F32 => "embed_f32",
+            WeightFormat::Bf16 => "embed_bf16",
+        };
+        let arguments = [Address(table), Address(ids), Address(output), integer(self.config.hidden)];
+        self.launch(name, Grid { blocks: [count, 1, 1], threads: ROW_THREADS }, &arguments)
+    }
+
     /// normed = norm of the residual; of the tokens in `rows` alone where that is not 0.
     fn normalise(
         &self,
@@ -223,7 +382,8 @@ impl Step<'_> {
 
     fn rotate_and_append(&self, index: usize, layer: &Layer) -> Result<(), ModelError> {
         let (keys, values) = self.cache.layer(index);
-        let Config { heads, kv_heads, head_dim, .. } = *self.config;
+        let (heads, kv_heads) = (self.division.heads.len(), self.division.kv_heads.len());
+        let head_dim = self.config.head_dim;
         let arguments = [
             Address(self.at.qkv),
             Address(layer.qkv_bias.as_ref().map_or(0, |bias| bias.at(0))),
@@ -241,9 +401,12 @@ impl Step<'_> {
         self.launch("rotate_and_append", self.rows(), &arguments)
     }
 
-    fn attend(&self, index: usize) -> Result<(), ModelError> {
+    fn attend(&self, index: usize, attended: u64) -> Result<(), ModelError> {
         let (keys, values) = self.cache.layer(index);
-        let Config { heads, kv_heads, head_dim, .. } = *self.config;
+        let head_dim = self.config.head_dim;
+        let group = self.config.heads / self.config.kv_heads;
+        let Division { heads: own, kv_heads: own_kv, .. } = self.division;
+        let (heads, kv_heads) = (own.len(), own_kv.len());
         let name = match head_dim {
             0..=32 => "attention_32",
             33..=64 => "attention_64",
@@ -258,8 +421,10 @@ impl Step<'_> {
             Address(self.sheet.positions()),
             Address(self.sheet.tables()),
             Address(self.sheet.blocks()),
-            Address(self.at.attended),
+            Address(attended),
             integer(heads),
+            integer(own.start - own_kv.start * group),
+            integer(group),
             integer(kv_heads),
             integer(head_dim),
             integer(self.cache.block_tokens),
@@ -268,11 +433,10 @@ impl Step<'_> {
         self.launch(name, Grid { blocks, threads: ATTENTION_WARPS * WARP }, &arguments)
     }
 
-    fn gate(&self) -> Result<(), ModelError> {
-        let intermediate = self.config.intermediate;
-        let blocks = [self.sheet.tokens, intermediate.div_ceil(ROW_THREADS as usize), 1];
-        let arguments = [Address(self.at.gate_up), Address(self.at.gated), integer(intermediate)];
-        self.launch("gate", Grid { blocks, threads: ROW_THREADS }, &arguments)
+    fn gate(&self, gated: u64) -> Result<(), ModelError> {
+        let own = self.division.columns(Columns::Intermediate).len();
+        let arguments = [Address(self.at.gate_up), Address(gated), integer(own)];
+        self.launch("gate", columns_of_rows(self.sheet.tokens, own), &arguments)
     }
 
     /// Adds the adapters of all tokens that have one to a projection's output.
@@ -288,7 +452,7 @@ impl Step<'_> {
         }
         let (sheet, extent) = (self.sheet, self.sheet.extent(index));
         let first = sheet.tokens - sheet.adapted;
-        let row = |address: u64, width: usize| address + (first * width * size_of::<f32>()) as u64;
+        let row = |address: u64, width: usize| address + bytes(first * width);
         let (tables, stride) = (sheet.adapters(), integer(sheet.ranks_max()));
         let arguments = [
             Address(tables),
@@ -325,6 +489,15 @@ impl Step<'_> {
         // stream, in order.
         unsafe { self.device.launch(name, grid, arguments) }
     }
+}
+
+/// A thread for each column of each row.
+fn columns_of_rows(rows: usize, columns: usize) -> Grid {
+    Grid { blocks: [rows, columns.div_ceil(ROW_THREADS as usize), 1], threads: ROW_THREADS }
+}
+
+fn bytes(numbers: usize) -> u64 {
+    (numbers * size_of::<f32>()) as u64
 }
 
 /// Dimensions have less than 24 bits each, and widths of rows less than 31.

@@ -1,8 +1,10 @@
-//! Weights on the device, as rows of outputs; projections that share an input are one matrix.
+//! Weights on the device, as rows of outputs, a rank's own ones; projections that share an input are one matrix.
+
+use std::ops::Range;
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::bf16;
-use uniarm_model::{Config, Linear, ModelError, ModelFiles, Weights};
+use uniarm_model::{Config, Division, Linear, ModelError, ModelFiles, Weights};
 
 use crate::device::Device;
 use crate::memory::Memory;
@@ -32,11 +34,11 @@ enum Numbers {
 }
 
 pub(crate) struct LlamaWeights {
-    /// (vocabulary, hidden); none where the output projection is tied to it.
+    /// (own vocabulary, hidden); none where the output projection is tied to it.
     embedding: Option<Matrix>,
     pub layers: Vec<Layer>,
     pub norm: Memory<f32>,
-    /// (vocabulary, hidden)
+    /// (own vocabulary, hidden)
     pub head: Matrix,
 }
 
@@ -54,27 +56,45 @@ pub(crate) struct Layer {
     pub down: Matrix,
 }
 
+/// A tensor of the files, and which of its outputs are wanted.
+struct Tensor {
+    name: String,
+    outputs: usize,
+    own: Range<usize>,
+}
+
 /// Where weights come from, and where they go.
 struct Loader<'a> {
     device: &'a Device,
     weights: &'a Weights,
     config: &'a Config,
+    division: &'a Division,
     format: WeightFormat,
 }
 
 impl LlamaWeights {
-    pub fn load(device: &Device, files: &ModelFiles, format: WeightFormat) -> Result<Self, ModelError> {
+    /// The outputs that a rank holds; nothing else is read.
+    pub fn load(
+        device: &Device,
+        files: &ModelFiles,
+        format: WeightFormat,
+        division: &Division,
+    ) -> Result<Self, ModelError> {
         let ModelFiles { config, weights, .. } = files;
-        let loader = Loader { device, weights, config, format };
+        let loader = Loader { device, weights, config, division, format };
         let Config { vocabulary, hidden, .. } = *config;
-        let embedding = loader.matrix(&[("model.embed_tokens.weight".to_owned(), vocabulary)], hidden)?;
+        let table = |name: &str| {
+            let own = division.vocabulary.clone();
+            loader.matrix(&[Tensor { name: name.to_owned(), outputs: vocabulary, own }], hidden)
+        };
+        let embedding = table("model.embed_tokens.weight")?;
         let (embedding, head) = match config.tied_embeddings {
             true => (None, embedding),
-            false => (Some(embedding), loader.matrix(&[("lm_head.weight".to_owned(), vocabulary)], hidden)?),
+            false => (Some(embedding), table("lm_head.weight")?),
         };
         let layers: Result<Vec<Layer>, ModelError> =
             (0..config.layers).map(|layer| loader.layer(layer)).collect();
-        let norm = loader.vector(&[("model.norm.weight".to_owned(), hidden)])?;
+        let norm = loader.vector(&[Tensor::whole("model.norm.weight".to_owned(), hidden)])?;
         Ok(Self { embedding, layers: layers?, norm, head })
     }
 
@@ -114,16 +134,25 @@ impl Matrix {
     }
 }
 
+impl Tensor {
+    fn whole(name: String, outputs: usize) -> Self {
+        Self { name, outputs, own: 0..outputs }
+    }
+}
+
 impl Loader<'_> {
     fn layer(&self, layer: usize) -> Result<Layer, ModelError> {
         let Config { hidden, intermediate, heads, head_dim, qkv_bias, .. } = *self.config;
         let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
-        let parts = |linear: &[Linear], kind: &str| -> Vec<(String, usize)> {
-            let part =
-                |linear: &Linear| (name(&format!("{}.{kind}", linear.name())), linear.outputs(self.config));
+        let parts = |linear: &[Linear], kind: &str| -> Vec<Tensor> {
+            let part = |linear: &Linear| Tensor {
+                name: name(&format!("{}.{kind}", linear.name())),
+                outputs: linear.outputs(self.config),
+                own: self.division.outputs(*linear).rows,
+            };
             linear.iter().map(part).collect()
         };
-        let norm = |suffix: &str| self.vector(&[(name(suffix), hidden)]);
+        let norm = |suffix: &str| self.vector(&[Tensor::whole(name(suffix), hidden)]);
         let qkv = [Linear::Query, Linear::Key, Linear::Value];
         let qkv_bias = match qkv_bias {
             true => Some(self.vector(&parts(&qkv, "bias"))?),
@@ -140,16 +169,18 @@ impl Loader<'_> {
         })
     }
 
-    /// Vectors by name and length, one after the other.
-    fn vector(&self, parts: &[(String, usize)]) -> Result<Memory<f32>, ModelError> {
-        let numbers: Result<Vec<Vec<f32>>, ModelError> =
-            parts.iter().map(|(name, len)| self.weights.floats(name, &[*len], 0..*len)).collect();
+    /// Vectors, one after the other.
+    fn vector(&self, parts: &[Tensor]) -> Result<Memory<f32>, ModelError> {
+        let numbers: Result<Vec<Vec<f32>>, ModelError> = parts
+            .iter()
+            .map(|Tensor { name, outputs, own }| self.weights.floats(name, &[*outputs], own.clone()))
+            .collect();
         Memory::of(self.device, &numbers?.concat(), "a vector of the weights")
     }
 
-    /// Matrices of the same inputs, by name and outputs, one below the other.
-    fn matrix(&self, parts: &[(String, usize)], inputs: usize) -> Result<Matrix, ModelError> {
-        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+    /// Matrices of the same inputs, one below the other.
+    fn matrix(&self, parts: &[Tensor], inputs: usize) -> Result<Matrix, ModelError> {
+        let outputs = parts.iter().map(|part| part.own.len()).sum();
         let numbers = match self.format {
             WeightFormat::F32 => Numbers::F32(self.stack(parts, inputs, |number| number)?),
             WeightFormat::Bf16 => Numbers::Bf16(self.stack(parts, inputs, bf16::from_f32)?),
@@ -159,17 +190,17 @@ impl Loader<'_> {
 
     fn stack<T: DeviceRepr + ValidAsZeroBits>(
         &self,
-        parts: &[(String, usize)],
+        parts: &[Tensor],
         inputs: usize,
         number: impl Fn(f32) -> T,
     ) -> Result<Memory<T>, ModelError> {
-        let all: usize = parts.iter().map(|(_, outputs)| outputs * inputs).sum();
+        let all: usize = parts.iter().map(|part| part.own.len() * inputs).sum();
         let mut memory = Memory::reserve(self.device, all, "the weights")?;
         let rows = (PIECE_NUMBERS / inputs).max(1);
         let mut next = 0;
-        for (name, outputs) in parts {
-            for first in (0..*outputs).step_by(rows) {
-                let piece = first..(first + rows).min(*outputs);
+        for Tensor { name, outputs, own } in parts {
+            for first in own.clone().step_by(rows) {
+                let piece = first..(first + rows).min(own.end);
                 let floats = self.weights.floats(name, &[*outputs, inputs], piece)?;
                 let numbers: Vec<T> = floats.into_iter().map(&number).collect();
                 memory.write(self.device, next, &numbers)?;

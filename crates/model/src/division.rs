@@ -43,7 +43,8 @@ pub struct Part {
 
 /// One rank's part of the layers of its stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Division {
+pub struct Division {
+    /// Query heads.
     pub heads: Range<usize>,
     /// Those that `heads` read.
     pub kv_heads: Range<usize>,
@@ -55,11 +56,20 @@ pub(crate) struct Division {
 
 /// The outputs of a linear layer that a rank holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Outputs {
+pub struct Outputs {
     /// Among all of the layer.
     pub rows: Range<usize>,
     /// The first one's place among the rank's outputs of layers that share their input.
     pub column: usize,
+}
+
+/// What the columns of gathered rows are, and with that whose they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Columns {
+    Queries,
+    Hidden,
+    Intermediate,
+    Vocabulary,
 }
 
 impl Linear {
@@ -99,11 +109,11 @@ impl From<(usize, usize)> for Part {
 
 impl Part {
     /// All of it.
-    pub(crate) const WHOLE: Self = Self { rank: 0, size: 1, stages: 1 };
+    pub const WHOLE: Self = Self { rank: 0, size: 1, stages: 1 };
 
     /// # Errors
     /// [`ModelError::Invalid`] for a rank that is none, and for stages that do not divide ranks or layers.
-    pub(crate) fn check(&self, config: &Config) -> Result<(), ModelError> {
+    pub fn check(&self, config: &Config) -> Result<(), ModelError> {
         let Self { rank, size, stages } = *self;
         let invalid = |field, reason| Err(ModelError::Invalid { field, reason });
         if rank >= size {
@@ -123,7 +133,7 @@ impl Part {
     }
 
     /// Ranks of a stage.
-    pub(crate) fn ranks(&self) -> usize {
+    pub fn ranks(&self) -> usize {
         self.size / self.stages
     }
 
@@ -132,7 +142,7 @@ impl Part {
     }
 
     /// Its place among the ranks of its stage.
-    pub(crate) fn place(&self) -> usize {
+    pub fn place(&self) -> usize {
         self.rank % self.ranks()
     }
 
@@ -186,6 +196,24 @@ impl Division {
             hidden: vectors(config.hidden),
             intermediate: vectors(config.intermediate),
         })
+    }
+
+    /// Those of all ranks of a stage, by place.
+    ///
+    /// # Errors
+    /// As [`Division::new`].
+    pub fn of_stage(config: &Config, part: Part) -> Result<Vec<Self>, ModelError> {
+        (0..part.ranks()).map(|place| Self::new(config, place, part.ranks())).collect()
+    }
+
+    /// Its columns of gathered rows.
+    pub fn columns(&self, columns: Columns) -> Range<usize> {
+        match columns {
+            Columns::Queries => self.outputs(Linear::Query).rows,
+            Columns::Hidden => self.outputs(Linear::Output).rows,
+            Columns::Intermediate => self.outputs(Linear::Gate).rows,
+            Columns::Vocabulary => self.vocabulary.clone(),
+        }
     }
 
     /// Its outputs of a linear layer.

@@ -40,14 +40,14 @@ pub use adapter::{
     Adapter, AdapterFiles, Conditioned, Factors, Method, Mixing, Objective, PlainLora, StackedFactors,
 };
 pub use config::{Architecture, Config, Rope, RopeScaling};
-pub use division::{Linear, Part};
+pub use division::{Columns, Division, Linear, Outputs, Part};
 pub use error::ModelError;
 pub use forward::{Forward, Limits, Row};
 pub use hub::cache_folder;
 pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};
 pub use rope::RopeTable;
 pub use scripted::{ScriptedForward, ScriptedOptions};
-pub use sharded::{Leader, Shard};
+pub use sharded::{Arithmetic, Leader, RankForward, Shard, Terms};
 pub use source::{ModelFiles, OpenOptions, open};
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{Tokenizer, TokenizerFingerprint};

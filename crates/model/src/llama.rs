@@ -25,6 +25,7 @@ use crate::kernels::simd::{Isa, LANES};
 use crate::kernels::team::Team;
 use crate::kv::{KvCache, KvShape};
 use crate::rope::RopeTable;
+use crate::sharded::{Arithmetic, RankForward, Terms};
 use crate::source::ModelFiles;
 
 use exchange::Exchange;
@@ -238,37 +239,49 @@ impl Llama {
         })
     }
 
-    /// Takes the way to the other ranks; the former one is gone.
-    pub(crate) fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError> {
+    fn limits(&self) -> Limits {
+        Limits {
+            vocabulary: self.vocabulary(),
+            context_tokens: self.context_tokens(),
+            block_tokens: self.block_tokens(),
+            blocks: self.blocks(),
+        }
+    }
+}
+
+impl RankForward for Llama {
+    fn terms(&self) -> Terms<'_> {
+        let LlamaWeights { fingerprint, part, .. } = &*self.weights;
+        Terms { fingerprint, part: *part, arithmetic: Arithmetic::Cpu }
+    }
+
+    fn weight_bytes(&self) -> usize {
+        Self::weight_bytes(self)
+    }
+
+    fn block_bytes(&self) -> usize {
+        Self::block_bytes(self)
+    }
+
+    fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError> {
         self.exchange = Exchange::with(group, self.weights.part, &self.weights.config)?;
         Ok(())
     }
 
-    pub(crate) fn leave(&mut self) {
+    fn leave(&mut self) {
         self.exchange = Exchange::default();
     }
 
-    pub(crate) fn group(&mut self) -> Option<&mut dyn Collective> {
+    fn group(&mut self) -> Option<&mut dyn Collective> {
         self.exchange.group()
     }
 
-    pub(crate) fn part(&self) -> Part {
-        self.weights.part
-    }
-
-    /// Checks rows and lays them out; returns how many logits are wanted.
-    pub(crate) fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
+    fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
         let limits = self.limits();
         self.plan.prepare(rows, &limits, &self.weights.config)
     }
 
-    /// Computes prepared rows.
-    pub(crate) fn compute(
-        &mut self,
-        rows: &[Row<'_>],
-        wanted: usize,
-        logits: &mut Vec<f32>,
-    ) -> Result<(), ModelError> {
+    fn compute(&mut self, rows: &[Row<'_>], wanted: usize, logits: &mut Vec<f32>) -> Result<(), ModelError> {
         let kept = if self.exchange.leads() { wanted } else { 0 };
         logits.resize(kept * self.weights.config.vocabulary, 0.0);
         if rows.is_empty() {
@@ -287,15 +300,6 @@ impl Llama {
             }
         }
         Ok(self.exchange.collect(wanted, logits)?)
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            vocabulary: self.vocabulary(),
-            context_tokens: self.context_tokens(),
-            block_tokens: self.block_tokens(),
-            blocks: self.blocks(),
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! lost ends the group: whoever is left forms another one, over the weights that it has.
 
 mod order;
+mod rank;
 
 use std::collections::{HashMap, hash_map::Entry};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::llama::{Llama, LlamaOptions};
 use crate::source::ModelFiles;
 
 use order::Order;
+pub use rank::{Arithmetic, RankForward, Terms};
 
 /// A leader without work says so this often: followers do not take it for lost, and it hears of a lost one.
 const BEAT: Duration = Duration::from_millis(250);
@@ -27,16 +29,19 @@ const BEAT: Duration = Duration::from_millis(250);
 /// Adapters under preferences that a follower keeps; more are computed again.
 const CONDITIONED_MAX: usize = 4096;
 
+/// Words of a fingerprint.
+const FINGERPRINT_WORDS: usize = 8;
+
 /// One rank's part of a model.
 pub struct Shard {
-    llama: Llama,
+    model: Box<dyn RankForward>,
     order: Order,
     conditioned: HashMap<u64, Conditioned>,
 }
 
 /// Rank 0 of a group that is complete.
 pub struct Leader {
-    llama: Llama,
+    model: Box<dyn RankForward>,
     order: Order,
     told_at: Instant,
     /// Called once, when the group is over.
@@ -48,7 +53,8 @@ type OnLoss = Box<dyn FnOnce(&CollectiveError) + Send>;
 // === impl Shard ===
 
 impl Shard {
-    /// Reads a part of the weights, and reserves its part of the cache. `part`: also rank and size of a group without stages.
+    /// Reads a part of the weights, and reserves its part of the cache, to compute on the CPU. `part`: also rank and size of
+    /// a group without stages.
     ///
     /// # Errors
     /// As [`Llama::load`]; [`ModelError::Invalid`] for a rank that is none, for more ranks than the model has heads, and for
@@ -58,18 +64,22 @@ impl Shard {
         options: &LlamaOptions,
         part: impl Into<Part>,
     ) -> Result<Self, ModelError> {
-        let llama = Llama::load_part(files, options, part.into())?;
-        Ok(Self { llama, order: Order::default(), conditioned: HashMap::new() })
+        Ok(Self::over(Box::new(Llama::load_part(files, options, part.into())?)))
+    }
+
+    /// A part that is loaded, wherever it computes.
+    pub fn over(model: Box<dyn RankForward>) -> Self {
+        Self { model, order: Order::default(), conditioned: HashMap::new() }
     }
 
     /// Bytes of its part of the matrices.
     pub fn weight_bytes(&self) -> usize {
-        self.llama.weight_bytes()
+        self.model.weight_bytes()
     }
 
     /// Bytes of its part of a cache block.
     pub fn block_bytes(&self) -> usize {
-        self.llama.block_bytes()
+        self.model.block_bytes()
     }
 
     /// Enters a group of [`Payload::F32`](uniarm_collective::Payload), and leaves the former one. All ranks come here before
@@ -78,20 +88,20 @@ impl Shard {
     /// # Errors
     /// [`ModelError::Group`] when one does not come; [`ModelError::Invalid`] names what the ranks do not agree on.
     pub fn join(&mut self, mut group: Box<dyn Collective>) -> Result<(), ModelError> {
-        let Part { rank, size, .. } = self.llama.part();
+        let Part { rank, size, .. } = self.model.terms().part;
         if (group.rank(), group.size()) != (rank, size) {
             let reason =
                 format!("{rank} of {size} ranks, in a group of {} as {}", group.size(), group.rank());
             return Err(ModelError::Invalid { field: "rank", reason });
         }
         self.agree(&mut *group)?;
-        self.llama.join(group)
+        self.model.join(group)
     }
 
     /// Rank 0 of a group that it has joined. `on_loss` is called when the group is over.
     pub fn lead(self, on_loss: impl FnOnce(&CollectiveError) + Send + 'static) -> Leader {
-        let Self { llama, order, .. } = self;
-        Leader { llama, order, told_at: Instant::now(), on_loss: Some(Box::new(on_loss)) }
+        let Self { model, order, .. } = self;
+        Leader { model, order, told_at: Instant::now(), on_loss: Some(Box::new(on_loss)) }
     }
 
     /// Any other rank of a group that it has joined: computes what the leader says, until the group is over. Rows may be
@@ -103,13 +113,13 @@ impl Shard {
                 break error;
             }
         };
-        self.llama.leave();
+        self.model.leave();
         ended
     }
 
     fn follow_once(&mut self, adapters: &[Arc<Adapter>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let Self { llama, order, conditioned } = self;
-        let Some(group) = llama.group() else {
+        let Self { model, order, conditioned } = self;
+        let Some(group) = model.group() else {
             return Err(ModelError::Invalid { field: "group", reason: "it has joined none".to_owned() });
         };
         let told = order.receive(group)?;
@@ -142,16 +152,20 @@ impl Shard {
                 adapter: row.adapter.as_ref().and_then(adapter),
             })
             .collect();
-        let wanted = llama.prepare(&rows)?;
-        llama.compute(&rows, wanted, logits)
+        let wanted = model.prepare(&rows)?;
+        model.compute(&rows, wanted, logits)
     }
 
-    /// Compares model and cache with those of rank 0.
-    fn agree(&self, group: &mut dyn Collective) -> Result<(), ModelError> {
-        let words = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        let mut own: Vec<u32> = words(self.llama.fingerprint());
-        let stages = self.llama.part().stages;
-        own.extend([stages, self.llama.blocks(), self.llama.block_tokens()].map(|count| count as u32));
+    /// Compares model, cache and arithmetic with those of rank 0. All ranks of the group come here; those whose way to each
+    /// other depends on where they compute come here before they take it.
+    ///
+    /// # Errors
+    /// As [`Shard::join`].
+    pub fn agree(&self, group: &mut dyn Collective) -> Result<(), ModelError> {
+        let Terms { fingerprint, part, arithmetic } = self.model.terms();
+        let counts = [part.stages, self.model.blocks(), self.model.block_tokens()].map(|count| count as u32);
+        let words = fingerprint.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
+        let own: Vec<u32> = words.chain(counts).chain([arithmetic as u32]).collect();
         let mut all = vec![0_u32; own.len() * group.size()];
         group.all_gather(bytemuck::cast_slice(&own), bytemuck::cast_slice_mut(&mut all))?;
         let mut ranks = all.chunks_exact(own.len());
@@ -160,27 +174,42 @@ impl Shard {
             return Err(ModelError::Invalid { field: "payload", reason });
         }
         let leader = ranks.next().expect("a group has a rank 0");
-        for (index, terms) in ranks.enumerate() {
-            let different = |range: std::ops::Range<usize>| terms[range.clone()] != leader[range];
-            let what = match () {
-                () if different(0..own.len() - 3) => "other weights".to_owned(),
-                () if different(own.len() - 3..own.len() - 2) => {
-                    format!("other stages ({}, not {})", terms[own.len() - 3], leader[own.len() - 3])
-                }
-                () if different(own.len() - 2..own.len()) => {
-                    let [blocks, tokens] = [terms[own.len() - 2], terms[own.len() - 1]];
-                    let [lead_blocks, lead_tokens] = [leader[own.len() - 2], leader[own.len() - 1]];
-                    format!(
-                        "a cache of {blocks} blocks of {tokens} tokens, not {lead_blocks} of {lead_tokens}"
-                    )
-                }
-                () => continue,
-            };
-            let reason = format!("rank {} has {what} than rank 0", index + 1);
-            return Err(ModelError::Invalid { field: "group", reason });
+        let different = |(rank, terms)| Some((rank, difference(terms, leader)?));
+        match (1..).zip(ranks).find_map(different) {
+            None => Ok(()),
+            Some((rank, what)) => {
+                Err(ModelError::Invalid { field: "group", reason: format!("rank {rank} {what}") })
+            }
         }
-        Ok(())
     }
+}
+
+/// What a rank does not have as rank 0 has it: of their words in the order of [`Shard::agree`].
+fn difference(rank: &[u32], leader: &[u32]) -> Option<String> {
+    let (weights, counts) = rank.split_at(FINGERPRINT_WORDS);
+    let (lead_weights, lead_counts) = leader.split_at(FINGERPRINT_WORDS);
+    let (&[stages, blocks, tokens, arithmetic], &[lead_stages, lead_blocks, lead_tokens, lead_arithmetic]) =
+        (counts, lead_counts)
+    else {
+        return Some("is another version than rank 0".to_owned());
+    };
+    let place =
+        |number| Arithmetic::from_number(number).map_or("elsewhere".to_owned(), |place| place.to_string());
+    if arithmetic != lead_arithmetic {
+        return Some(format!("computes {}, and rank 0 {}", place(arithmetic), place(lead_arithmetic)));
+    }
+    if weights != lead_weights {
+        return Some("has other weights than rank 0".to_owned());
+    }
+    if stages != lead_stages {
+        return Some(format!("has other stages ({stages}, not {lead_stages}) than rank 0"));
+    }
+    if (blocks, tokens) != (lead_blocks, lead_tokens) {
+        return Some(format!(
+            "has a cache of {blocks} blocks of {tokens} tokens, not {lead_blocks} of {lead_tokens} as rank 0"
+        ));
+    }
+    None
 }
 
 // === impl Leader ===
@@ -188,11 +217,11 @@ impl Shard {
 impl Leader {
     /// Bytes of this rank's part of the matrices.
     pub fn weight_bytes(&self) -> usize {
-        self.llama.weight_bytes()
+        self.model.weight_bytes()
     }
 
     fn group(&mut self) -> (&mut Order, &mut dyn Collective) {
-        (&mut self.order, self.llama.group().expect("a leader has joined its group"))
+        (&mut self.order, self.model.group().expect("a leader has joined its group"))
     }
 
     /// Says so when the group is over.
@@ -215,19 +244,19 @@ impl Leader {
 
 impl Forward for Leader {
     fn vocabulary(&self) -> usize {
-        self.llama.vocabulary()
+        self.model.vocabulary()
     }
 
     fn context_tokens(&self) -> usize {
-        self.llama.context_tokens()
+        self.model.context_tokens()
     }
 
     fn block_tokens(&self) -> usize {
-        self.llama.block_tokens()
+        self.model.block_tokens()
     }
 
     fn blocks(&self) -> usize {
-        self.llama.blocks()
+        self.model.blocks()
     }
 
     fn idle(&mut self) -> Result<(), ModelError> {
@@ -241,11 +270,11 @@ impl Forward for Leader {
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
         // What is wrong with the rows is said here, before anybody else hears of them.
-        let wanted = self.llama.prepare(rows)?;
+        let wanted = self.model.prepare(rows)?;
         if rows.is_empty() {
-            return self.llama.compute(rows, wanted, logits);
+            return self.model.compute(rows, wanted, logits);
         }
-        let done = self.tell(rows).and_then(|()| self.llama.compute(rows, wanted, logits));
+        let done = self.tell(rows).and_then(|()| self.model.compute(rows, wanted, logits));
         self.watch(done)
     }
 }

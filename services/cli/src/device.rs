@@ -1,9 +1,10 @@
 //! Where a worker's model computes: on the CPU, or on a GPU.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use uniarm_collective::Nccl;
 use uniarm_cuda::{CudaLlama, CudaOptions, WeightFormat};
-use uniarm_model::{Forward, LlamaOptions, ModelFiles};
+use uniarm_model::{Forward, LlamaOptions, ModelFiles, Part, Shard};
 use uniarm_trainer::network::DeviceName;
 
 use crate::{
@@ -37,23 +38,13 @@ pub struct Model {
 // === impl DeviceArgs ===
 
 impl DeviceArgs {
-    /// # Errors
-    /// For a GPU where several processes hold one model.
-    pub fn check(self, in_group: bool) -> anyhow::Result<()> {
-        if in_group && !self.device.is_cpu() {
-            bail!("--device {} does not go with --group: ranks compute on CPUs", self.device);
-        }
-        Ok(())
-    }
-
     /// Opens and loads a model where it is to compute, and tries it.
     pub async fn load(self, source: String, engine: &EngineArgs, share: Threads) -> anyhow::Result<Model> {
         let DeviceName::Cuda(device) = self.device else {
             let Loaded { files, llama } = worker::load(source, engine, share).await?;
             return Ok(Model { files, forward: Box::new(llama) });
         };
-        let LlamaOptions { kv_blocks, block_tokens, .. } = worker::llama_options(engine, share);
-        let options = CudaOptions { device, kv_blocks, block_tokens, weights: self.gpu_weights.into() };
+        let options = self.cuda_options(device, &worker::llama_options(engine, share));
         let loading = tokio::task::spawn_blocking(move || {
             let files = worker::open(&source)?;
             let mut llama = CudaLlama::load(&files, &options)
@@ -66,6 +57,20 @@ impl DeviceArgs {
             anyhow::Ok(Model { files, forward: Box::new(llama) })
         });
         loading.await.context("loading the model panicked")?
+    }
+
+    /// Loads one rank's part of a model where it is to compute.
+    pub fn load_part(self, files: &ModelFiles, options: &LlamaOptions, part: Part) -> anyhow::Result<Shard> {
+        let DeviceName::Cuda(device) = self.device else { return Ok(Shard::load(files, options, part)?) };
+        // A rank that has no way to the others says so before it reads the weights.
+        Nccl::version()?;
+        let llama = CudaLlama::load_part(files, &self.cuda_options(device, options), part)?;
+        Ok(Shard::over(Box::new(llama)))
+    }
+
+    fn cuda_options(self, device: usize, options: &LlamaOptions) -> CudaOptions {
+        let LlamaOptions { kv_blocks, block_tokens, .. } = *options;
+        CudaOptions { device, kv_blocks, block_tokens, weights: self.gpu_weights.into() }
     }
 }
 

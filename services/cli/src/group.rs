@@ -15,15 +15,17 @@ use clap::Args;
 use tokio::sync::oneshot;
 use uniarm_base::{GrpcScorer, StoreScorer};
 use uniarm_cluster::{MemberStore, StoreAddress};
-use uniarm_collective::{Group, Payload, RANKS_MAX, Tcp, Wires};
+use uniarm_collective::{Collective, Group, Nccl, Payload, RANKS_MAX, Tcp, Wires};
 use uniarm_model::{Adapter, Leader, ModelError, ModelFiles, Part, Shard};
 use uniarm_proto::{Generation, Member, MemberId, Role};
 use uniarm_reward::AdapterFollower;
 use uniarm_tls::RoleName;
+use uniarm_trainer::network::DeviceName;
 
 use crate::{
     args::{BaseArgs, EngineArgs, ProcessArgs, RewardArgs},
     catalogue,
+    device::DeviceArgs,
     process::Process,
     served::Served,
     tls::role_name,
@@ -76,6 +78,7 @@ pub struct Seat {
     address: Option<String>,
     timeout: Duration,
     wires: Arc<dyn Wires>,
+    device: DeviceArgs,
 }
 
 /// Where a group meets.
@@ -97,7 +100,12 @@ impl GroupArgs {
     ///
     /// # Errors
     /// For flags that name none; the sentence names the flag.
-    pub fn seat(&self, role: Role, process: &ProcessArgs) -> anyhow::Result<Option<Seat>> {
+    pub fn seat(
+        &self,
+        role: Role,
+        process: &ProcessArgs,
+        device: DeviceArgs,
+    ) -> anyhow::Result<Option<Seat>> {
         let Some(group) = &self.group else {
             if self.rank.is_some() || self.size.is_some() || self.stages != 1 || self.group_address.is_some()
             {
@@ -120,6 +128,12 @@ impl GroupArgs {
         if self.stages == 0 || !size.is_multiple_of(self.stages) {
             bail!("--stages {} does not divide the {size} ranks of --size", self.stages);
         }
+        if self.stages > 1 && !device.device.is_cpu() {
+            bail!(
+                "--stages does not go with --device {}: ranks on GPUs each have a part of every layer",
+                device.device
+            );
+        }
         if !(self.group_timeout > 0.0 && self.group_timeout <= TIMEOUT_SECONDS_MAX) {
             bail!("--group-timeout wants up to {TIMEOUT_SECONDS_MAX} seconds, not {}", self.group_timeout);
         }
@@ -141,6 +155,7 @@ impl GroupArgs {
             address: self.group_address.clone(),
             timeout: Duration::from_secs_f32(self.group_timeout),
             wires: process.tls.wires(role_name(role))?,
+            device,
         }))
     }
 }
@@ -212,10 +227,13 @@ impl Seat {
     ) -> anyhow::Result<Option<(ModelFiles, Shard)>> {
         let options = worker::llama_options(engine, worker::Threads::of(false));
         let part = Part { rank: self.rank, size: self.size, stages: self.stages };
+        let device = self.device;
         let loading = tokio::task::spawn_blocking(move || {
             let files = worker::open(&source)?;
-            let shard = Shard::load(&files, &options, part)
-                .with_context(|| format!("cannot load rank {} of {} of {source}", part.rank, part.size))?;
+            let shard = device.load_part(&files, &options, part).with_context(|| {
+                let Part { rank, size, .. } = part;
+                format!("cannot load rank {rank} of {size} of {source} on --device {}", device.device)
+            })?;
             anyhow::Ok((files, shard))
         });
         tokio::select! {
@@ -279,9 +297,9 @@ impl Seat {
     /// Takes the others in, until all are there.
     fn meet(&self, mut shard: Shard, listener: &TcpListener, epoch: u64) -> anyhow::Result<Shard> {
         loop {
-            let group =
+            let met =
                 Tcp::lead_over(&*self.wires, listener, self.collective(epoch)).map_err(ModelError::from);
-            match group.and_then(|group| shard.join(Box::new(group))) {
+            match met.and_then(|met| self.join(&mut shard, met)) {
                 Ok(()) => return Ok(shard),
                 Err(ModelError::Group(error)) => tracing::warn!(%error, "the group is not complete yet"),
                 Err(other) => return Err(other.into()),
@@ -353,8 +371,20 @@ impl Seat {
 
     fn enter(&self, shard: &mut Shard, meeting: &Meeting) -> Result<(), ModelError> {
         let group = self.collective(meeting.epoch);
-        let group = Tcp::connect_over(&*self.wires, &meeting.address, self.rank, group)?;
-        shard.join(Box::new(group))
+        let met = Tcp::connect_over(&*self.wires, &meeting.address, self.rank, group)?;
+        self.join(shard, met)
+    }
+
+    /// Joins those whom it has met: between GPUs by NCCL, once all agree that they have one.
+    fn join(&self, shard: &mut Shard, mut met: Tcp) -> Result<(), ModelError> {
+        let group: Box<dyn Collective> = match self.device.device {
+            DeviceName::Cpu => Box::new(met),
+            DeviceName::Cuda(device) => {
+                shard.agree(&mut met)?;
+                Box::new(Nccl::over(met, device)?)
+            }
+        };
+        shard.join(group)
     }
 
     /// Where somebody leads this group now.
@@ -414,7 +444,8 @@ mod tests {
         let Command::Base(args) = Cli::try_parse_from(all).expect("flags of their types").command else {
             panic!("another command")
         };
-        let seat = args.group.seat(Role::Base, &args.process).map_err(|error| format!("{error:#}"))?;
+        let seat =
+            args.group.seat(Role::Base, &args.process, args.device).map_err(|error| format!("{error:#}"))?;
         Ok(seat.map(|seat| (seat.rank, seat.size)))
     }
 
@@ -445,6 +476,10 @@ mod tests {
                 "--stages 0 does not divide",
             ),
             (of(&["--stages", "2"]), "go with --group"),
+            (
+                of(&["--group", "g0", "--rank", "0", "--size", "2", "--stages", "2", "--device", "cuda:1"]),
+                "--stages does not go with --device cuda:1",
+            ),
             (seat(&["--group", "g0", "--rank", "0", "--size", "2"]), "needs --group-address"),
             (
                 seat(&["--group", "g0", "--rank", "0", "--size", "2", "--group-address", "nowhere"]),

@@ -78,11 +78,10 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
             "--adapter, --reward-system and --prompted go with --fused-reward: a base worker alone steers nothing"
         );
     }
-    let seat = args.group.seat(Role::Base, &args.process)?;
+    let seat = args.group.seat(Role::Base, &args.process, args.device)?;
     if args.fused_reward.is_some() && seat.is_some() {
         bail!("--fused-reward does not go with --group: a group of processes has one role");
     }
-    args.device.check(seat.is_some())?;
     let Some(process) = Process::start(
         Role::Base,
         &args.process,
@@ -153,8 +152,7 @@ async fn base_fused(process: Process, loaded: Model, args: BaseArgs, address: &s
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     args.models.check()?;
-    let seat = args.group.seat(Role::Reward, &args.process)?;
-    args.device.check(seat.is_some())?;
+    let seat = args.group.seat(Role::Reward, &args.process, args.device)?;
     let Some(process) = Process::start(
         Role::Reward,
         &args.process,

@@ -8,7 +8,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::library::{BYTES, Config, IN_PROGRESS, Library, NcclId, Raw, SUCCESS};
-use crate::CollectiveError;
+use crate::{CollectiveError, Parcel};
 
 /// A rank that leaves lets NCCL finish what it has begun, which needs the others to leave too, for so long at most.
 const LEAVE_WAIT: Duration = Duration::from_millis(200);
@@ -38,13 +38,6 @@ pub(super) enum Trouble {
     Over(CollectiveError),
     /// NCCL says so.
     Nccl { code: c_int, sentence: String },
-}
-
-/// A piece of device memory, on its way to or from a rank.
-pub(super) struct Parcel<Address> {
-    pub(super) peer: usize,
-    pub(super) address: Address,
-    pub(super) bytes: usize,
 }
 
 // === impl Communicator ===
@@ -85,11 +78,11 @@ impl Communicator {
     /// Puts all of these on the stream, as one.
     ///
     /// # Safety
-    /// The pieces are on this communicator's device, the stream is its own, and both stay until the stream is idle.
+    /// The pieces and the stream are of this communicator's device, and stay until the stream is idle.
     pub(super) unsafe fn launch(
         &self,
-        outgoing: &[Parcel<*const c_void>],
-        incoming: &[Parcel<*mut c_void>],
+        outgoing: &[Parcel],
+        incoming: &[Parcel],
         stream: *mut c_void,
     ) -> Result<(), Trouble> {
         let state = self.state.lock();
@@ -100,11 +93,11 @@ impl Communicator {
             self.judge(group_start(), &state)?;
             let mut begun = Ok(());
             for Parcel { peer, address, bytes } in outgoing {
-                let code = send(*address, *bytes, BYTES, *peer as c_int, raw, stream);
+                let code = send(*address as *const c_void, *bytes, BYTES, *peer as c_int, raw, stream);
                 begun = begun.and(self.judge(code, &state));
             }
             for Parcel { peer, address, bytes } in incoming {
-                let code = recv(*address, *bytes, BYTES, *peer as c_int, raw, stream);
+                let code = recv(*address as *mut c_void, *bytes, BYTES, *peer as c_int, raw, stream);
                 begun = begun.and(self.judge(code, &state));
             }
             // Ended in any case: the next group of this thread is another one.

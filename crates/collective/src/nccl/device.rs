@@ -87,18 +87,27 @@ impl Device {
         .map_err(failed)
     }
 
-    pub(super) fn outbox(&self, at: usize) -> *const c_void {
-        (self.outbox.address + at as u64) as *const c_void
+    pub(super) fn outbox(&self, at: usize) -> u64 {
+        self.outbox.address + at as u64
     }
 
-    pub(super) fn inbox(&self, at: usize) -> *mut c_void {
-        (self.inbox.address + at as u64) as *mut c_void
+    pub(super) fn inbox(&self, at: usize) -> u64 {
+        self.inbox.address + at as u64
     }
 
-    /// Whether all that was put on the stream is done.
+    /// Whether all that was put on its own stream is done.
     pub(super) fn is_idle(&self) -> Result<bool, CollectiveError> {
         // SAFETY: the stream lives as long as `self`.
-        match unsafe { sys::cuStreamQuery(self.stream) } {
+        unsafe { self.is_done(self.stream()) }
+    }
+
+    /// Whether all that was put on a stream is done.
+    ///
+    /// # Safety
+    /// The stream is one of this device's primary context.
+    pub(super) unsafe fn is_done(&self, stream: *mut c_void) -> Result<bool, CollectiveError> {
+        // SAFETY: the caller's.
+        match unsafe { sys::cuStreamQuery(stream.cast()) } {
             sys::cudaError_enum::CUDA_ERROR_NOT_READY => Ok(false),
             other => other.result().map(|()| true).map_err(failed),
         }

@@ -1,19 +1,19 @@
 //! Messages between ranks over NCCL: a header before each, a deadline for all, and a name for whoever is missing.
 
 use std::{
-    ffi::c_int,
+    ffi::{c_int, c_void},
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
-    communicator::{Communicator, Parcel, Trouble},
+    communicator::{Communicator, Trouble},
     device::Device,
     library::{NcclId, REMOTE_ERROR, library},
 };
 use crate::{
-    Aborter, CollectiveError, Group, Operation,
+    Aborter, CollectiveError, Group, OnDevice, Operation, Parcel,
     exchange::{Exchange, Fate, Incoming, Outgoing},
     frame::{HEADER_BYTES, Header},
     ranks::ONE_HOP_BYTES_MAX,
@@ -99,9 +99,8 @@ impl Links {
 
     fn join(&mut self, id: &NcclId) -> Result<(), CollectiveError> {
         let size = self.sent.len();
-        let others = (0..size).filter(|rank| *rank != self.rank).collect();
         // For errors only: NCCL's own connecting is no call.
-        let call = self.call(Operation::Barrier, others);
+        let call = self.call(Operation::Barrier, self.others());
         self.device.bind()?;
         let begun = self.shared.communicator.begin(id, self.rank, size);
         let begun = begun.map_err(|trouble| self.explain(&call, trouble));
@@ -115,6 +114,10 @@ impl Links {
         }
         let reason = format!("not all ranks are there within {:?} ({error})", self.timeout);
         CollectiveError::Rendezvous { rank: self.rank, address: "NCCL's id".to_owned(), reason }
+    }
+
+    fn others(&self) -> Vec<usize> {
+        (0..self.sent.len()).filter(|rank| *rank != self.rank).collect()
     }
 
     fn call(&self, operation: Operation, peers: Vec<usize>) -> Call {
@@ -142,7 +145,7 @@ impl Links {
         let firsts = inbox.chunks_exact_mut(FIRST_BYTES).zip(incoming.iter());
         let mut inward: Vec<_> =
             firsts.map(|(bytes, message)| Incoming { from: message.from, bytes }).collect();
-        self.transfer(call, &out, &mut inward)?;
+        self.by_device(call, &out, &mut inward)?;
         for (first, message) in inbox.chunks_exact(FIRST_BYTES).zip(incoming) {
             let header = self.header(call.operation, self.received[message.from], message.bytes.len());
             header.check(first[..HEADER_BYTES].try_into().expect("a header's bytes"), message.from)?;
@@ -161,7 +164,7 @@ impl Links {
     }
 
     /// To the device, to the ranks, and back to the host. Lengths are agreed on.
-    fn transfer(
+    fn by_device(
         &mut self,
         call: &Call,
         outgoing: &[Outgoing<'_>],
@@ -188,9 +191,7 @@ impl Links {
         }
         // SAFETY: there is room for all pieces, which stay until the device is idle: nobody makes room before, and a
         // device that does not become idle is never freed.
-        let launched = unsafe { self.shared.communicator.launch(&sends, &receives, self.device.stream()) };
-        launched.map_err(|trouble| self.explain(call, trouble))?;
-        self.settle(call)?;
+        unsafe { self.launch(call, self.device.stream(), (&sends, &receives)) }?;
         self.wait(call, Device::is_idle)?;
         at = 0;
         for message in incoming {
@@ -198,6 +199,22 @@ impl Links {
             at += message.bytes.len();
         }
         Ok(())
+    }
+
+    /// Puts transfers on a stream.
+    ///
+    /// # Safety
+    /// As [`Communicator::launch`].
+    unsafe fn launch(
+        &mut self,
+        call: &Call,
+        stream: *mut c_void,
+        (outgoing, incoming): (&[Parcel], &[Parcel]),
+    ) -> Result<(), CollectiveError> {
+        // SAFETY: the caller's.
+        let launched = unsafe { self.shared.communicator.launch(outgoing, incoming, stream) };
+        launched.map_err(|trouble| self.explain(call, trouble))?;
+        self.settle(call)
     }
 
     /// Until NCCL has taken over what was begun: before, the stream knows nothing of it.
@@ -310,9 +327,7 @@ impl Exchange for Links {
         incoming: &mut [Incoming<'_>],
     ) -> Result<(), CollectiveError> {
         let senders = incoming.iter().map(|message| message.from);
-        let mut peers: Vec<usize> = senders.chain(outgoing.iter().map(|message| message.to)).collect();
-        peers.sort_unstable();
-        peers.dedup();
+        let peers = peers(senders.chain(outgoing.iter().map(|message| message.to)));
         if peers.is_empty() {
             return Ok(());
         }
@@ -332,7 +347,41 @@ impl Exchange for Links {
         if rest.is_empty() && room.is_empty() {
             return Ok(());
         }
-        self.transfer(&call, &rest, &mut room)
+        self.by_device(&call, &rest, &mut room)
+    }
+
+    fn on_device(&mut self) -> Option<&mut dyn OnDevice> {
+        Some(self)
+    }
+}
+
+impl OnDevice for Links {
+    unsafe fn transfer(
+        &mut self,
+        stream: *mut c_void,
+        outgoing: &[Parcel],
+        incoming: &[Parcel],
+    ) -> Result<(), CollectiveError> {
+        if outgoing.is_empty() && incoming.is_empty() {
+            return Ok(());
+        }
+        let call =
+            self.call(Operation::AllGather, peers(outgoing.iter().chain(incoming).map(|parcel| parcel.peer)));
+        self.unless_over(|links| {
+            links.device.bind()?;
+            // SAFETY: the caller's.
+            unsafe { links.launch(&call, stream, (outgoing, incoming)) }
+        })
+    }
+
+    unsafe fn drain(&mut self, stream: *mut c_void) -> Result<(), CollectiveError> {
+        // Any of them may be what the stream waits for.
+        let call = self.call(Operation::AllGather, self.others());
+        self.unless_over(|links| {
+            links.device.bind()?;
+            // SAFETY: the caller's.
+            links.wait(&call, |device| unsafe { device.is_done(stream) })
+        })
     }
 }
 
@@ -362,6 +411,14 @@ impl Fate for Shared {
 
 fn lost(call: &Call, rank: usize, reason: &str) -> CollectiveError {
     CollectiveError::PeerLost { operation: call.operation, rank, reason: reason.to_owned() }
+}
+
+/// Each of these ranks once.
+fn peers(ranks: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut peers: Vec<usize> = ranks.collect();
+    peers.sort_unstable();
+    peers.dedup();
+    peers
 }
 
 /// Where each message lies in the outbox: one behind the other, and those that are the same memory in one place.

@@ -3,7 +3,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "stream.h"
 
@@ -68,26 +67,21 @@ int cuCtxGetCurrent(void **bound) {
 
 int cuStreamCreate(struct stream **stream, unsigned flags) {
     (void)flags;
-    *stream = calloc(1, sizeof **stream);
+    *stream = stream_open();
     return SUCCESS;
 }
 
 int cuStreamQuery(struct stream *stream) {
-    return atomic_load(&stream->pending) > 0 ? NOT_READY : SUCCESS;
+    return stream_is_idle(stream) ? SUCCESS : NOT_READY;
 }
 
 int cuStreamSynchronize(struct stream *stream) {
-    while (atomic_load(&stream->pending) > 0) {
-        usleep(100);
-    }
+    stream_wait(stream);
     return SUCCESS;
 }
 
 int cuStreamDestroy_v2(struct stream *stream) {
-    // As the real one, it does not wait; what still works on the stream keeps it.
-    if (atomic_load(&stream->pending) == 0) {
-        free(stream);
-    }
+    stream_close(stream);
     return SUCCESS;
 }
 

@@ -2,6 +2,7 @@
 // only. It is as unforgiving as the real one, or more: what is begun is on no stream until its result was asked for,
 // functions refuse a communicator that is not ready, and messages of different lengths wait for ever.
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,18 +57,25 @@ struct comm {
     struct world *world;
     int rank, answers, error, aborted, launches;
     enum phase phase;
-    struct transfer transfers[2 * RANKS_MAX];
-    int count;
+    // What is begun, and on no stream yet.
+    struct launch *begun;
+    // On the stream, and not done.
+    int open;
     struct stream *stream;
-    pthread_t worker;
-    int has_worker;
+};
+
+// What a group of calls began, as one.
+struct launch {
+    struct comm *comm;
+    int number, count;
+    struct transfer transfers[2 * RANKS_MAX];
 };
 
 static struct world *worlds;
 static pthread_mutex_t worlds_mutex = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int settings[SETTINGS];
 static _Thread_local int depth;
-static _Thread_local struct comm *grouped;
+static _Thread_local struct launch *grouped;
 
 // What tests may ask for; returns what the setting was.
 int fake_nccl_set(int setting, int value) {
@@ -171,53 +179,58 @@ static int advance(struct comm *comm, struct transfer *transfer) {
 }
 
 // The "kernel": ends when all transfers are done, or with an abort.
-static void *work(void *argument) {
-    struct comm *comm = argument;
+static void work(void *argument) {
+    struct launch *launch = argument;
+    struct comm *comm = launch->comm;
     struct world *world = comm->world;
-    int hangs = comm->launches == atomic_load(&settings[HANG_LAUNCH]);
+    int hangs = launch->number == atomic_load(&settings[HANG_LAUNCH]);
     pthread_mutex_lock(&world->mutex);
     while (!comm->aborted) {
-        int open = hangs, moved = 0;
-        for (int index = 0; index < comm->count && !hangs; index++) {
-            struct transfer *transfer = &comm->transfers[index];
+        int waits = hangs, moved = 0;
+        for (int index = 0; index < launch->count && !hangs; index++) {
+            struct transfer *transfer = &launch->transfers[index];
             if (!transfer->is_done) {
                 moved |= advance(comm, transfer);
             }
             if (!transfer->is_done) {
-                open = 1;
+                waits = 1;
                 if (world->gone[transfer->peer] && !world->quiet) {
                     comm->error = REMOTE;
                 }
             }
         }
-        if (!open) {
+        if (!waits) {
             break;
         }
         if (!moved) {
             pthread_cond_wait(&world->changed, &world->mutex);
         }
     }
-    atomic_store(&comm->stream->pending, 0);
     pthread_mutex_unlock(&world->mutex);
-    return NULL;
 }
 
-static void end_work(struct comm *comm) {
-    if (comm->has_worker) {
-        pthread_join(comm->worker, NULL);
-        comm->has_worker = 0;
-    }
+static void count_down(void *argument) {
+    struct launch *launch = argument;
+    // The communicator may be gone as soon as the count is; worlds stay.
+    struct world *world = launch->comm->world;
+    pthread_mutex_lock(&world->mutex);
+    launch->comm->open--;
+    pthread_cond_broadcast(&world->changed);
+    pthread_mutex_unlock(&world->mutex);
+    free(launch);
 }
 
 static void start_work(struct comm *comm) {
-    end_work(comm);
-    comm->launches++;
-    if (comm->launches == atomic_load(&settings[FAIL_LAUNCH])) {
+    struct launch *launch = comm->begun;
+    comm->begun = NULL;
+    launch->number = ++comm->launches;
+    pthread_mutex_lock(&comm->world->mutex);
+    if (launch->number == atomic_load(&settings[FAIL_LAUNCH])) {
         comm->error = INTERNAL;
     }
-    atomic_store(&comm->stream->pending, 1);
-    comm->has_worker = 1;
-    pthread_create(&comm->worker, NULL, work, comm);
+    comm->open++;
+    pthread_mutex_unlock(&comm->world->mutex);
+    comm->stream->put(comm->stream, work, count_down, launch);
 }
 
 int ncclCommGetAsyncError(struct comm *comm, int *status) {
@@ -233,7 +246,7 @@ int ncclCommGetAsyncError(struct comm *comm, int *status) {
     }
     pthread_mutex_lock(&world->mutex);
     int waits = (comm->phase == JOINING && world->present < world->size) ||
-                (comm->phase == LEAVING && world->finalized < world->size);
+                (comm->phase == LEAVING && (world->finalized < world->size || comm->open > 0));
     *status = comm->error ? comm->error : waits ? IN_PROGRESS : SUCCESS;
     if (comm->phase == JOINING && !waits) {
         comm->phase = READY;
@@ -249,20 +262,18 @@ int ncclGroupStart(void) {
 }
 
 static int add(int is_send, void *address, size_t count, int type, int peer, struct comm *comm, struct stream *stream) {
-    if (depth == 0 || comm->phase != READY || type != UINT8 || atomic_load(&stream->pending)) {
+    if (depth == 0 || comm->phase != READY || type != UINT8) {
         return INVALID_USAGE;
     }
     if (peer < 0 || peer >= comm->world->size || !address || count == 0) {
         return INVALID_ARGUMENT;
     }
     if (!grouped) {
-        // The last work is done, and its thread reads nothing of this any more.
-        end_work(comm);
-        comm->count = 0;
+        grouped = calloc(1, sizeof *grouped);
+        grouped->comm = comm;
     }
-    grouped = comm;
     comm->stream = stream;
-    comm->transfers[comm->count++] =
+    grouped->transfers[grouped->count++] =
         (struct transfer){.peer = peer, .is_send = is_send, .address = address, .count = count};
     return SUCCESS;
 }
@@ -279,8 +290,10 @@ int ncclGroupEnd(void) {
     if (--depth != 0 || !grouped) {
         return depth < 0 ? INVALID_USAGE : SUCCESS;
     }
-    grouped->phase = STARTING;
-    grouped->answers = SLOW_ANSWERS;
+    struct comm *comm = grouped->comm;
+    comm->begun = grouped;
+    comm->phase = STARTING;
+    comm->answers = SLOW_ANSWERS;
     grouped = NULL;
     return IN_PROGRESS;
 }
@@ -291,15 +304,16 @@ static void go(struct comm *comm) {
     pthread_mutex_lock(&world->mutex);
     comm->aborted = 1;
     pthread_cond_broadcast(&world->changed);
-    pthread_mutex_unlock(&world->mutex);
-    end_work(comm);
-    pthread_mutex_lock(&world->mutex);
+    while (comm->open > 0) {
+        pthread_cond_wait(&world->changed, &world->mutex);
+    }
     for (int peer = 0; peer < world->size; peer++) {
         world->letters[comm->rank][peer].there = 0;
     }
     world->gone[comm->rank] = 1;
     pthread_cond_broadcast(&world->changed);
     pthread_mutex_unlock(&world->mutex);
+    free(comm->begun);
     free(comm);
     atomic_fetch_sub(&settings[LIVING], 1);
 }

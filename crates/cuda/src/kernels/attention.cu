@@ -8,11 +8,12 @@ constexpr int ATTENTION_WARPS = 4;
 constexpr int HEAD_DIM_MAX = 256;
 
 // Grid: (tokens, heads). `tables[token]` is where the token's block table begins in `blocks`; queries are scaled already
-// and stand in rows of `stride` floats; output is (tokens, heads × head_dim). COLUMNS × 32 >= head_dim.
+// and stand in rows of `stride` floats; output is (tokens, heads × head_dim). COLUMNS × 32 >= head_dim. `heads` and
+// `kv_heads` are a rank's own; each of the latter is read by `group` query heads, of which it lacks the `skipped` first ones.
 template <int COLUMNS>
 __device__ inline void attention(const float* queries, int stride, const float* keys, const float* values,
                                  const int* positions, const int* tables, const int* blocks, float* output, int heads,
-                                 int kv_heads, int head_dim, int block_tokens) {
+                                 int skipped, int group, int kv_heads, int head_dim, int block_tokens) {
     __shared__ float query[HEAD_DIM_MAX];
     __shared__ float weights[ATTENTION_WARPS][WARP];
     __shared__ int slots[ATTENTION_WARPS][WARP];
@@ -22,7 +23,7 @@ __device__ inline void attention(const float* queries, int stride, const float* 
     const int token = blockIdx.x, head = blockIdx.y;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int width = kv_heads * head_dim;
-    const int column = head / (heads / kv_heads) * head_dim;
+    const int column = (skipped + head) / group * head_dim;
 
     for (int i = threadIdx.x; i < head_dim; i += ATTENTION_WARPS * WARP) {
         query[i] = queries[size_t(token) * stride + head * head_dim + i];
@@ -97,10 +98,10 @@ __device__ inline void attention(const float* queries, int stride, const float* 
 #define ATTENTION(NAME, COLUMNS)                                                                                    \
     extern "C" __global__ void __launch_bounds__(ATTENTION_WARPS * WARP)                                            \
         NAME(const float* queries, int stride, const float* keys, const float* values, const int* positions,        \
-             const int* tables, const int* blocks, float* output, int heads, int kv_heads, int head_dim,            \
-             int block_tokens) {                                                                                    \
-        attention<COLUMNS>(queries, stride, keys, values, positions, tables, blocks, output, heads, kv_heads,       \
-                           head_dim, block_tokens);                                                                 \
+             const int* tables, const int* blocks, float* output, int heads, int skipped, int group, int kv_heads,  \
+             int head_dim, int block_tokens) {                                                                      \
+        attention<COLUMNS>(queries, stride, keys, values, positions, tables, blocks, output, heads, skipped, group, \
+                           kv_heads, head_dim, block_tokens);                                                       \
     }
 
 ATTENTION(attention_32, 1)

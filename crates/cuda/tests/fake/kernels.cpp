@@ -2,6 +2,7 @@
 
 #include "kernels.h"
 
+#include <iterator>
 #include <utility>
 
 #include "shim.h"
@@ -15,6 +16,8 @@
 
 #include "../../src/kernels/adapter.cu"
 
+#include "../../src/kernels/group.cu"
+
 namespace {
 
 template <auto KERNEL>
@@ -23,6 +26,8 @@ struct Call;
 // Unpacks the arguments of a launch by the kernel's own signature.
 template <typename... A, void (*KERNEL)(A...)>
 struct Call<KERNEL> {
+    static constexpr size_t SIZES[] = {sizeof(A)...};
+
     static void call(void* const* arguments) { unpack(arguments, std::index_sequence_for<A...>()); }
 
     template <size_t... I>
@@ -31,14 +36,15 @@ struct Call<KERNEL> {
     }
 };
 
-#define KERNEL(NAME) {#NAME, Call<NAME>::call}
+#define KERNEL(NAME) {#NAME, Call<NAME>::call, Call<NAME>::SIZES, std::size(Call<NAME>::SIZES)}
 
 const Kernel ALL[] = {
     KERNEL(embed_f32),     KERNEL(embed_bf16),    KERNEL(rms_norm),       KERNEL(rotate_and_append),
     KERNEL(gate),          KERNEL(matmul_f32_1),  KERNEL(matmul_f32_2),   KERNEL(matmul_f32_4),
     KERNEL(matmul_f32_8),  KERNEL(matmul_bf16_1), KERNEL(matmul_bf16_2),  KERNEL(matmul_bf16_4),
     KERNEL(matmul_bf16_8), KERNEL(attention_32),  KERNEL(attention_64),   KERNEL(attention_128),
-    KERNEL(attention_256), KERNEL(adapter_down),  KERNEL(adapter_up),
+    KERNEL(attention_256), KERNEL(adapter_down),  KERNEL(adapter_up),     KERNEL(cut),
+    KERNEL(place),
 };
 
 } // namespace

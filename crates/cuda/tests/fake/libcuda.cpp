@@ -1,4 +1,5 @@
-// A libcuda for tests: one device whose memory is the host's and whose kernels run on the CPU, when they are launched.
+// A libcuda for tests: one device whose memory is the host's and whose kernels run on the CPU, in the order of their stream. A
+// launch returns at once, and so waits for no peer that work of the tests' libnccl before it waits for.
 //
 // What a real driver would punish late or never is refused at once, with a line on standard error: copies beyond an
 // allocation, freed memory, unknown functions, blocks of a wrong size, memory that is still there when the context goes.
@@ -11,19 +12,24 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "fibers.h"
 #include "kernels.h"
 
+#include "../../../collective/tests/fakes/stream.h"
+
 using Result = int;
 using Address = unsigned long long;
 using Handle = void*;
+using Stream = struct stream*;
 
 namespace {
 
-constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500;
+constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600;
 constexpr int ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76, ATTRIBUTE_MEMORY_POOLS = 115;
 constexpr size_t DEVICE_BYTES = size_t(4) << 30;
 constexpr size_t ALIGNMENT = 256, ZONE_BYTES = 256;
@@ -34,9 +40,10 @@ constexpr unsigned SHARED_THREADS_MIN = 1 << 14;
 std::mutex lock;
 std::map<Address, size_t> allocations; // bytes by address
 size_t allocated_bytes = 0;
-uint64_t allocations_made = 0, launches_made = 0, bytes_to_host = 0, copies_to_device = 0;
-int contexts = 0;
-char context_handle, stream_handle;
+std::atomic<uint64_t> allocations_made = 0, launches_made = 0, bytes_to_host = 0, copies_to_device = 0;
+std::atomic<int> frees_to_come = 0;
+std::atomic<int> contexts = 0;
+char context_handle;
 thread_local Handle current_context = nullptr;
 
 Result refuse(const char* what, Result result = INVALID_VALUE) {
@@ -86,7 +93,7 @@ Result release(Address address) {
     return SUCCESS;
 }
 
-// A second thread of the machine, which keeps its fibers from launch to launch and ends with the process.
+// A thread of the machine, which keeps its fibers from launch to launch and ends with the process.
 class Helper {
   public:
     void begin(std::function<void()> task) {
@@ -120,8 +127,11 @@ class Helper {
     std::function<void()> work;
 };
 
-void run_blocks(const Kernel* kernel, const unsigned (&grid)[3], unsigned threads, void** arguments) {
-    static Helper& helper = *new Helper; // never destroyed: its thread waits in it
+// Kernels of all streams take turns.
+void run_blocks(const Kernel* kernel, const unsigned (&grid)[3], unsigned threads, void* const* arguments) {
+    static std::mutex device;
+    static Helper* helpers = new Helper[2]; // never destroyed: their threads wait in them
+    std::lock_guard guard(device);
     const uint64_t plane = uint64_t(grid[0]) * grid[1], blocks = plane * grid[2];
     std::atomic<uint64_t> next{0};
     auto work = [&] {
@@ -130,10 +140,32 @@ void run_blocks(const Kernel* kernel, const unsigned (&grid)[3], unsigned thread
             run_block(at, threads, kernel->call, arguments);
         }
     };
-    if (blocks * threads < SHARED_THREADS_MIN) return work();
-    helper.begin(work);
-    work();
-    helper.wait();
+    const bool is_shared = blocks * threads >= SHARED_THREADS_MIN;
+    helpers[0].begin(work);
+    if (is_shared) helpers[1].begin(work);
+    helpers[0].wait();
+    if (is_shared) helpers[1].wait();
+}
+
+// A kernel on its way through a stream, with the arguments that it was launched with.
+struct Launch {
+    const Kernel* kernel;
+    unsigned grid[3];
+    unsigned threads;
+    std::vector<std::vector<unsigned char>> values;
+
+    void run() {
+        std::vector<void*> arguments;
+        for (auto& value : values) arguments.push_back(value.data());
+        run_blocks(kernel, grid, threads, arguments.data());
+    }
+};
+
+void run_launch(void* launch) { std::unique_ptr<Launch>(static_cast<Launch*>(launch))->run(); }
+
+void run_release(void* address) {
+    if (release(Address(uintptr_t(address))) != SUCCESS) std::abort();
+    frees_to_come--;
 }
 
 } // namespace
@@ -184,7 +216,10 @@ Result cuDevicePrimaryCtxRetain(Handle* context, int) {
 }
 
 Result cuDevicePrimaryCtxRelease_v2(int) {
-    if (--contexts == 0 && !allocations.empty()) {
+    if (--contexts > 0) return SUCCESS;
+    while (frees_to_come > 0) std::this_thread::yield();
+    std::lock_guard guard(lock);
+    if (!allocations.empty()) {
         refuse("the context goes, and memory is still there");
         std::abort();
     }
@@ -201,13 +236,22 @@ Result cuCtxGetCurrent(Handle* context) {
     return SUCCESS;
 }
 
-Result cuStreamCreate(Handle* stream, unsigned) {
-    *stream = &stream_handle;
+Result cuStreamCreate(Stream* stream, unsigned) {
+    *stream = stream_open();
     return SUCCESS;
 }
 
-Result cuStreamDestroy_v2(Handle) { return SUCCESS; }
-Result cuStreamSynchronize(Handle) { return SUCCESS; }
+Result cuStreamDestroy_v2(Stream stream) {
+    stream_close(stream);
+    return SUCCESS;
+}
+
+Result cuStreamSynchronize(Stream stream) {
+    stream_wait(stream);
+    return SUCCESS;
+}
+
+Result cuStreamQuery(Stream stream) { return stream_is_idle(stream) ? SUCCESS : NOT_READY; }
 
 Result cuMemGetInfo_v2(size_t* free, size_t* total) {
     *free = DEVICE_BYTES - allocated_bytes;
@@ -215,10 +259,19 @@ Result cuMemGetInfo_v2(size_t* free, size_t* total) {
     return SUCCESS;
 }
 
-Result cuMemAllocAsync(Address* address, size_t bytes, Handle) { return allocate(address, bytes); }
-Result cuMemFreeAsync(Address address, Handle) { return release(address); }
+Result cuMemAlloc_v2(Address* address, size_t bytes) { return allocate(address, bytes); }
+Result cuMemFree_v2(Address address) { return release(address); }
+Result cuMemAllocAsync(Address* address, size_t bytes, Stream) { return allocate(address, bytes); }
 
-Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Handle) {
+Result cuMemFreeAsync(Address address, Stream stream) {
+    frees_to_come++;
+    stream_put(stream, run_release, nullptr, reinterpret_cast<void*>(uintptr_t(address)));
+    return SUCCESS;
+}
+
+// Copies of ordinary host memory wait for what the stream has before them.
+Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream stream) {
+    stream_wait(stream);
     std::lock_guard guard(lock);
     if (!is_inside(to, bytes)) return refuse("a copy to the device beyond an allocation");
     std::memcpy(reinterpret_cast<void*>(uintptr_t(to)), from, bytes);
@@ -226,7 +279,8 @@ Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Handle) 
     return SUCCESS;
 }
 
-Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Handle) {
+Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream) {
+    stream_wait(stream);
     std::lock_guard guard(lock);
     if (!is_inside(from, bytes)) return refuse("a copy from the device beyond an allocation");
     std::memcpy(to, reinterpret_cast<const void*>(uintptr_t(from)), bytes);
@@ -249,12 +303,18 @@ Result cuModuleGetFunction(Handle* function, Handle, const char* name) {
 }
 
 Result cuLaunchKernel(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                      unsigned block_z, unsigned shared_bytes, Handle, void** arguments, void**) {
+                      unsigned block_z, unsigned shared_bytes, Stream stream, void** arguments, void**) {
     if (!current_context) return refuse("a launch without a context");
     if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535) return refuse("an impossible grid");
     if (block_y != 1 || block_z != 1 || shared_bytes != 0) return refuse("a block that the kernels do not know");
     launches_made++;
-    run_blocks(static_cast<const Kernel*>(function), {grid_x, grid_y, grid_z}, block_x, arguments);
+    const auto* kernel = static_cast<const Kernel*>(function);
+    auto* launch = new Launch{kernel, {grid_x, grid_y, grid_z}, block_x, {}};
+    for (size_t i = 0; i < kernel->count; i++) {
+        const auto* bytes = static_cast<const unsigned char*>(arguments[i]);
+        launch->values.emplace_back(bytes, bytes + kernel->sizes[i]);
+    }
+    stream_put(stream, run_launch, nullptr, launch);
     return SUCCESS;
 }
 

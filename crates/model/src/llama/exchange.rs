@@ -9,7 +9,7 @@ use uniarm_collective::{Collective, CollectiveError};
 
 use super::matrix::Matrix;
 use crate::config::Config;
-use crate::division::{Division, Linear, Part};
+use crate::division::{Columns, Division, Part};
 use crate::error::ModelError;
 use crate::kernels::buffer::Buffer;
 
@@ -34,21 +34,11 @@ struct Peers {
     scores: Buffer,
 }
 
-/// What the columns of a matrix are, and with that whose they are.
-#[derive(Clone, Copy)]
-pub(super) enum Columns {
-    Queries,
-    Hidden,
-    Intermediate,
-    Vocabulary,
-}
-
 impl Exchange {
     pub fn with(group: Box<dyn Collective>, part: Part, config: &Config) -> Result<Self, ModelError> {
-        let divisions: Result<Vec<Division>, ModelError> =
-            (0..part.ranks()).map(|place| Division::new(config, place, part.ranks())).collect();
+        let divisions = Division::of_stage(config, part)?;
         let [own, parts, scores] = [(); 3].map(|()| Buffer::new());
-        let (divisions, counts) = (divisions?, Vec::new());
+        let counts = Vec::new();
         Ok(Self { peers: Some(Peers { group, part, divisions, own, parts, counts, scores }) })
     }
 
@@ -95,7 +85,7 @@ impl Exchange {
         if let Some(peers) = &mut self.peers
             && peers.part.is_last_stage()
         {
-            let own = Columns::Vocabulary.of(peers.division()).len();
+            let own = peers.division().columns(Columns::Vocabulary).len();
             peers.scores.reserve(wanted * own);
         }
     }
@@ -105,7 +95,7 @@ impl Exchange {
         match &mut self.peers {
             None => Matrix::over(&mut whole[first * width..], width),
             Some(peers) => {
-                let own = Columns::Vocabulary.of(peers.division()).len();
+                let own = peers.division().columns(Columns::Vocabulary).len();
                 Matrix::over(&mut peers.scores[first * own..], own)
             }
         }
@@ -153,7 +143,7 @@ impl Peers {
     }
 
     fn target(&mut self, columns: Columns, rows: usize) -> Matrix {
-        let own = columns.of(self.division()).len();
+        let own = self.division().columns(columns).len();
         self.own.reserve(rows * own);
         Matrix::new(&mut self.own, own)
     }
@@ -161,7 +151,7 @@ impl Peers {
     fn gather(&mut self, columns: Columns, rows: usize, whole: &mut [f32]) -> Result<(), CollectiveError> {
         let Self { group, part, divisions, own, parts, counts, .. } = self;
         counts.clear();
-        counts.extend(divisions.iter().map(|division| rows * columns.of(division).len()));
+        counts.extend(divisions.iter().map(|division| rows * division.columns(columns).len()));
         let own = &own[..counts[part.place()]];
         if rows == 1 {
             return group.all_gather_among(part.members(), own, counts, whole);
@@ -171,7 +161,12 @@ impl Peers {
         group.all_gather_among(part.members(), own, counts, parts)?;
         let (mut rest, width) = (&*parts, whole.len() / rows);
         for (division, count) in divisions.iter().zip(counts) {
-            place(rest.split_off(..*count).expect("a part of each rank"), columns.of(division), whole, width);
+            place(
+                rest.split_off(..*count).expect("a part of each rank"),
+                division.columns(columns),
+                whole,
+                width,
+            );
         }
         Ok(())
     }
@@ -179,12 +174,12 @@ impl Peers {
     fn collect(&mut self, rows: usize, whole: &mut [f32]) -> Result<(), CollectiveError> {
         let Self { group, part, divisions, scores, parts, .. } = self;
         if part.rank > 0 {
-            let own = Columns::Vocabulary.of(&divisions[part.place()]).len();
+            let own = divisions[part.place()].columns(Columns::Vocabulary).len();
             return if part.is_last_stage() { group.send(0, &scores[..rows * own]) } else { Ok(()) };
         }
         let (first, width) = (part.size - part.ranks(), whole.len() / rows);
         for (rank, division) in (first..).zip(divisions) {
-            let range = Columns::Vocabulary.of(division);
+            let range = division.columns(Columns::Vocabulary);
             if rank == 0 {
                 place(&scores[..rows * range.len()], range, whole, width);
             } else if rows == 1 {
@@ -243,7 +238,7 @@ impl Peers {
         if self.divisions.len() == 1 {
             return self.group.send(next, residual);
         }
-        let columns = Columns::Hidden.of(self.division());
+        let columns = self.division().columns(Columns::Hidden);
         let Self { group, own, .. } = self;
         own.reserve(rows * columns.len());
         let own = &mut own[..rows * columns.len()];
@@ -259,21 +254,10 @@ impl Peers {
         if self.divisions.len() == 1 {
             return self.group.recv(former, residual);
         }
-        let own = rows * Columns::Hidden.of(self.division()).len();
+        let own = rows * self.division().columns(Columns::Hidden).len();
         self.own.reserve(own);
         self.group.recv(former, &mut self.own[..own])?;
         self.gather(Columns::Hidden, rows, residual)
-    }
-}
-
-impl Columns {
-    fn of(self, division: &Division) -> Range<usize> {
-        match self {
-            Self::Queries => division.outputs(Linear::Query).rows,
-            Self::Hidden => division.outputs(Linear::Output).rows,
-            Self::Intermediate => division.outputs(Linear::Gate).rows,
-            Self::Vocabulary => division.vocabulary.clone(),
-        }
     }
 }
 

@@ -5,12 +5,12 @@ use std::ops::Range;
 
 use uniarm_collective::CollectiveError;
 
-use super::exchange::{Columns, Exchange};
+use super::exchange::Exchange;
 use super::matrix::Matrix;
 use super::plan::Plan;
 use super::{Layer, Llama, LlamaWeights};
 use crate::adapter::{Conditioned, Group};
-use crate::division::Division;
+use crate::division::{Columns, Division};
 use crate::forward::Row;
 use crate::kernels::attention::{LayerCache, Queries, attend, heads_together, tokens_together};
 use crate::kernels::buffer::Buffer;

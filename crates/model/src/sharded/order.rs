@@ -5,6 +5,7 @@
 
 use uniarm_collective::Collective;
 
+use super::FINGERPRINT_WORDS;
 use crate::error::ModelError;
 use crate::forward::Row;
 
@@ -13,9 +14,6 @@ const HEAD_WORDS: usize = 256;
 
 /// Words of a row before its lists: tokens, start, logits_from, blocks, whether it has an adapter, weights of its preference.
 const ROW_WORDS: usize = 6;
-
-/// Words of an adapter's fingerprint.
-const FINGERPRINT_WORDS: usize = 8;
 
 /// Workspace of one rank.
 #[derive(Default)]
