@@ -38,6 +38,9 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Rounds of steps, of which one has to ask for nothing at all.
+const ROUNDS: usize = 5;
+
 /// One test alone in its process: others would be counted.
 #[test]
 fn a_step_asks_the_allocator_for_nothing() {
@@ -61,10 +64,12 @@ fn a_step_asks_the_allocator_for_nothing() {
             };
             step(0, 8);
             step(1, 1);
-            let calls: Vec<usize> = (2..40).map(|start| step(start, [8, 1, 5][start % 3])).collect();
-            // A thread's own workspace grows with its first task, whenever it gets one.
-            let growths = 4 * (threads - 1);
-            assert!(calls.iter().sum::<usize>() <= growths, "{}, {threads} threads: {calls:?}", files.name);
+            // A thread's own workspace grows with its first task, whenever it gets one: on a busy machine in a later round.
+            let mut round = || -> Vec<usize> {
+                (2..40).map(|start| step(start, [8, 1, 5][start % 3])).filter(|calls| *calls > 0).collect()
+            };
+            let rounds: Vec<Vec<usize>> = (0..ROUNDS).map(|_| round()).collect();
+            assert!(rounds.iter().any(Vec::is_empty), "{}, {threads} threads: {rounds:?}", files.name);
         }
     }
 }
