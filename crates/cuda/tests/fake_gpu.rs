@@ -32,17 +32,6 @@ const SEQUENCE_BLOCKS: u32 = 10;
 const PROMPT_TOKENS: usize = 150;
 
 fn main() {
-    if std::env::var_os(FAKE).is_some() {
-        return run();
-    }
-    let folder = tempfile::tempdir().unwrap();
-    match fakes::build(folder.path()) {
-        Ok(()) => fakes::again(folder.path(), FAKE),
-        Err(reason) => println!("skipped: kernels on the CPU: {reason}"),
-    }
-}
-
-fn run() {
     let tests: [(&str, fn()); 7] = [
         ("logits are the cpu's", logits_are_the_cpu_s),
         ("a row has the same bits alone and in any batch", a_row_has_the_same_bits_alone_and_in_any_batch),
@@ -52,11 +41,7 @@ fn run() {
         ("a cache that does not fit is refused", a_cache_that_does_not_fit_is_refused),
         ("the demo model says what it says on the cpu", the_demo_model_says_what_it_says_on_the_cpu),
     ];
-    for (name, test) in tests {
-        let began = std::time::Instant::now();
-        test();
-        println!("ok      {name} ({:.1} s)", began.elapsed().as_secs_f32());
-    }
+    fakes::run(FAKE, "kernels on the CPU", &tests);
 }
 
 fn load(files: &ModelFiles, weights: WeightFormat) -> CudaLlama {

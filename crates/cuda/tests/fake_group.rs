@@ -38,17 +38,6 @@ const CACHE_BLOCKS: usize = 32;
 const ORDER_BYTES: u64 = 32 + (16 << 10);
 
 fn main() {
-    if std::env::var_os(FAKE).is_some() {
-        return run();
-    }
-    let folder = tempfile::tempdir().unwrap();
-    match fakes::build(folder.path()) {
-        Ok(()) => fakes::again(folder.path(), FAKE),
-        Err(reason) => println!("skipped: groups of GPUs: {reason}"),
-    }
-}
-
-fn run() {
     let tests: [(&str, fn()); 6] = [
         ("any number of ranks has the bits of one gpu", any_number_of_ranks_has_the_bits_of_one_gpu),
         ("a step copies orders and logits alone", a_step_copies_orders_and_logits_alone),
@@ -57,11 +46,7 @@ fn run() {
         ("ranks that cannot be are refused", ranks_that_cannot_be_are_refused),
         ("the demo model has the bits of one gpu", the_demo_model_has_the_bits_of_one_gpu),
     ];
-    for (name, test) in tests {
-        let began = Instant::now();
-        test();
-        println!("ok      {name} ({:.1} s)", began.elapsed().as_secs_f32());
-    }
+    fakes::run(FAKE, "groups of GPUs", &tests);
 }
 
 fn options(weights: WeightFormat) -> CudaOptions {

@@ -2,9 +2,27 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 /// Exit status of `build.sh` where there is no compiler.
 const NO_COMPILER: i32 = 3;
+
+/// Runs the tests, one after the other, in a process that finds the libraries, which `marker` is set in. `what` is skipped
+/// where they cannot be built.
+pub fn run(marker: &str, what: &str, tests: &[(&str, fn())]) {
+    if std::env::var_os(marker).is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        return match build(folder.path()) {
+            Ok(()) => again(folder.path(), marker),
+            Err(reason) => println!("skipped: {what}: {reason}"),
+        };
+    }
+    for (name, test) in tests {
+        let began = Instant::now();
+        test();
+        println!("ok      {name} ({:.1} s)", began.elapsed().as_secs_f32());
+    }
+}
 
 /// Builds both libraries into a folder; the reason where they cannot be built here.
 pub fn build(folder: &Path) -> Result<(), String> {
