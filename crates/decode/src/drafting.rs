@@ -107,7 +107,7 @@ const NEARLY: f64 = 0.97;
 const WORTH_IT: f64 = 1.25;
 
 /// Ranges of rows: powers of two up to the largest step that anybody plans.
-const RANGES: usize = 16;
+pub(crate) const RANGES: usize = 16;
 
 /// What one step weighs in the mean of its range.
 const STEP_WEIGHT: f64 = 0.1;
@@ -189,7 +189,7 @@ impl StepCost {
 
 impl CostMeter {
     pub fn observe(&mut self, rows: usize, seconds: f64) {
-        let range = (rows.max(1).next_power_of_two().ilog2() as usize).min(RANGES - 1);
+        let range = range(rows);
         let rows = rows as f64;
         for range in self.ranges.iter_mut().flatten() {
             // Never zero: a share of nothing would be no number.
@@ -234,6 +234,11 @@ impl Acceptance {
     pub fn share(&self) -> f64 {
         self.right / self.all
     }
+}
+
+/// The range of so many rows: 1, 2, 3–4, 5–8 and so on.
+pub(crate) fn range(rows: usize) -> usize {
+    (rows.max(1).next_power_of_two().ilog2() as usize).min(RANGES - 1)
 }
 
 /// The pace that is worth most; [`Pace::OFF`] where drafting is not worth it.

@@ -5,6 +5,8 @@
 //! tried for some tokens, and kept where these came faster than in lock-step. Each way is looked at again after a
 //! thousand tokens of the other, because the load, the models' agreement and the machines change.
 
+use crate::drafting::{RANGES, range};
+
 /// Tokens of each sequence after which a way is known.
 const KNOWN_TOKENS: f64 = 16.0;
 
@@ -14,10 +16,7 @@ const MEMORY_TOKENS: f64 = 64.0;
 /// Tokens of each sequence after which the other way is looked at again, afresh: one look takes a sixty-fourth of them.
 const LOOK_AGAIN_TOKENS: f64 = 64.0 * KNOWN_TOKENS;
 
-/// Ranges of sequences that step together: 1, 2, 3–4, 5–8 and so on.
-const RANGES: usize = 12;
-
-/// Seconds of a token in lock-step and while drafting, by how many sequences step together.
+/// Seconds of a token in lock-step and while drafting, by how many sequences step together, in ranges as those of rows.
 #[derive(Clone, Debug, Default)]
 pub struct Trial {
     ranges: [Ways; RANGES],
@@ -60,10 +59,6 @@ impl Trial {
             (Some(lock_step), Some(drafting)) => drafting >= lock_step,
         }
     }
-}
-
-fn range(sequences: usize) -> usize {
-    (sequences.max(1).next_power_of_two().ilog2() as usize).min(RANGES - 1)
 }
 
 // === impl Gaps ===

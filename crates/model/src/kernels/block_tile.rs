@@ -14,7 +14,8 @@ pub const ROWS_MAX: usize = ROWS_WIDE;
 const ROWS_WIDE: usize = 16;
 const ROWS_NARROW: usize = 6;
 
-/// So few rows sum both parts of the products apart, since one sum alone would wait for itself.
+/// So few rows sum both parts of the products apart, since one sum alone would wait for itself. Sums of two registers each leave
+/// room for fewer among sixteen.
 const ROWS_APART_WIDE: usize = 6;
 const ROWS_APART_NARROW: usize = 2;
 
