@@ -6,6 +6,7 @@
 //! number of tokens of the step, over all rows.
 
 mod exchange;
+mod listing;
 mod load;
 mod matrix;
 mod micro;
@@ -24,6 +25,7 @@ use crate::kernels::panels::Panels;
 use crate::kernels::simd::{Isa, LANES};
 use crate::kernels::team::Team;
 use crate::kv::{KvCache, KvShape};
+use crate::likeliest::{Likeliest, Lists, Ranking};
 use crate::rope::RopeTable;
 use crate::source::ModelFiles;
 
@@ -239,8 +241,12 @@ impl Llama {
     }
 
     /// Takes the way to the other ranks; the former one is gone.
-    pub(crate) fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError> {
-        self.exchange = Exchange::with(group, self.weights.part, &self.weights.config)?;
+    pub(crate) fn join(
+        &mut self,
+        group: Box<dyn Collective>,
+        ranking: Option<Ranking>,
+    ) -> Result<(), ModelError> {
+        self.exchange = Exchange::with(group, (self.weights.part, ranking), &self.weights.config)?;
         Ok(())
     }
 
@@ -256,25 +262,25 @@ impl Llama {
         self.weights.part
     }
 
-    /// Checks rows and lays them out; returns how many logits are wanted.
-    pub(crate) fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
+    /// Checks rows and lays them out.
+    pub(crate) fn prepare(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
         let limits = self.limits();
-        self.plan.prepare(rows, &limits, &self.weights.config)
+        self.plan.prepare(rows, &limits, &self.weights.config).map(|_| ())
     }
 
-    /// Computes prepared rows.
+    /// Computes prepared rows; `wanted` as in [`Forward::forward_listed`], or empty where all logits are wanted whole.
     pub(crate) fn compute(
         &mut self,
-        rows: &[Row<'_>],
-        wanted: usize,
-        logits: &mut Vec<f32>,
+        (rows, wanted): (&[Row<'_>], &[Option<Likeliest>]),
+        (logits, lists): (&mut Vec<f32>, &mut Lists),
     ) -> Result<(), ModelError> {
-        let kept = if self.exchange.leads() { wanted } else { 0 };
-        logits.resize(kept * self.weights.config.vocabulary, 0.0);
+        let vocabulary = self.weights.config.vocabulary;
+        lists.clear();
+        let whole = self.exchange.begin(rows, wanted);
+        logits.resize(whole * vocabulary, 0.0);
         if rows.is_empty() {
             return Ok(());
         }
-        self.exchange.begin(wanted);
         match self.weights.part.stages {
             1 => self.step(rows, (logits, 0))?,
             stages => {
@@ -286,7 +292,7 @@ impl Llama {
                 }
             }
         }
-        Ok(self.exchange.collect(wanted, logits)?)
+        self.exchange.collect((logits, vocabulary), lists)
     }
 
     fn limits(&self) -> Limits {
@@ -317,7 +323,7 @@ impl Forward for Llama {
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let wanted = self.prepare(rows)?;
-        self.compute(rows, wanted, logits)
+        self.prepare(rows)?;
+        self.compute((rows, &[]), (logits, &mut Lists::default()))
     }
 }

@@ -16,6 +16,7 @@ use crate::adapter::{Adapter, Conditioned};
 use crate::division::Part;
 use crate::error::ModelError;
 use crate::forward::{Forward, Row};
+use crate::likeliest::{Likeliest, Lists, Ranking};
 use crate::llama::{Llama, LlamaOptions};
 use crate::source::ModelFiles;
 
@@ -30,6 +31,7 @@ const CONDITIONED_MAX: usize = 4096;
 /// One rank's part of a model.
 pub struct Shard {
     llama: Llama,
+    ranking: Option<Ranking>,
     order: Order,
     conditioned: HashMap<u64, Conditioned>,
 }
@@ -37,6 +39,7 @@ pub struct Shard {
 /// Rank 0 of a group that is complete.
 pub struct Leader {
     llama: Llama,
+    gives_lists: bool,
     order: Order,
     told_at: Instant,
     /// Called once, when the group is over.
@@ -59,7 +62,12 @@ impl Shard {
         part: impl Into<Part>,
     ) -> Result<Self, ModelError> {
         let llama = Llama::load_part(files, options, part.into())?;
-        Ok(Self { llama, order: Order::default(), conditioned: HashMap::new() })
+        Ok(Self { llama, ranking: None, order: Order::default(), conditioned: HashMap::new() })
+    }
+
+    /// Hands over short lists where whole rows are not needed; `ranking` is the same at all ranks.
+    pub fn ranked_by(self, ranking: Ranking) -> Self {
+        Self { ranking: Some(ranking), ..self }
     }
 
     /// Bytes of its part of the matrices.
@@ -85,21 +93,21 @@ impl Shard {
             return Err(ModelError::Invalid { field: "rank", reason });
         }
         self.agree(&mut *group)?;
-        self.llama.join(group)
+        self.llama.join(group, self.ranking)
     }
 
     /// Rank 0 of a group that it has joined. `on_loss` is called when the group is over.
     pub fn lead(self, on_loss: impl FnOnce(&CollectiveError) + Send + 'static) -> Leader {
-        let Self { llama, order, .. } = self;
-        Leader { llama, order, told_at: Instant::now(), on_loss: Some(Box::new(on_loss)) }
+        let Self { llama, ranking, order, .. } = self;
+        let gives_lists = ranking.is_some();
+        Leader { llama, gives_lists, order, told_at: Instant::now(), on_loss: Some(Box::new(on_loss)) }
     }
 
     /// Any other rank of a group that it has joined: computes what the leader says, until the group is over. Rows may be
     /// under any of `adapters`. Returns why it ended; the weights are there for the next group.
     pub fn follow(&mut self, adapters: &[Arc<Adapter>]) -> ModelError {
-        let mut logits = Vec::new();
         let ended = loop {
-            if let Err(error) = self.follow_once(adapters, &mut logits) {
+            if let Err(error) = self.follow_once(adapters) {
                 break error;
             }
         };
@@ -107,8 +115,8 @@ impl Shard {
         ended
     }
 
-    fn follow_once(&mut self, adapters: &[Arc<Adapter>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let Self { llama, order, conditioned } = self;
+    fn follow_once(&mut self, adapters: &[Arc<Adapter>]) -> Result<(), ModelError> {
+        let Self { llama, order, conditioned, .. } = self;
         let Some(group) = llama.group() else {
             return Err(ModelError::Invalid { field: "group", reason: "it has joined none".to_owned() });
         };
@@ -142,8 +150,10 @@ impl Shard {
                 adapter: row.adapter.as_ref().and_then(adapter),
             })
             .collect();
-        let wanted = llama.prepare(&rows)?;
-        llama.compute(&rows, wanted, logits)
+        let wanted: Vec<Option<Likeliest>> = told.iter().map(|row| row.likeliest).collect();
+        llama.prepare(&rows)?;
+        // What is computed here goes to rank 0.
+        llama.compute((&rows, &wanted), (&mut Vec::new(), &mut Lists::default()))
     }
 
     /// Compares model and cache with those of rank 0.
@@ -205,9 +215,9 @@ impl Leader {
         result
     }
 
-    fn tell(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
+    fn tell(&mut self, rows: &[Row<'_>], wanted: &[Option<Likeliest>]) -> Result<(), ModelError> {
         let (order, group) = self.group();
-        order.send(group, rows)?;
+        order.send(group, rows, wanted)?;
         self.told_at = Instant::now();
         Ok(())
     }
@@ -235,17 +245,30 @@ impl Forward for Leader {
             return Ok(());
         }
         // An answer is waited for: a rank that hangs takes in what it is told, as far as anybody can see.
-        let answered = self.tell(&[]).and_then(|()| Ok(self.group().1.barrier()?));
+        let answered = self.tell(&[], &[]).and_then(|()| Ok(self.group().1.barrier()?));
         self.watch(answered)
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.forward_listed((rows, &[]), (logits, &mut Lists::default()))
+    }
+
+    fn gives_lists(&self) -> bool {
+        self.gives_lists
+    }
+
+    fn forward_listed(
+        &mut self,
+        (rows, wanted): (&[Row<'_>], &[Option<Likeliest>]),
+        found: (&mut Vec<f32>, &mut Lists),
+    ) -> Result<(), ModelError> {
         // What is wrong with the rows is said here, before anybody else hears of them.
-        let wanted = self.llama.prepare(rows)?;
+        self.llama.prepare(rows)?;
+        let wanted: &[Option<Likeliest>] = if self.gives_lists { wanted } else { &[] };
         if rows.is_empty() {
-            return self.llama.compute(rows, wanted, logits);
+            return self.llama.compute((rows, wanted), found);
         }
-        let done = self.tell(rows).and_then(|()| self.llama.compute(rows, wanted, logits));
+        let done = self.tell(rows, wanted).and_then(|()| self.llama.compute((rows, wanted), found));
         self.watch(done)
     }
 }

@@ -215,7 +215,8 @@ impl Seat {
         let loading = tokio::task::spawn_blocking(move || {
             let files = worker::open(&source)?;
             let shard = Shard::load(&files, &options, part)
-                .with_context(|| format!("cannot load rank {} of {} of {source}", part.rank, part.size))?;
+                .with_context(|| format!("cannot load rank {} of {} of {source}", part.rank, part.size))?
+                .ranked_by(uniarm_engine::likeliest::rank);
             anyhow::Ok((files, shard))
         });
         tokio::select! {
