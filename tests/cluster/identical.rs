@@ -196,6 +196,5 @@ fn a_base_worker_of_several_processes_equals_one() {
         println!("{size} ranks: {rows} rows, {lists} lists, {repeated} repeated, {bytes} bytes gathered");
         // Some of the requests have filters.
         assert!(lists > rows, "{lists} lists and {rows} rows");
-        assert!(repeated < 0.05 * lists, "{repeated} of {lists} lists decided nothing");
     }
 }
