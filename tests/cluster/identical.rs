@@ -210,6 +210,15 @@ fn a_base_worker_of_several_processes_equals_one() {
     reference();
     // Three key-value heads: four ranks hold one of them twice.
     for size in [2, 4] {
-        assert_identical(&Cluster::sharded(size, &PROMPTED), TOGETHER);
+        let cluster = Cluster::sharded(size, &PROMPTED);
+        assert_identical(&cluster, TOGETHER);
+        let metric = |name: &str| cluster.base().metric(name);
+        let [rows, lists] =
+            ["row", "list"].map(|form| metric(&format!("uniarm_base_positions_total{{form=\"{form}\"}}")));
+        let (bytes, repeated) =
+            (metric("uniarm_base_gathered_bytes_total"), metric("uniarm_base_repeated_positions_total"));
+        println!("{size} ranks: {rows} rows, {lists} lists, {repeated} repeated, {bytes} bytes gathered");
+        // Some of the requests have filters.
+        assert!(lists > rows, "{lists} lists and {rows} rows");
     }
 }

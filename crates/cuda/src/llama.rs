@@ -2,8 +2,8 @@
 
 use uniarm_collective::Collective;
 use uniarm_model::{
-    Arithmetic, Config, Division, Forward, Limits, ModelError, ModelFiles, Part, Plan, RankForward,
-    RopeTable, Row, Terms,
+    Arithmetic, Config, Division, Forward, Likeliest, Limits, Lists, ModelError, ModelFiles, Part, Plan,
+    RankForward, Ranking, RopeTable, Row, Terms,
 };
 
 use crate::adapters::Adapters;
@@ -178,8 +178,8 @@ impl Forward for CudaLlama {
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let wanted = self.prepare(rows)?;
-        self.compute(rows, wanted, logits)
+        self.prepare(rows)?;
+        self.compute((rows, &[]), (logits, &mut Lists::default()))
     }
 }
 
@@ -200,7 +200,7 @@ impl RankForward for CudaLlama {
         Self::block_bytes(self)
     }
 
-    fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError> {
+    fn join(&mut self, group: Box<dyn Collective>, _: Option<Ranking>) -> Result<(), ModelError> {
         self.peers = Some(Peers::with(group, self.part, (&self.device, &self.config))?);
         Ok(())
     }
@@ -213,16 +213,23 @@ impl RankForward for CudaLlama {
         self.peers.as_mut().map(Peers::group)
     }
 
-    fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
-        self.plan.prepare(rows, &self.limits(), &self.config)
+    fn prepare(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
+        self.plan.prepare(rows, &self.limits(), &self.config).map(|_| ())
     }
 
-    fn compute(&mut self, rows: &[Row<'_>], wanted: usize, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+    /// It makes no lists, so that none are wanted.
+    fn compute(
+        &mut self,
+        (rows, _): (&[Row<'_>], &[Option<Likeliest>]),
+        (logits, lists): (&mut Vec<f32>, &mut Lists),
+    ) -> Result<(), ModelError> {
+        lists.clear();
         if self.part.size > 1 && self.peers.is_none() {
             let reason = "this part of a model has joined none".to_owned();
             return Err(ModelError::Invalid { field: "group", reason });
         }
         let leads = self.peers.as_ref().is_none_or(Peers::leads);
+        let wanted: usize = rows.iter().map(Row::wanted).sum();
         logits.resize(if leads { wanted * self.config.vocabulary } else { 0 }, 0.0);
         if rows.is_empty() {
             return Ok(());

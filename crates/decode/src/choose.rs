@@ -75,7 +75,8 @@ const HEAD_MAX: usize = 256;
 /// All that the token of one position depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Position<'a> {
-    /// The base model's logits, weighed by its strength ([`crate::guidance::weigh_base`]); at least the vocabulary.
+    /// The base model's logits, weighed by its strength ([`crate::guidance::weigh_base`]); at least the vocabulary. Only
+    /// for [`Chooser::choose_from_lists`]: none.
     pub base: &'a [f32],
     pub terms: &'a [Term<'a>],
     pub sampling: &'a Sampling,
@@ -115,7 +116,7 @@ pub struct Chooser {
     noise: Vec<f32>,
     /// Workspaces.
     head: Vec<Rank>,
-    missing: Vec<u32>,
+    pub(crate) missing: Vec<u32>,
 }
 
 /// What a filter does to a token.
@@ -179,8 +180,7 @@ impl Chooser {
     fn in_one_pass(&mut self, position: &Position<'_>) -> Option<Choice> {
         let position = &Position { base: &position.base[..self.vocabulary], ..*position };
         let Position { base, terms, sampling, .. } = *position;
-        let filtered = !sampling.is_greedy() && sampling.has_filters();
-        if filtered || !sampling.penalties_never_raise() {
+        if !sampling.suits_lists() {
             return None;
         }
         if terms.iter().all(|term| term.list().is_none()) {
@@ -188,7 +188,19 @@ impl Chooser {
             return Some(Choice::Token(choose(position)));
         }
         let ceiling = Ceiling::new(terms, sampling)?;
-        self.name(terms);
+        let best = self.best_named(position)?;
+        ceiling.nominate(base, position.draw(), best.value, &mut self.nominated);
+        if self.nominated.len() > self.vocabulary / QUERY_SHARE {
+            return None; // so many are judged faster by rows
+        }
+        self.miss(position, best);
+        Some(if self.missing.is_empty() { Choice::Token(best.id) } else { self.ask(position) })
+    }
+
+    /// The best of the known tokens, if its score is a number. The others that some list names are nominated: they are
+    /// bounded by what lists say of them, not of tokens that none names.
+    pub(crate) fn best_named(&mut self, position: &Position<'_>) -> Option<Rank> {
+        self.name(position.terms);
         let mut best: Option<Rank> = None;
         self.nominated.clear();
         for &id in &self.named {
@@ -196,17 +208,17 @@ impl Chooser {
                 (rank, true) => {
                     best = Some(best.map_or(rank, |best| if rank.above(best) { rank } else { best }))
                 }
-                (_, false) => self.nominated.push(id), // bounded by what lists say of it, not of the others
+                (_, false) => self.nominated.push(id),
             }
         }
-        let best = best.filter(|best| best.value.is_finite())?;
-        ceiling.nominate(base, position.draw(), best.value, &mut self.nominated);
-        if self.nominated.len() > self.vocabulary / QUERY_SHARE {
-            return None; // so many are judged faster by rows
-        }
+        best.filter(|best| best.value.is_finite())
+    }
+
+    /// Of those that are nominated, the unknown ones that may rank above `best` are missing.
+    pub(crate) fn miss(&mut self, position: &Position<'_>, best: Rank) {
         let missing = |id: &u32| matches!(position.upper_score(*id), (rank, false) if rank.above(best));
+        self.missing.clear();
         self.missing.extend(self.nominated.iter().copied().filter(missing));
-        Some(if self.missing.is_empty() { Choice::Token(best.id) } else { self.ask(position) })
     }
 
     /// The choice from a row of upper bounds of l: what filters need, and the reference for everything else.
@@ -405,7 +417,7 @@ impl Chooser {
     }
 
     /// The question for what is missing.
-    fn ask(&mut self, position: &Position<'_>) -> Choice {
+    pub(crate) fn ask(&mut self, position: &Position<'_>) -> Choice {
         if self.missing.is_empty() {
             self.widen(Rank::LAST); // no list names what the others name
         }

@@ -28,7 +28,7 @@ use std::ops::Range;
 
 use crate::elementary::{WEIGHT_ONE, ln};
 use crate::noise::Noise;
-use crate::scan::{self, Draw};
+use crate::scan::{self, Draw, Rank};
 
 /// Of |φ| + |G| + 1: more than all roundings between a logit, its rank and its bound together.
 const NOISY_SLACK: f32 = 1.0 / 1_048_576.0;
@@ -54,6 +54,15 @@ pub struct NoisyRanking {
     pub scale: f32,
     /// The least ranked value in the list: every unlisted token is at most this.
     pub floor: f32,
+}
+
+/// A token of [`top_of_slice`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Listed {
+    /// By which it is listed: larger ones first, ties to the lower id.
+    pub rank: f32,
+    pub id: u32,
+    pub logit: f32,
 }
 
 /// A list that cannot be the top of a row.
@@ -103,7 +112,7 @@ pub fn top_list(row: &[f32], k: usize) -> TopList {
 pub fn noisy_top_list(row: &[f32], k: usize, scale: f32, noise: &Noise, position: u32) -> TopList {
     let mut ranks = Vec::new();
     if scale > 0.0 && scale.is_finite() {
-        scan::top_noisy(row, Draw { noise, position }, scale, k, &mut ranks);
+        scan::top_noisy((row, 0), Draw { noise, position }, scale, k, &mut ranks);
     }
     let floor = ranks.last().map_or(f32::NEG_INFINITY, |rank| rank.value);
     if ranks.len() < k.min(row.len()) || !floor.is_finite() {
@@ -113,6 +122,39 @@ pub fn noisy_top_list(row: &[f32], k: usize, scale: f32, noise: &Noise, position
     let values = ids.iter().map(|&id| row[id as usize]).collect();
     let ranking = NoisyRanking { scale, floor };
     TopList::noisy(ids, values, ranking).expect("a finite floor has numbers above it, each once")
+}
+
+/// The `k` tokens of a slice of a row that stand first in a ranking, best first: by G + scale · z where there is a
+/// `noise` (of a position), else by z. The slice holds the logits of the tokens from `first` on. Tokens whose place is no
+/// finite number are left out, so that there may be fewer. The best `k` of all slices' lists are the list of the row.
+pub fn top_of_slice(
+    (slice, first): (&[f32], u32),
+    k: usize,
+    scale: f32,
+    noise: Option<(&Noise, u32)>,
+) -> impl Iterator<Item = Listed> {
+    let mut ranks = Vec::new();
+    match noise {
+        None => {
+            scan::top(slice, k, &mut ranks);
+            ranks.iter_mut().for_each(|rank| rank.id += first);
+        }
+        Some((noise, position)) => {
+            let draw = Draw { noise, position };
+            // The generator's words come in fours: up to three tokens before the first four go one by one.
+            let odd = (first.next_multiple_of(4) - first) as usize;
+            let (before, rest) = slice.split_at(odd.min(slice.len()));
+            scan::top_noisy((rest, first + before.len() as u32), draw, scale, k, &mut ranks);
+            let one_by_one =
+                before.iter().zip(first..).map(|(z, id)| Rank { value: draw.of(id) + scale * z, id });
+            ranks.extend(one_by_one.filter(|rank| !rank.value.is_nan()));
+            ranks.sort_unstable_by(Rank::order);
+            ranks.truncate(k);
+        }
+    }
+    let listed =
+        move |rank: Rank| Listed { rank: rank.value, id: rank.id, logit: slice[(rank.id - first) as usize] };
+    ranks.into_iter().filter(|rank| rank.value.is_finite()).map(listed)
 }
 
 /// The base model's row as the sum takes it: times `strength`, in `weighed`; or itself, where that is 1. Strength 0 makes
@@ -263,9 +305,9 @@ pub(crate) fn numeric(x: f32) -> f32 {
 }
 
 /// The guided logit of one token, or its bound; and whether it is the logit itself. `noise`: the token's G, where a list
-/// is ranked with it.
+/// is ranked with it. No base row: its logits are the first term.
 pub(crate) fn combine_one(base: &[f32], terms: &[Term<'_>], id: u32, noise: f32) -> (f32, bool) {
-    let mut c = base[id as usize];
+    let mut c = if base.is_empty() { 0.0 } else { base[id as usize] };
     let mut exact = true;
     for term in terms.iter().filter(|term| term.strength != 0.0) {
         let (logit, known) = term.logit(id, noise);

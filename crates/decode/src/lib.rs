@@ -29,6 +29,7 @@ mod scan;
 mod one_pass;
 
 pub mod choose;
+mod from_lists;
 
 pub mod reference;
 
@@ -47,7 +48,8 @@ pub mod alignment;
 pub use blocks::{BlockId, CacheRoot};
 pub use choose::{Choice, Chooser, Position};
 pub use guidance::{
-    ListError, NoisyRanking, Term, TermLogits, TopList, log_sum_exp, noisy_top_list, top_list,
+    ListError, Listed, NoisyRanking, Term, TermLogits, TopList, log_sum_exp, noisy_top_list, top_list,
+    top_of_slice,
 };
 pub use noise::Noise;
 pub use preference::{Preference, PreferenceError, PreferenceSpec};

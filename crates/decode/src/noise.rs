@@ -64,6 +64,14 @@ impl Noise {
         Self { key: [seed as u32, (seed >> 32) as u32], choice }
     }
 
+    pub const fn seed(&self) -> u64 {
+        (self.key[1] as u64) << 32 | self.key[0] as u64
+    }
+
+    pub const fn choice(&self) -> u32 {
+        self.choice
+    }
+
     /// G of the token ids 0..out.len() at a position of the answer.
     pub fn fill(&self, position: u32, out: &mut [f32]) {
         fill(self, position, out);

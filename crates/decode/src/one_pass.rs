@@ -117,18 +117,29 @@ impl Ceiling {
         self.magnitude += share * (bound.abs() + span);
     }
 
+    /// Whether a token that no list names may reach `bar`, a number, where the base model's logits are a list too, and with
+    /// that a term: z_base is zero in everything above.
+    pub(crate) fn reaches(&self, bar: f32) -> bool {
+        // Two lists that are ranked with the noise count it twice: then who has the least of it is bounded worst.
+        let most = [NOISE_MIN, NOISE_MAX].map(|noise| self.slope * f64::from(noise));
+        self.temperature * most[0].max(most[1]) >= self.needed(bar)
+    }
+
+    /// What z_base + T · slope · G is at least of a token that may reach `bar`, a number.
+    fn needed(&self, bar: f32) -> f64 {
+        let least = self.temperature * (f64::from(bar) - self.constant); // at G = 0
+        least - ROUNDING * (2.0 * least.abs() + 9.0 * self.temperature * self.magnitude) // M + T · A
+    }
+
     /// Appends all ids that may reach `bar`, a number, if no list names them; and perhaps some more.
     pub(crate) fn nominate(&self, base: &[f32], draw: Draw<'_>, bar: f32, out: &mut Vec<u32>) {
-        let Self { temperature, constant, slope, magnitude } = *self;
-        let least = temperature * (f64::from(bar) - constant); // at G = 0
-        let doubt = ROUNDING * (2.0 * least.abs() + 9.0 * temperature * magnitude); // M + T · A
-        let per_noise = temperature * slope;
-        if slope > SLOPE_MIN {
-            let (scale, bar) = (1.0 / per_noise, (least - doubt) / per_noise);
+        let (needed, per_noise) = (self.needed(bar), self.temperature * self.slope);
+        if self.slope > SLOPE_MIN {
+            let (scale, bar) = (1.0 / per_noise, needed / per_noise);
             scan::collect_reaching(base, draw, scale as f32, bar as f32, out);
         } else {
-            let luckiest = f64::from(if slope > 0.0 { NOISE_MAX } else { NOISE_MIN });
-            scan::collect_from(base, (least - doubt - per_noise * luckiest) as f32, out);
+            let luckiest = f64::from(if self.slope > 0.0 { NOISE_MAX } else { NOISE_MIN });
+            scan::collect_from(base, (needed - per_noise * luckiest) as f32, out);
         }
     }
 }

@@ -120,7 +120,7 @@ impl Sampling {
     }
 
     /// What guided logits are divided by before noise and filters.
-    pub(crate) fn divisor(&self) -> f32 {
+    pub fn divisor(&self) -> f32 {
         if self.is_greedy() { 1.0 } else { self.temperature }
     }
 
@@ -128,9 +128,14 @@ impl Sampling {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
-    /// Whether a logit after penalties is never larger than before, rounding included.
-    pub(crate) fn penalties_never_raise(&self) -> bool {
-        self.repetition_penalty >= 1.0 && self.presence_penalty >= 0.0 && self.frequency_penalty >= 0.0
+    /// Whether the best token is found without the order of all: nothing is filtered, and a logit after penalties is never
+    /// larger than before, rounding included.
+    pub fn suits_lists(&self) -> bool {
+        let filtered = !self.is_greedy() && self.has_filters();
+        !filtered
+            && self.repetition_penalty >= 1.0
+            && self.presence_penalty >= 0.0
+            && self.frequency_penalty >= 0.0
     }
 }
 

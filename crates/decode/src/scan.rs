@@ -305,8 +305,10 @@ widest! {
 }
 
 widest! {
-    /// The `k` best of a row by noise + scale · value, best first; fewer where not so many are numbers.
-    pub(crate) fn top_noisy(row: &[f32], draw: Draw<'_>, scale: f32, k: usize, out: &mut Vec<Rank>) {
+    /// The `k` best of a row by noise + scale · value, best first; fewer where not so many are numbers. The tokens are
+    /// those from `first` on, a multiple of four.
+    pub(crate) fn top_noisy(tokens: (&[f32], u32), draw: Draw<'_>, scale: f32, k: usize, out: &mut Vec<Rank>) {
+        let (row, first) = tokens;
         // The most probable tokens set a bar that few others reach.
         top(row, k, out);
         if out.is_empty() {
@@ -314,12 +316,12 @@ widest! {
         }
         let mut bar = f32::INFINITY;
         for token in out.iter() {
-            let rank = draw.of(token.id) + scale * token.value;
+            let rank = draw.of(first.wrapping_add(token.id)) + scale * token.value;
             bar = if rank < bar { rank } else { bar };
         }
         out.clear();
         let pass = NoisyPass { draw, scale, least: f32::NEG_INFINITY };
-        pass.visit(row, 0, bar, |value, id, word| {
+        pass.visit(row, first, bar, |value, id, word| {
             let value = gumbel(word) + scale * value;
             if value >= bar {
                 out.push(Rank { value, id });

@@ -71,18 +71,7 @@ impl Situation {
                     assert!(ids.is_sorted_by(|a, b| a < b), "ids ascend");
                     assert!(!exchange.dense, "whole rows leave nothing to ask");
                     exchange.queries += 1;
-                    let lacking = |list: &&TopList| ids.iter().any(|&id| list.get(id).is_none());
-                    assert!(
-                        lists.iter().flatten().any(|list| lacking(&list)),
-                        "a query asks for something new"
-                    );
-                    for (reward, list) in self.rewards.iter().zip(&mut lists) {
-                        let Some(list) = list else { continue };
-                        let ids: Vec<u32> =
-                            ids.iter().copied().filter(|&id| list.get(id).is_none()).collect();
-                        let values: Vec<f32> = ids.iter().map(|&id| reward.row[id as usize]).collect();
-                        list.add(&ids, &values);
-                    }
+                    self.answer(&ids, &mut lists);
                 }
                 Choice::Dense => {
                     assert!(!exchange.dense, "whole rows suffice");
@@ -93,12 +82,48 @@ impl Situation {
         }
     }
 
-    fn list(&self, reward: &Reward, k: usize) -> TopList {
-        if !reward.noisy || self.sampling.temperature == 0.0 {
-            return top_list(&reward.row, k);
+    /// The token from the `k` likeliest of the base model and the lists of the rewards, with what these are asked for;
+    /// `None`: it takes the base model's row.
+    fn from_lists(&self, chooser: &mut Chooser, k: usize) -> Option<u32> {
+        let base = self.list_of(&self.base, self.base_strength, k);
+        let mut lists: Vec<Option<TopList>> =
+            self.rewards.iter().map(|reward| reward.list.map(|k| self.list(reward, k))).collect();
+        loop {
+            let rewards = self.rewards.iter().zip(&lists).map(|(reward, list)| Term {
+                strength: reward.strength,
+                logits: list.as_ref().map_or(TermLogits::Dense(&reward.row), TermLogits::List),
+            });
+            let base = Term { strength: self.base_strength, logits: TermLogits::List(&base) };
+            let terms: Vec<Term<'_>> = std::iter::once(base).chain(rewards).collect();
+            match chooser.choose_from_lists(&self.position(&[], &terms, &self.history(), &self.noise()))? {
+                Choice::Token(token) => return Some(token),
+                Choice::Query(ids) => self.answer(&ids, &mut lists),
+                Choice::Dense => lists.fill(None),
+            }
         }
-        let scale = reward.strength / self.sampling.temperature;
-        noisy_top_list(&reward.row, k, scale, &self.noise(), self.position)
+    }
+
+    /// Plays the reward side of a query.
+    fn answer(&self, ids: &[u32], lists: &mut [Option<TopList>]) {
+        let lacking = |list: &&TopList| ids.iter().any(|&id| list.get(id).is_none());
+        assert!(lists.iter().flatten().any(|list| lacking(&list)), "a query asks for something new");
+        for (reward, list) in self.rewards.iter().zip(lists) {
+            let Some(list) = list else { continue };
+            let ids: Vec<u32> = ids.iter().copied().filter(|&id| list.get(id).is_none()).collect();
+            let values: Vec<f32> = ids.iter().map(|&id| reward.row[id as usize]).collect();
+            list.add(&ids, &values);
+        }
+    }
+
+    fn list(&self, reward: &Reward, k: usize) -> TopList {
+        if reward.noisy { self.list_of(&reward.row, reward.strength, k) } else { top_list(&reward.row, k) }
+    }
+
+    fn list_of(&self, row: &[f32], strength: f32, k: usize) -> TopList {
+        if self.sampling.temperature == 0.0 {
+            return top_list(row, k);
+        }
+        noisy_top_list(row, k, strength / self.sampling.temperature, &self.noise(), self.position)
     }
 
     fn position<'a>(
@@ -220,6 +245,17 @@ proptest! {
     }
 
     #[test]
+    fn lists_of_all_models_choose_what_whole_rows_choose_or_say_that_they_cannot(
+        situation in prop_oneof![3 => situation(false), 1 => situation(true)],
+        k in 1_usize..200,
+    ) {
+        let mut chooser = Chooser::new(situation.base.len());
+        if let Some(token) = situation.from_lists(&mut chooser, k) {
+            prop_assert_eq!(token, situation.dense());
+        }
+    }
+
+    #[test]
     fn logits_that_are_infinite_or_not_numbers_change_nothing_about_that(situation in situation(true)) {
         let mut chooser = Chooser::new(situation.base.len());
         prop_assert_eq!(situation.certified(&mut chooser).0, situation.dense());
@@ -245,7 +281,7 @@ fn where_base_and_reward_mostly_agree_lists_nearly_always_suffice() {
     let noisy = [false, false, false, false, true];
     for (sampling, noisy) in samplings.into_iter().zip(noisy) {
         let mut chooser = Chooser::new(VOCABULARY);
-        let mut certified = 0;
+        let (mut certified, mut without_rows) = (0, 0);
         for position in 0..POSITIONS {
             // Gumbel variables have the long upper tail of a language model's logits.
             let base: Vec<f32> = draws(1, position).into_iter().map(|g| 1.4 * g).collect();
@@ -264,8 +300,14 @@ fn where_base_and_reward_mostly_agree_lists_nearly_always_suffice() {
             let (token, exchange) = situation.certified(&mut chooser);
             assert_eq!(token, situation.dense());
             certified += u32::from(exchange == Exchange::default());
+            let from_lists = situation.from_lists(&mut chooser, 128);
+            assert!(from_lists.is_none_or(|chosen| chosen == token));
+            without_rows += u32::from(from_lists.is_some());
         }
         let share = f64::from(certified) / f64::from(POSITIONS);
+        let listed = f64::from(without_rows) / f64::from(POSITIONS);
+        println!("{listed:.3} chosen from a list of the base model's row too");
+        assert!(listed >= if sampling.suits_lists() { 0.9 } else { 0.0 }, "only {listed} under {sampling:?}");
         println!("{share:.3} certified without a query, noisy ranking {noisy}, under {sampling:?}");
         assert!(share >= 0.9, "only {share} certified under {sampling:?}");
     }

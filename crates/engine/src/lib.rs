@@ -1,6 +1,7 @@
 //! The step: plan → forward → commit. Where the pure scheduler and the model meet, for base and reward workers alike.
 
 pub mod fused;
+pub mod likeliest;
 pub mod prompt;
 
 use std::{
@@ -11,13 +12,14 @@ use std::{
 };
 
 use uniarm_decode::{
+    TopList,
     drafting::{CostMeter, StepCost},
     scheduler::{
         AddError, ExtendError, NewSequence, Priority, Scheduler, SchedulerOptions, SchedulerStats,
         SequenceId, StepPlan, Tenant,
     },
 };
-use uniarm_model::{Conditioned, Forward, ModelError, Row};
+use uniarm_model::{Conditioned, Forward, Likeliest, Lists, ModelError, Row};
 
 /// Sequences, their paged cache and the model, advanced one step at a time by the thread that owns it.
 pub struct Executor {
@@ -26,6 +28,8 @@ pub struct Executor {
     adapters: HashMap<SequenceId, Conditioned>,
     /// Wanted logits of the step, row-major; reused.
     logits: Vec<f32>,
+    /// Lists in place of some of them; reused.
+    lists: Lists,
     /// Block tables of the step's rows, one after the other; reused.
     blocks: Vec<u32>,
     costs: CostMeter,
@@ -69,8 +73,12 @@ pub struct StepReport {
     /// Sequences in the forward; none: there was nothing to do.
     pub sequences: Vec<SequenceId>,
     pub tokens: usize,
-    /// Rows of logits that were handed out.
+    /// Positions whose logits were handed out.
     pub rows: usize,
+    /// Of these, those that came as lists.
+    pub lists: usize,
+    /// Bytes of logits that came from other processes.
+    pub gathered_bytes: usize,
     /// When its planning began, as the scheduler counts time.
     pub planned_at: Duration,
     pub schedule: Duration,
@@ -80,11 +88,21 @@ pub struct StepReport {
     pub expired: Vec<SequenceId>,
 }
 
+/// What a step computes for one position.
+pub enum Logits<'a> {
+    /// Of the whole vocabulary.
+    Row(&'a [f32]),
+    /// Of the likeliest tokens; empty, where that row has too few numbers.
+    List(TopList),
+}
+
 /// A step before it is computed.
 #[must_use]
 pub struct PlannedStep {
     plan: StepPlan,
     report: StepReport,
+    /// Of each row, the lists that would do in place of its logits.
+    lists: Vec<Option<Likeliest>>,
 }
 
 /// Tokens that a sequence of `forward` may have: the model's context, or the whole cache where that is smaller.
@@ -156,6 +174,7 @@ impl Executor {
             scheduler,
             adapters: HashMap::new(),
             logits: Vec::new(),
+            lists: Lists::default(),
             blocks: Vec::new(),
             costs,
             clock: options.clock.clone(),
@@ -254,13 +273,28 @@ impl Executor {
         self.scheduler.stats()
     }
 
-    /// Plans a step and computes it.
+    /// Computes the tokens from index `from` on once more, and hands out their logits again.
+    pub fn repeat(&mut self, id: SequenceId, from: usize) {
+        let Some(tokens) = self.tokens(id).and_then(|tokens| tokens.get(from..)).map(<[u32]>::to_vec) else {
+            return;
+        };
+        self.truncate(id, from);
+        self.extend(id, &tokens).expect("it has had all of these tokens");
+    }
+
+    /// Plans a step and computes it, with whole rows.
     ///
     /// # Errors
     /// When the forward fails.
-    pub fn step(&mut self, deliver: impl FnMut(SequenceId, usize, &[f32])) -> Result<StepReport, ModelError> {
+    pub fn step(
+        &mut self,
+        mut deliver: impl FnMut(SequenceId, usize, &[f32]),
+    ) -> Result<StepReport, ModelError> {
         let planned = self.plan();
-        self.compute(planned, deliver)
+        self.compute(planned, |sequence, index, logits| match logits {
+            Logits::Row(row) => deliver(sequence, index, row),
+            Logits::List(_) => unreachable!("no list was asked for"),
+        })
     }
 
     /// Decides what the next step computes: who begins is known before it takes its time.
@@ -277,10 +311,11 @@ impl Executor {
             schedule: self.instant() - began,
             ..StepReport::default()
         };
-        PlannedStep { plan, report }
+        let lists = vec![None; plan.rows.len()];
+        PlannedStep { plan, report, lists }
     }
 
-    /// Runs the forward, and hands each wanted row of logits, with the index of its token in the sequence, to
+    /// Runs the forward, and hands the logits of each wanted position, with the index of its token in the sequence, to
     /// `deliver`. The plan is committed only after the forward succeeded: a failure leaves every sequence where
     /// it was.
     ///
@@ -289,9 +324,9 @@ impl Executor {
     pub fn compute(
         &mut self,
         planned: PlannedStep,
-        mut deliver: impl FnMut(SequenceId, usize, &[f32]),
+        mut deliver: impl FnMut(SequenceId, usize, Logits<'_>),
     ) -> Result<StepReport, ModelError> {
-        let PlannedStep { plan, mut report } = planned;
+        let PlannedStep { plan, mut report, mut lists } = planned;
         if plan.rows.is_empty() {
             self.forward.idle()?;
             return Ok(report);
@@ -312,19 +347,43 @@ impl Executor {
                 adapter: self.adapters.get(&row.sequence),
             })
             .collect();
-        self.forward.forward(&rows, &mut self.logits)?; // (wanted rows, vocabulary)
+        if !self.forward.gives_lists() {
+            lists.fill(None);
+        }
+        // (wanted rows without a list, vocabulary), and lists
+        self.forward.forward_listed((&rows, &lists), (&mut self.logits, &mut self.lists))?;
         report.forward = self.instant() - began;
         self.costs.observe(report.tokens, report.forward.as_secs_f64());
 
-        let mut wanted = self.logits.chunks_exact(self.forward.vocabulary());
-        for row in &plan.rows {
+        let mut whole = self.logits.chunks_exact(self.forward.vocabulary());
+        let mut listed = self.lists.iter();
+        for (row, wanted) in plan.rows.iter().zip(&lists) {
             for index in row.logits_from..row.tokens.len() {
-                let logits = wanted.next().expect("the forward writes every wanted row");
+                let logits = match wanted {
+                    None => Logits::Row(whole.next().expect("the forward writes every wanted row")),
+                    Some(wanted) => {
+                        report.lists += 1;
+                        let list = listed.next().expect("the forward makes every wanted list");
+                        Logits::List(likeliest::top_list_of(wanted, list))
+                    }
+                };
                 deliver(row.sequence, row.start + index, logits);
             }
         }
+        report.gathered_bytes = self.lists.gathered_bytes;
         self.scheduler.commit(&plan);
         Ok(report)
+    }
+}
+
+// === impl PlannedStep ===
+
+impl PlannedStep {
+    /// `list` says of a sequence, and of the index of its first token whose logits are wanted, which list would do in place
+    /// of whole rows, if any. Models that have rows at hand give these.
+    pub fn take_lists(&mut self, list: impl Fn(SequenceId, usize) -> Option<Likeliest>) {
+        let rows = self.plan.rows.iter();
+        self.lists = rows.map(|row| list(row.sequence, row.start + row.logits_from)).collect();
     }
 }
 

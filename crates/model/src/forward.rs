@@ -6,6 +6,7 @@
 
 use crate::adapter::Conditioned;
 use crate::error::ModelError;
+use crate::likeliest::{Likeliest, Lists};
 
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +61,27 @@ pub trait Forward: Send {
     /// [`ModelError::Invalid`] names the first row that breaks the contract of [`Row`]; nothing was written
     /// then, neither to the cache nor to `logits`.
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError>;
+
+    /// Whether [`Forward::forward_listed`] makes lists: it does where rows would travel, which costs more.
+    fn gives_lists(&self) -> bool {
+        false
+    }
+
+    /// As [`Forward::forward`], but where `wanted` names a ranking for a row (it has one entry for each, and positions of
+    /// noise are those of a row's first wanted token), that row's wanted positions are in `lists` and not in `logits`. A
+    /// model that gives no lists has them all in `logits`.
+    ///
+    /// # Errors
+    /// As [`Forward::forward`].
+    fn forward_listed(
+        &mut self,
+        (rows, wanted): (&[Row<'_>], &[Option<Likeliest>]),
+        (logits, lists): (&mut Vec<f32>, &mut Lists),
+    ) -> Result<(), ModelError> {
+        let _ = wanted;
+        lists.clear();
+        self.forward(rows, logits)
+    }
 }
 
 /// What a [`Forward`] holds rows to.

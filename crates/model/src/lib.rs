@@ -17,6 +17,7 @@ mod template;
 mod tokenizer;
 
 mod forward;
+mod likeliest;
 
 pub mod kernels;
 
@@ -44,6 +45,7 @@ pub use division::{Columns, Division, Linear, Outputs, Part};
 pub use error::ModelError;
 pub use forward::{Forward, Limits, Row};
 pub use hub::cache_folder;
+pub use likeliest::{Candidate, Likeliest, Lists, NoiseAt, Ranking};
 pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};
 pub use rope::RopeTable;
 pub use scripted::{ScriptedForward, ScriptedOptions};

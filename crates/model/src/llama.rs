@@ -6,6 +6,7 @@
 //! number of tokens of the step, over all rows.
 
 mod exchange;
+mod listing;
 mod load;
 mod matrix;
 mod micro;
@@ -24,6 +25,7 @@ use crate::kernels::panels::Panels;
 use crate::kernels::simd::{Isa, LANES};
 use crate::kernels::team::Team;
 use crate::kv::{KvCache, KvShape};
+use crate::likeliest::{Likeliest, Lists, Ranking};
 use crate::rope::RopeTable;
 use crate::sharded::{Arithmetic, RankForward, Terms};
 use crate::source::ModelFiles;
@@ -263,8 +265,12 @@ impl RankForward for Llama {
         Self::block_bytes(self)
     }
 
-    fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError> {
-        self.exchange = Exchange::with(group, self.weights.part, &self.weights.config)?;
+    fn makes_lists(&self) -> bool {
+        true
+    }
+
+    fn join(&mut self, group: Box<dyn Collective>, ranking: Option<Ranking>) -> Result<(), ModelError> {
+        self.exchange = Exchange::with(group, (self.weights.part, ranking), &self.weights.config)?;
         Ok(())
     }
 
@@ -276,18 +282,23 @@ impl RankForward for Llama {
         self.exchange.group()
     }
 
-    fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
+    fn prepare(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
         let limits = self.limits();
-        self.plan.prepare(rows, &limits, &self.weights.config)
+        self.plan.prepare(rows, &limits, &self.weights.config).map(|_| ())
     }
 
-    fn compute(&mut self, rows: &[Row<'_>], wanted: usize, logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let kept = if self.exchange.leads() { wanted } else { 0 };
-        logits.resize(kept * self.weights.config.vocabulary, 0.0);
+    fn compute(
+        &mut self,
+        (rows, wanted): (&[Row<'_>], &[Option<Likeliest>]),
+        (logits, lists): (&mut Vec<f32>, &mut Lists),
+    ) -> Result<(), ModelError> {
+        let vocabulary = self.weights.config.vocabulary;
+        lists.clear();
+        let whole = self.exchange.begin(rows, wanted);
+        logits.resize(whole * vocabulary, 0.0);
         if rows.is_empty() {
             return Ok(());
         }
-        self.exchange.begin(wanted);
         match self.weights.part.stages {
             1 => self.step(rows, (logits, 0))?,
             stages => {
@@ -299,7 +310,7 @@ impl RankForward for Llama {
                 }
             }
         }
-        Ok(self.exchange.collect(wanted, logits)?)
+        self.exchange.collect((logits, vocabulary), lists)
     }
 }
 
@@ -321,7 +332,7 @@ impl Forward for Llama {
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let wanted = self.prepare(rows)?;
-        self.compute(rows, wanted, logits)
+        self.prepare(rows)?;
+        self.compute((rows, &[]), (logits, &mut Lists::default()))
     }
 }

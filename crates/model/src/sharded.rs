@@ -17,6 +17,7 @@ use crate::adapter::{Adapter, Conditioned};
 use crate::division::Part;
 use crate::error::ModelError;
 use crate::forward::{Forward, Row};
+use crate::likeliest::{Likeliest, Lists, Ranking};
 use crate::llama::{Llama, LlamaOptions};
 use crate::source::ModelFiles;
 
@@ -35,6 +36,7 @@ const FINGERPRINT_WORDS: usize = 8;
 /// One rank's part of a model.
 pub struct Shard {
     model: Box<dyn RankForward>,
+    ranking: Option<Ranking>,
     order: Order,
     conditioned: HashMap<u64, Conditioned>,
 }
@@ -42,6 +44,7 @@ pub struct Shard {
 /// Rank 0 of a group that is complete.
 pub struct Leader {
     model: Box<dyn RankForward>,
+    gives_lists: bool,
     order: Order,
     told_at: Instant,
     /// Called once, when the group is over.
@@ -69,7 +72,12 @@ impl Shard {
 
     /// A part that is loaded, wherever it computes.
     pub fn over(model: Box<dyn RankForward>) -> Self {
-        Self { model, order: Order::default(), conditioned: HashMap::new() }
+        Self { model, ranking: None, order: Order::default(), conditioned: HashMap::new() }
+    }
+
+    /// Hands over short lists where whole rows are not needed, if it can; `ranking` is the same at all ranks.
+    pub fn ranked_by(self, ranking: Ranking) -> Self {
+        Self { ranking: self.model.makes_lists().then_some(ranking), ..self }
     }
 
     /// Bytes of its part of the matrices.
@@ -95,21 +103,21 @@ impl Shard {
             return Err(ModelError::Invalid { field: "rank", reason });
         }
         self.agree(&mut *group)?;
-        self.model.join(group)
+        self.model.join(group, self.ranking)
     }
 
     /// Rank 0 of a group that it has joined. `on_loss` is called when the group is over.
     pub fn lead(self, on_loss: impl FnOnce(&CollectiveError) + Send + 'static) -> Leader {
-        let Self { model, order, .. } = self;
-        Leader { model, order, told_at: Instant::now(), on_loss: Some(Box::new(on_loss)) }
+        let Self { model, ranking, order, .. } = self;
+        let gives_lists = ranking.is_some();
+        Leader { model, gives_lists, order, told_at: Instant::now(), on_loss: Some(Box::new(on_loss)) }
     }
 
     /// Any other rank of a group that it has joined: computes what the leader says, until the group is over. Rows may be
     /// under any of `adapters`. Returns why it ended; the weights are there for the next group.
     pub fn follow(&mut self, adapters: &[Arc<Adapter>]) -> ModelError {
-        let mut logits = Vec::new();
         let ended = loop {
-            if let Err(error) = self.follow_once(adapters, &mut logits) {
+            if let Err(error) = self.follow_once(adapters) {
                 break error;
             }
         };
@@ -117,8 +125,8 @@ impl Shard {
         ended
     }
 
-    fn follow_once(&mut self, adapters: &[Arc<Adapter>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let Self { model, order, conditioned } = self;
+    fn follow_once(&mut self, adapters: &[Arc<Adapter>]) -> Result<(), ModelError> {
+        let Self { model, order, conditioned, .. } = self;
         let Some(group) = model.group() else {
             return Err(ModelError::Invalid { field: "group", reason: "it has joined none".to_owned() });
         };
@@ -152,8 +160,10 @@ impl Shard {
                 adapter: row.adapter.as_ref().and_then(adapter),
             })
             .collect();
-        let wanted = model.prepare(&rows)?;
-        model.compute(&rows, wanted, logits)
+        let wanted: Vec<Option<Likeliest>> = told.iter().map(|row| row.likeliest).collect();
+        model.prepare(&rows)?;
+        // What is computed here goes to rank 0.
+        model.compute((&rows, &wanted), (&mut Vec::new(), &mut Lists::default()))
     }
 
     /// Compares model, cache and arithmetic with those of rank 0. All ranks of the group come here; those whose way to each
@@ -234,9 +244,9 @@ impl Leader {
         result
     }
 
-    fn tell(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
+    fn tell(&mut self, rows: &[Row<'_>], wanted: &[Option<Likeliest>]) -> Result<(), ModelError> {
         let (order, group) = self.group();
-        order.send(group, rows)?;
+        order.send(group, rows, wanted)?;
         self.told_at = Instant::now();
         Ok(())
     }
@@ -264,17 +274,30 @@ impl Forward for Leader {
             return Ok(());
         }
         // An answer is waited for: a rank that hangs takes in what it is told, as far as anybody can see.
-        let answered = self.tell(&[]).and_then(|()| Ok(self.group().1.barrier()?));
+        let answered = self.tell(&[], &[]).and_then(|()| Ok(self.group().1.barrier()?));
         self.watch(answered)
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.forward_listed((rows, &[]), (logits, &mut Lists::default()))
+    }
+
+    fn gives_lists(&self) -> bool {
+        self.gives_lists
+    }
+
+    fn forward_listed(
+        &mut self,
+        (rows, wanted): (&[Row<'_>], &[Option<Likeliest>]),
+        found: (&mut Vec<f32>, &mut Lists),
+    ) -> Result<(), ModelError> {
         // What is wrong with the rows is said here, before anybody else hears of them.
-        let wanted = self.model.prepare(rows)?;
+        self.model.prepare(rows)?;
+        let wanted: &[Option<Likeliest>] = if self.gives_lists { wanted } else { &[] };
         if rows.is_empty() {
-            return self.model.compute(rows, wanted, logits);
+            return self.model.compute((rows, wanted), found);
         }
-        let done = self.tell(rows).and_then(|()| self.model.compute(rows, wanted, logits));
+        let done = self.tell(rows, wanted).and_then(|()| self.model.compute((rows, wanted), found));
         self.watch(done)
     }
 }

@@ -12,7 +12,8 @@ use support::{Sequence, bits, demo_model, made_up, shared};
 use tempfile::TempDir;
 use uniarm_collective::{Collective, Fault, Faulty, Group, Local, Payload, Schedule};
 use uniarm_model::{
-    Adapter, Conditioned, Forward, Llama, LlamaOptions, ModelError, ModelFiles, Part, Row, Shard,
+    Adapter, Candidate, Conditioned, Forward, Likeliest, Lists, Llama, LlamaOptions, ModelError, ModelFiles,
+    NoiseAt, Part, Row, Shard,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -113,7 +114,8 @@ fn sharded<T: Send>(
         let followers: Vec<_> = ranks
             .map(|(rank, group)| {
                 scope.spawn(move || {
-                    let mut shard = Shard::load(files, &options(threads), part(rank)).expect("a part");
+                    let shard = Shard::load(files, &options(threads), part(rank)).expect("a part");
+                    let mut shard = shard.ranked_by(ranking);
                     match shard.join(group) {
                         Ok(()) => shard.follow(adapters),
                         Err(error) => error,
@@ -121,13 +123,29 @@ fn sharded<T: Send>(
                 })
             })
             .collect();
-        let mut shard = Shard::load(files, &options(threads), part(0)).expect("a part");
+        let mut shard = Shard::load(files, &options(threads), part(0)).expect("a part").ranked_by(ranking);
         shard.join(leader).expect("a group");
         let mut leader = shard.lead(|_| {});
         let said = lead(&mut leader);
         drop(leader);
         (said, followers.into_iter().map(|follower| follower.join().expect("no panic")).collect())
     })
+}
+
+/// Not the product's: any will do that all ranks know.
+fn ranking(wanted: &Likeliest, (slice, first): (&[f32], u32), out: &mut Vec<Candidate>) {
+    let luck = |id: u32, at: NoiseAt| {
+        let mixed = (id ^ at.position.wrapping_mul(40_503) ^ at.choice).wrapping_add(at.seed as u32);
+        (mixed.wrapping_mul(2_654_435_761) >> 16) as f32 / 8192.0
+    };
+    let place = |logit: f32, id| wanted.scale * logit + wanted.noise.map_or(0.0, |at| luck(id, at));
+    let mut all: Vec<Candidate> = slice
+        .iter()
+        .zip(first..)
+        .map(|(logit, id)| Candidate { rank: place(*logit, id), id, logit: *logit })
+        .collect();
+    all.sort_by(|a, b| b.rank.total_cmp(&a.rank).then(a.id.cmp(&b.id)));
+    out.extend(all.into_iter().take(wanted.count));
 }
 
 fn local(group: Group) -> Vec<Box<dyn Collective>> {
@@ -192,6 +210,129 @@ fn stages_have_the_bits_of_one_process() {
         }
     }
     assert!(tried > 2, "models have layers to divide");
+}
+
+/// Whole rows and lists of two steps, the bits of each.
+type Handed = Vec<(Vec<u32>, Vec<Vec<[u32; 3]>>)>;
+
+/// Steps of which some rows are wanted as lists, ranked with noise or without.
+fn listed_script(forward: &mut dyn FnMut(&[Row<'_>], &[Option<Likeliest>]) -> (Vec<f32>, Lists)) -> Handed {
+    let prompts: Vec<Vec<u32>> = (0..4).map(|seed| prompt(seed, 61 + 5 * seed, 32)).collect();
+    let blocks: Vec<Vec<u32>> =
+        (0..4).map(|sequence| (sequence * BLOCKS..(sequence + 1) * BLOCKS).collect()).collect();
+    let row = |sequence: usize, from: usize, to: usize, logits_from: usize| Row {
+        tokens: &prompts[sequence][from..to],
+        start: from,
+        blocks: &blocks[sequence],
+        logits_from,
+        adapter: None,
+    };
+    let noise = |position| Some(NoiseAt { seed: 7 << 33 | 5, choice: 2, position });
+    let noisy = |count, position| Some(Likeliest { count, scale: 1.5, noise: noise(position) });
+    let plain = |count| Some(Likeliest { count, scale: 1.0, noise: None });
+    let steps = [
+        (
+            vec![row(0, 0, 60, 50), row(1, 0, 66, 60), row(2, 0, 30, 30), row(3, 0, 76, 75)],
+            [noisy(5, 0), None, plain(3), plain(1_000_000)],
+        ),
+        (vec![row(2, 30, 71, 30), row(0, 60, 61, 0)], [None, noisy(64, 11), None, None]),
+    ];
+    let bits_of = |list: &[Candidate]| -> Vec<[u32; 3]> {
+        list.iter().map(|token| [token.rank.to_bits(), token.id, token.logit.to_bits()]).collect()
+    };
+    steps
+        .iter()
+        .map(|(rows, wanted)| {
+            let (logits, lists) = forward(rows, &wanted[..rows.len()]);
+            (bits(&logits), lists.iter().map(bits_of).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn ranks_hand_over_the_lists_of_one_process() {
+    for (files, _, _folder) in scenes() {
+        let mut whole = Llama::load(&files, &options(1)).expect("a sound model");
+        let vocabulary = whole.vocabulary();
+        let expected = listed_script(&mut |rows, wanted| {
+            let (mut logits, mut kept, mut lists) = (Vec::new(), Vec::new(), Lists::default());
+            whole.forward(rows, &mut logits).expect("sound rows");
+            let mut of = logits.chunks_exact(vocabulary);
+            for (row, wanted) in rows.iter().zip(wanted) {
+                for (offset, logits) in of.by_ref().take(row.wanted()).enumerate() {
+                    match wanted.map(|wanted| wanted.later(offset)) {
+                        None => kept.extend_from_slice(logits),
+                        Some(wanted) => {
+                            let mut list = Vec::new();
+                            ranking(&wanted, (logits, 0), &mut list);
+                            lists.push(&wanted, vocabulary, list.into_iter());
+                        }
+                    }
+                }
+            }
+            (kept, lists)
+        });
+        assert!(
+            expected
+                .iter()
+                .all(|(rows, lists)| !rows.is_empty() && lists.iter().all(|list| !list.is_empty()))
+        );
+        let shapes = [(1, 1, 1), (1, 2, 1), (1, 3, 2), (1, 4, 1), (2, 2, 1), (2, 4, 1)];
+        for (stages, size, threads) in shapes.into_iter().filter(|shape| shape.0 <= files.config.layers) {
+            let lead = |model: &mut dyn Forward| {
+                assert!(model.gives_lists());
+                listed_script(&mut |rows, wanted| {
+                    let mut found = (Vec::new(), Lists::default());
+                    model.forward_listed((rows, wanted), (&mut found.0, &mut found.1)).expect("sound rows");
+                    found
+                })
+            };
+            let (found, _) = sharded((&files, threads, stages), local(group(size)), &[], lead);
+            assert!(found == expected, "{}: {stages} stages of {size} ranks", files.name);
+        }
+    }
+}
+
+#[test]
+fn what_travels_of_a_list_is_three_words_for_each_token() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let lead = |model: &mut dyn Forward| {
+        let row = Row { tokens: &[1, 2], start: 0, blocks: &[0], logits_from: 0, adapter: None };
+        let (mut logits, mut lists) = (Vec::new(), Lists::default());
+        let mut bytes = |wanted| {
+            model.forward_listed((&[row], &[wanted]), (&mut logits, &mut lists)).expect("a sound row");
+            lists.gathered_bytes
+        };
+        let list = Likeliest { count: 4, scale: 1.0, noise: None };
+        (bytes(Some(list)), bytes(None))
+    };
+    let ((listed, whole), _) = sharded((&files, 1, 1), local(group(2)), &[], lead);
+    assert_eq!(listed, 2 * 4 * (1 + 3 * 4), "two positions, from one other rank");
+    assert_eq!(whole, 2 * 4 * files.config.vocabulary.div_ceil(2));
+}
+
+#[test]
+fn a_rank_that_cannot_make_lists_says_so() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let [zero, one] = Local::group(group(2)).expect("two ranks").try_into().ok().expect("two");
+    thread::scope(|scope| {
+        let files = &files;
+        let follower = scope.spawn(move || {
+            let mut shard = Shard::load(files, &options(1), (1, 2)).expect("a part");
+            shard.join(Box::new(one)).expect("a group");
+            shard.follow(&[]).to_string()
+        });
+        let mut shard = Shard::load(files, &options(1), (0, 2)).expect("a part").ranked_by(ranking);
+        shard.join(Box::new(zero)).expect("a group");
+        let mut leader = shard.lead(|_| {});
+        let row = Row { tokens: &[1], start: 0, blocks: &[0], logits_from: 0, adapter: None };
+        let wanted = [Some(Likeliest { count: 4, scale: 1.0, noise: None })];
+        let error = leader.forward_listed((&[row], &wanted), (&mut Vec::new(), &mut Lists::default()));
+        assert!(matches!(error, Err(ModelError::Group(_))), "its part is missing");
+        drop(leader);
+        let ended = follower.join().expect("no panic");
+        assert!(ended.contains("was not told how to make them"), "{ended}");
+    });
 }
 
 #[test]

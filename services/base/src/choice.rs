@@ -1,5 +1,8 @@
 //! One answer to a request: its rows, its terms, and the decision for its next token (design: the certificate).
 
+mod detail;
+mod rows;
+
 use std::{
     collections::{HashMap, VecDeque},
     time::Duration,
@@ -7,17 +10,28 @@ use std::{
 
 use tokio::time::Instant;
 use uniarm_decode::{
-    Choice as Verdict, Chooser, History, Noise, Position, Sampling, TextStream, guidance::log_sum_exp,
-    guidance::top_list, guidance::weigh_base, scheduler::SequenceId,
+    Choice as Verdict, Chooser, History, Noise, Position, Sampling, Term as DecodeTerm, TermLogits,
+    TextStream, guidance::weigh_base, scheduler::SequenceId,
 };
-use uniarm_model::Tokenizer;
+use uniarm_engine::Logits;
+use uniarm_model::{Likeliest, NoiseAt, Tokenizer};
 use uniarm_proto::{Draft, OnRewardLoss, Sampling as AskedSampling, SessionGeneration, pb};
 
+use self::{
+    detail::{WholeRow, detail, reward_logprobs},
+    rows::{BaseLogits, BaseRow, BaseRows},
+};
 use crate::{
     guide::{LinkId, Links},
     metrics::BaseMetrics,
     term::{Term, TermRow},
 };
+
+/// Tokens of the base model's list, for answers with guidance and without: where a list of so many decides nothing, the
+/// row is computed once more. A token with guidance has to be among them unless it is certain that none of the others is
+/// better; without, the first few decide.
+const GUIDED_LIST: usize = 128;
+const UNGUIDED_LIST: usize = 8;
 
 /// One of the n answers.
 pub(crate) struct Choice {
@@ -37,10 +51,7 @@ pub(crate) struct Choice {
     pub(crate) paced_at: Option<(Instant, usize)>,
     history: History,
     noise: Noise,
-    /// The base model's logits for the next token and, if drafts are right, those after it.
-    rows: VecDeque<BaseRow>,
-    /// Rows that are spent; reused.
-    spare: Vec<Vec<f32>>,
+    rows: BaseRows,
     /// Workspace: the row of the next token, times the base model's strength.
     weighed: Vec<f32>,
     /// Drafts that the base model's sequence holds after the answer.
@@ -53,9 +64,13 @@ pub(crate) struct Choice {
     scored_by: Option<Vec<Option<(LinkId, SessionGeneration)>>>,
 }
 
-struct BaseRow {
-    logits: Vec<f32>,
-    since: Instant,
+/// What becomes of the next token.
+pub(crate) enum Decision {
+    /// Something is missing that is on its way.
+    Waits,
+    /// The base model's list decides nothing: its row is to be computed again, from this index of the sequence on.
+    Repeats(usize),
+    Chosen(Chosen),
 }
 
 /// What followed from a chosen token.
@@ -89,13 +104,8 @@ pub(crate) struct Rules<'a> {
     /// Token details are wanted, with that many alternatives.
     pub(crate) logprobs: Option<u32>,
     pub(crate) tokenizer: &'a Tokenizer,
-}
-
-/// The base model's logits for one token.
-struct BaseLogits<'a> {
-    own: &'a [f32],
-    /// Times its strength.
-    weighed: &'a [f32],
+    /// Of the base model.
+    pub(crate) vocabulary: usize,
 }
 
 /// What an answer says with a token, and whether it ends with it.
@@ -157,8 +167,7 @@ impl Choice {
             paced_at: None,
             history: History::new(prompt),
             noise: Noise::new(seed, number),
-            rows: VecDeque::new(),
-            spare: Vec::new(),
+            rows: BaseRows::default(),
             weighed: Vec::new(),
             ahead: VecDeque::new(),
             is_last_pending: false,
@@ -235,24 +244,33 @@ impl Choice {
         self.drafter = strongest.map(|(index, _)| index);
     }
 
+    /// The list that would do in place of the base model's rows after the token at `index` and those behind it, where the
+    /// request allows lists, ranked by `ranking` (see [`Request::base_ranking`](crate::request::Request::base_ranking)).
+    pub(crate) fn base_list(&self, index: usize, (scale, with_noise): (f32, bool)) -> Option<Likeliest> {
+        if !self.rows.suit_lists() {
+            return None;
+        }
+        let count = if self.terms.is_empty() { UNGUIDED_LIST } else { GUIDED_LIST };
+        let position = (index + 1 - self.prompt_tokens) as u32;
+        let at = NoiseAt { seed: self.noise.seed(), choice: self.noise.choice(), position };
+        Some(Likeliest { count, scale, noise: with_noise.then_some(at) })
+    }
+
     /// The base model's logits for the token after the one at `index`.
-    pub(crate) fn on_base_row(&mut self, index: usize, logits: &[f32]) {
+    pub(crate) fn on_base_row(&mut self, index: usize, logits: Logits<'_>) {
         debug_assert_eq!(index + 1, self.prompt_tokens + self.answer.len() + self.rows.len());
-        let mut row = self.spare.pop().unwrap_or_default();
-        row.clear();
-        row.extend_from_slice(logits);
-        self.rows.push_back(BaseRow { logits: row, since: Instant::now() });
+        self.rows.push(logits);
     }
 
     /// Since when the base model's logits for the next token are here.
     pub(crate) fn waits_since(&self) -> Option<Instant> {
-        self.rows.front().map(|row| row.since)
+        self.rows.next().map(|row| row.since)
     }
 
     /// The stream of an answer that advances token by token and has its base row: such answers gain by going together.
     /// `None` for those that draft, and for those whose reward still reads the prompt.
     pub(crate) fn lock_step_link(&self) -> Option<LinkId> {
-        let begun = !self.rows.is_empty() && !self.answer.is_empty();
+        let begun = self.rows.next().is_some() && !self.answer.is_empty();
         let term = self.terms.first().filter(|_| begun && self.gather <= 1)?;
         Some(term.link())
     }
@@ -313,43 +331,60 @@ impl Choice {
         choosers: &mut HashMap<usize, Chooser>,
         links: &mut Links,
         metrics: &BaseMetrics,
-    ) -> Option<Chosen> {
-        let BaseRow { logits, since } = self.rows.front()?;
+    ) -> Decision {
+        let Some(BaseRow { logits, since }) = self.rows.next() else { return Decision::Waits };
         let may_miss = |term: &Term| rules.on_loss == OnRewardLoss::Unguided && term.is_lost();
         if self.terms.iter().any(|term| term.row().is_none() && !may_miss(term)) {
-            return None;
+            return Decision::Waits;
         }
         let stalled = since.elapsed();
         let vocabularies = self.terms.iter().filter_map(Term::opened).map(|opened| opened.vocabulary);
-        let vocabulary = vocabularies.fold(logits.len(), usize::min);
-        let own = &logits[..vocabulary];
+        let vocabulary = vocabularies.fold(rules.vocabulary, usize::min);
         let rows: Vec<(f32, &TermRow)> =
             self.terms.iter().filter_map(|term| Some((term.asked.strength, term.row()?))).collect();
         let position = self.answer.len();
-        let terms: Vec<_> = rows.iter().map(|(strength, row)| row.as_decode(*strength, vocabulary)).collect();
+        let base_term = match logits {
+            BaseLogits::Row(_) => None,
+            BaseLogits::List(list) => {
+                Some(DecodeTerm { strength: rules.base_strength, logits: TermLogits::List(list) })
+            }
+        };
+        let terms = rows.iter().map(|(strength, row)| row.as_decode(*strength, vocabulary));
+        let terms: Vec<_> = base_term.into_iter().chain(terms).collect();
         let began = Instant::now();
-        let base = BaseLogits { own, weighed: weigh_base(own, rules.base_strength, &mut self.weighed) };
+        let base = match logits {
+            BaseLogits::Row(row) => {
+                let own = &row[..vocabulary];
+                WholeRow { own, weighed: weigh_base(own, rules.base_strength, &mut self.weighed) }
+            }
+            BaseLogits::List(_) => WholeRow { own: &[], weighed: &[] },
+        };
         let chooser = choosers.entry(vocabulary).or_insert_with(|| Chooser::new(vocabulary));
-        let verdict = chooser.choose(&Position {
+        let asked = Position {
             base: base.weighed,
             terms: &terms,
             sampling: rules.sampling,
             history: &self.history,
             noise: &self.noise,
             position: position as u32,
-        });
+        };
+        let verdict = match base_term {
+            None => Some(chooser.choose(&asked)),
+            Some(_) => chooser.choose_from_lists(&asked),
+        };
         metrics.choose.observe(began.elapsed().as_secs_f64());
         let token = match verdict {
-            Verdict::Token(token) => token,
-            Verdict::Query(ids) => {
+            Some(Verdict::Token(token)) => token,
+            Some(Verdict::Query(ids)) => {
                 metrics.query_ids.observe(ids.len() as f64);
                 self.ask(Mode::Queried, &ids, links);
-                return None;
+                return Decision::Waits;
             }
-            Verdict::Dense => {
+            Some(Verdict::Dense) => {
                 self.ask(Mode::Dense, &[], links);
-                return None;
+                return Decision::Waits;
             }
+            None => return self.want_row(),
         };
         if rows.iter().any(|(_, row)| row.is_whole()) {
             self.need = Mode::Dense;
@@ -361,7 +396,14 @@ impl Choice {
             ..detail(token, count as usize, &base, &rows, rules.tokenizer)
         });
         let scorers = rules.logprobs.and_then(|_| self.new_scorers());
-        Some(Chosen { token, mode, unguided, detail, scorers, stalled })
+        Decision::Chosen(Chosen { token, mode, unguided, detail, scorers, stalled })
+    }
+
+    /// Gives up what came of the base model for the next token and for those after it. The models' tokens stay, drafts
+    /// among them: what is computed again is what was computed.
+    fn want_row(&mut self) -> Decision {
+        self.rows.want_row();
+        Decision::Repeats(self.prompt_tokens + self.answer.len() - 1)
     }
 
     /// Takes the chosen token in: reward workers go on with it, and the rows of its position are spent.
@@ -379,7 +421,7 @@ impl Choice {
             Some(ahead) if ahead == token => return settled,
             Some(_) => {
                 self.ahead.clear();
-                self.spare.extend(self.rows.drain(..).map(|row| row.logits));
+                self.rows.clear();
                 settled.keep = Some(self.prompt_tokens + next);
             }
             None => {}
@@ -421,7 +463,7 @@ impl Choice {
     fn push(&mut self, token: u32) {
         self.history.push(token);
         self.answer.push(token);
-        self.spare.extend(self.rows.pop_front().map(|row| row.logits));
+        self.rows.spend();
         self.need = Mode::Certified;
         self.last_token_at = Some(Instant::now());
     }
@@ -446,55 +488,4 @@ impl Choice {
 /// Whether nothing follows this token.
 pub(crate) fn ends(tokenizer: &Tokenizer, asked: &AskedSampling, token: u32) -> bool {
     (tokenizer.eos().contains(&token) && !asked.ignore_eos) || asked.stop_token_ids.contains(&token)
-}
-
-/// What each reward thinks of a token.
-fn reward_logprobs(token: u32, rows: &[(f32, &TermRow)]) -> Vec<f32> {
-    rows.iter().map(|(_, row)| row.log_probability(token).unwrap_or(f32::NEG_INFINITY)).collect()
-}
-
-/// What the reward changed, for one token. Alternatives need whole rows, which such requests ask for.
-fn detail(
-    token: u32,
-    alternatives: usize,
-    base: &BaseLogits<'_>,
-    rows: &[(f32, &TermRow)],
-    tokenizer: &Tokenizer,
-) -> pb::TokenDetail {
-    let base_normalizer = log_sum_exp(base.own);
-    let contribution = |id: u32| {
-        let of = |(strength, row): &(f32, &TermRow)| strength * row.log_probability(id).unwrap_or(0.0);
-        rows.iter().map(of).sum::<f32>()
-    };
-    let mut detail = pb::TokenDetail {
-        base_logprob: base.own[token as usize] - base_normalizer,
-        reward_contribution: contribution(token),
-        ..pb::TokenDetail::default()
-    };
-    if alternatives == 0 {
-        return detail;
-    }
-    let mut guided = base.weighed.to_vec(); // (vocabulary)
-    for (strength, row) in rows {
-        for (id, sum) in guided.iter_mut().enumerate() {
-            *sum += strength * row.logit(id as u32).unwrap_or(f32::NEG_INFINITY);
-        }
-    }
-    let guided_normalizer = log_sum_exp(&guided);
-    let mut ids = top_list(&guided, alternatives).ids().to_vec();
-    if !ids.contains(&token) {
-        ids.pop();
-        ids.push(token);
-    }
-    detail.alternatives = ids
-        .into_iter()
-        .map(|id| pb::Alternative {
-            id,
-            text: String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned(),
-            base_logprob: base.own[id as usize] - base_normalizer,
-            reward_contribution: contribution(id),
-            guided_logprob: guided[id as usize] - guided_normalizer,
-        })
-        .collect();
-    detail
 }

@@ -28,7 +28,7 @@ use uniarm_runtime::{
 
 use crate::{
     accept::{Accepted, SharedSettings},
-    choice::{Choice, Chosen, Mode, RequestKey, Rules, ends},
+    choice::{Choice, Chosen, Decision, Mode, RequestKey, Rules, ends},
     guide::{Epoch, LinkId, Links},
     handle::RetryAfter,
     metrics::{BaseMetrics, OutcomeLabel},
@@ -216,10 +216,15 @@ impl Engine {
                 on_loss: asked.on_reward_loss,
                 logprobs: asked.sampling.logprobs,
                 tokenizer: &self.settings.tokenizer,
+                vocabulary: self.executor.vocabulary(),
             };
             match choice.decide(&rules, &mut self.choosers, &mut self.links, &self.metrics) {
-                Some(chosen) => self.take(sequence, chosen),
-                None => return,
+                Decision::Chosen(chosen) => self.take(sequence, chosen),
+                Decision::Waits => return,
+                Decision::Repeats(from) => {
+                    self.metrics.repeated.inc();
+                    return self.executor.repeat(sequence, from);
+                }
             }
         }
     }
@@ -352,9 +357,13 @@ impl Engine {
 
     /// One forward; false: there was nothing to do.
     fn step(&mut self) -> bool {
-        let planned = self.executor.plan();
+        let mut planned = self.executor.plan();
         self.open_sessions(Instant::now());
-        let Self { executor, choices, .. } = self;
+        let Self { executor, choices, requests, .. } = self;
+        planned.take_lists(|sequence, index| {
+            let choice = &choices[&sequence];
+            choice.base_list(index, requests[&choice.request].base_ranking()?)
+        });
         let mut passes = HashSet::new();
         let result = executor.compute(planned, |sequence, index, logits| {
             let choice = choices.get_mut(&sequence).expect("a planned sequence has its answer");
@@ -393,6 +402,7 @@ impl Engine {
         }
         self.metrics.steps.inc();
         self.metrics.computed.inc_by(report.tokens as u64);
+        self.metrics.on_logits(&report);
         self.metrics.preemptions.inc_by(report.preempted as u64);
         self.metrics.schedule.observe(report.schedule.as_secs_f64());
         self.metrics.forward.observe(report.forward.as_secs_f64());

@@ -1,5 +1,6 @@
 //! What a base worker reports to Prometheus.
 
+use uniarm_engine::StepReport;
 use uniarm_runtime::{
     Metrics,
     metrics::{Timed, TracedHistogram, buckets},
@@ -36,6 +37,19 @@ pub(crate) struct Drafts {
     refused: Counter,
 }
 
+/// How the base model's logits of a position came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FormLabel {
+    form: &'static str,
+}
+
+/// Positions by how their logits came.
+#[derive(Clone)]
+struct Positions {
+    rows: Counter,
+    lists: Counter,
+}
+
 #[derive(Clone)]
 pub(crate) struct BaseMetrics {
     pub(crate) requests: Family<OutcomeLabel, Counter>,
@@ -50,6 +64,9 @@ pub(crate) struct BaseMetrics {
     pub(crate) tokens: Counter,
     pub(crate) unguided: Counter,
     pub(crate) preemptions: Counter,
+    positions: Positions,
+    gathered_bytes: Counter,
+    pub(crate) repeated: Counter,
     pub(crate) schedule: Histogram,
     pub(crate) forward: Histogram,
     pub(crate) reward_wait: Histogram,
@@ -89,6 +106,15 @@ impl Drafts {
     }
 }
 
+// === impl Positions ===
+
+impl Positions {
+    fn new(family: &Family<FormLabel, Counter>) -> Self {
+        let counter = |form| family.get_or_create(&FormLabel { form }).clone();
+        Self { rows: counter("row"), lists: counter("list") }
+    }
+}
+
 // === impl BaseMetrics ===
 
 impl BaseMetrics {
@@ -108,6 +134,17 @@ impl BaseMetrics {
             tokens: metrics.counter("tokens", "Tokens chosen"),
             unguided: metrics.counter("unguided_tokens", "Tokens chosen without a reward that was asked for"),
             preemptions: metrics.counter("preemptions", "Sequences that lost their blocks to others"),
+            positions: Positions::new(&metrics.register(
+                "positions",
+                "Positions whose logits were wanted, by how they came: whole rows, or lists of the likeliest tokens",
+                Family::default(),
+            )),
+            gathered_bytes: metrics
+                .counter("gathered_bytes", "Bytes of logits that came from other ranks of this worker"),
+            repeated: metrics.counter(
+                "repeated_positions",
+                "Positions computed again for a whole row, because a list of it decided nothing",
+            ),
             schedule: metrics.histogram("step_schedule_seconds", "Planning of a step", seconds),
             forward: metrics.histogram("step_forward_seconds", "Forward pass of a step", seconds),
             reward_wait: metrics.histogram(
@@ -151,6 +188,13 @@ impl BaseMetrics {
                 .counter("reward_moves", "Sessions moved away from reward workers that were leaving"),
             resumed: metrics.counter("resumed_answers", "Answers that began on another worker"),
         }
+    }
+
+    /// Takes in how the logits of a step came.
+    pub(crate) fn on_logits(&self, report: &StepReport) {
+        self.positions.lists.inc_by(report.lists as u64);
+        self.positions.rows.inc_by((report.rows - report.lists) as u64);
+        self.gathered_bytes.inc_by(report.gathered_bytes as u64);
     }
 
     pub(crate) fn on_race(&self, race: Race) {

@@ -174,6 +174,18 @@ impl Request {
         term.asked.strength / self.sampling.temperature
     }
 
+    /// What ranks the base model's tokens, if a list of its likeliest ones may stand for its row: scale, and whether with
+    /// noise. Whole rows are wanted for filters and for penalties that may raise a logit, which look at all tokens; for
+    /// details, which say how probable the token was; beside whole rows of a reward, and strengths that turn a ranking around.
+    pub(crate) fn base_ranking(&self) -> Option<(f32, bool)> {
+        let asked = &self.placed.request;
+        let sparse = asked.guidance.is_empty() || self.list_length > 0;
+        let upright = asked.base_strength > 0.0 && asked.guidance.iter().all(|term| term.strength >= 0.0);
+        let scale = asked.base_strength / self.sampling.divisor();
+        let suits = self.sampling.suits_lists() && asked.sampling.logprobs.is_none() && sparse && upright;
+        (suits && scale.is_normal()).then_some((scale, !self.sampling.is_greedy()))
+    }
+
     /// K of a term's lists; 0: whole rows. The lower tail certifies nothing, so a negative strength wants all of a row.
     pub(crate) fn list_length(&self, term: &Term) -> u32 {
         if term.asked.strength < 0.0 { 0 } else { self.list_length }

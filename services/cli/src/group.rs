@@ -234,6 +234,7 @@ impl Seat {
                 let Part { rank, size, .. } = part;
                 format!("cannot load rank {rank} of {size} of {source} on --device {}", device.device)
             })?;
+            let shard = shard.ranked_by(uniarm_engine::likeliest::rank);
             anyhow::Ok((files, shard))
         });
         tokio::select! {

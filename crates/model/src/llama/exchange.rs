@@ -7,11 +7,14 @@ use std::ops::Range;
 
 use uniarm_collective::{Collective, CollectiveError};
 
+use super::listing::Listing;
 use super::matrix::Matrix;
 use crate::config::Config;
 use crate::division::{Columns, Division, Part};
 use crate::error::ModelError;
+use crate::forward::Row;
 use crate::kernels::buffer::Buffer;
+use crate::likeliest::{Likeliest, Lists, Ranking};
 
 /// The way from one rank to the others.
 #[derive(Default)]
@@ -32,14 +35,20 @@ struct Peers {
     counts: Vec<usize>,
     /// Of the last stage, this rank's logits of the step: (wanted, own columns)
     scores: Buffer,
+    listing: Listing,
 }
 
 impl Exchange {
-    pub fn with(group: Box<dyn Collective>, part: Part, config: &Config) -> Result<Self, ModelError> {
+    /// `ranking`: how lists are made, if they may be wanted.
+    pub fn with(
+        group: Box<dyn Collective>,
+        (part, ranking): (Part, Option<Ranking>),
+        config: &Config,
+    ) -> Result<Self, ModelError> {
         let divisions = Division::of_stage(config, part)?;
         let [own, parts, scores] = [(); 3].map(|()| Buffer::new());
-        let counts = Vec::new();
-        Ok(Self { peers: Some(Peers { group, part, divisions, own, parts, counts, scores }) })
+        let (counts, listing) = (Vec::new(), Listing::new(ranking));
+        Ok(Self { peers: Some(Peers { group, part, divisions, own, parts, counts, scores, listing }) })
     }
 
     pub fn group(&mut self) -> Option<&mut dyn Collective> {
@@ -47,11 +56,6 @@ impl Exchange {
             Some(peers) => Some(&mut *peers.group),
             None => None,
         }
-    }
-
-    /// Whether somebody wants this rank's logits of the whole vocabulary.
-    pub fn leads(&self) -> bool {
-        self.peers.as_ref().is_none_or(|peers| peers.part.rank == 0)
     }
 
     /// The others of this rank's stage, if there are any.
@@ -80,13 +84,14 @@ impl Exchange {
         }
     }
 
-    /// Makes room for the logits of a step.
-    pub fn begin(&mut self, wanted: usize) {
-        if let Some(peers) = &mut self.peers
-            && peers.part.is_last_stage()
-        {
-            let own = peers.division().columns(Columns::Vocabulary).len();
-            peers.scores.reserve(wanted * own);
+    /// Makes room for the logits of a step, of which `wanted` says which may come as lists (see [`Llama::compute`]); returns
+    /// how many whole rows come here in the end.
+    ///
+    /// [`Llama::compute`]: super::Llama::compute
+    pub fn begin(&mut self, rows: &[Row<'_>], wanted: &[Option<Likeliest>]) -> usize {
+        match &mut self.peers {
+            None => rows.iter().map(Row::wanted).sum(),
+            Some(peers) => peers.begin(rows, wanted),
         }
     }
 
@@ -101,12 +106,17 @@ impl Exchange {
         }
     }
 
-    /// At the leader, `whole`, (wanted, vocabulary), becomes the logits of all ranks of the last stage. These hand them over when
-    /// the whole step is computed: before, the leader might still be handing something to them.
-    pub fn collect(&mut self, wanted: usize, whole: &mut [f32]) -> Result<(), CollectiveError> {
+    /// At the leader, `whole` becomes the logits of all ranks of the last stage, (rows, vocabulary), and `lists` what was
+    /// wanted in place of rows. These hand them over when the whole step is computed: before, the leader might still be
+    /// handing something to them.
+    pub fn collect(
+        &mut self,
+        (whole, vocabulary): (&mut [f32], usize),
+        lists: &mut Lists,
+    ) -> Result<(), ModelError> {
         match &mut self.peers {
-            Some(peers) if wanted > 0 => peers.collect(wanted, whole),
-            _ => Ok(()),
+            Some(peers) => peers.collect((whole, vocabulary), lists),
+            None => Ok(()),
         }
     }
 
@@ -171,18 +181,61 @@ impl Peers {
         Ok(())
     }
 
-    fn collect(&mut self, rows: usize, whole: &mut [f32]) -> Result<(), CollectiveError> {
+    fn begin(&mut self, rows: &[Row<'_>], wanted: &[Option<Likeliest>]) -> usize {
+        self.listing.begin(rows, wanted);
+        let positions = self.listing.positions();
+        if self.part.is_last_stage() {
+            let own = self.division().columns(Columns::Vocabulary).len();
+            self.scores.reserve(positions * own);
+        }
+        if self.part.rank == 0 { positions - self.listing.lists() } else { 0 }
+    }
+
+    fn collect(
+        &mut self,
+        (whole, vocabulary): (&mut [f32], usize),
+        lists: &mut Lists,
+    ) -> Result<(), ModelError> {
+        let (positions, listed) = (self.listing.positions(), self.listing.lists());
+        if listed > 0 && self.part.is_last_stage() {
+            let slice = self.division().columns(Columns::Vocabulary);
+            self.listing.make(&mut self.scores[..positions * slice.len()], slice)?;
+        }
+        if positions > listed {
+            let received = self.collect_rows((positions - listed, vocabulary), whole)?;
+            lists.gathered_bytes += received;
+        }
+        if listed > 0 {
+            let received = self.collect_lists(lists)?;
+            lists.gathered_bytes += received;
+        }
+        Ok(())
+    }
+
+    /// Returns how many bytes have come from others.
+    fn collect_rows(
+        &mut self,
+        (rows, width): (usize, usize),
+        whole: &mut [f32],
+    ) -> Result<usize, CollectiveError> {
         let Self { group, part, divisions, scores, parts, .. } = self;
         if part.rank > 0 {
             let own = divisions[part.place()].columns(Columns::Vocabulary).len();
-            return if part.is_last_stage() { group.send(0, &scores[..rows * own]) } else { Ok(()) };
+            return if part.is_last_stage() {
+                group.send(0, &scores[..rows * own]).map(|()| 0)
+            } else {
+                Ok(0)
+            };
         }
-        let (first, width) = (part.size - part.ranks(), whole.len() / rows);
-        for (rank, division) in (first..).zip(divisions) {
+        let mut received = 0;
+        for (rank, division) in (part.size - part.ranks()..).zip(divisions) {
             let range = division.columns(Columns::Vocabulary);
             if rank == 0 {
                 place(&scores[..rows * range.len()], range, whole, width);
-            } else if rows == 1 {
+                continue;
+            }
+            received += rows * range.len() * size_of::<f32>();
+            if rows == 1 {
                 group.recv(rank, &mut whole[range])?;
             } else {
                 parts.reserve(rows * range.len());
@@ -191,7 +244,31 @@ impl Peers {
                 place(part, range, whole, width);
             }
         }
-        Ok(())
+        Ok(received)
+    }
+
+    /// The same for lists.
+    fn collect_lists(&mut self, lists: &mut Lists) -> Result<usize, CollectiveError> {
+        let Self { group, part, divisions, listing, .. } = self;
+        if part.rank > 0 {
+            let own = bytemuck::cast_slice(&listing.own);
+            return if part.is_last_stage() { group.send(0, own).map(|()| 0) } else { Ok(0) };
+        }
+        let mut received = 0;
+        listing.all.clear();
+        for (rank, division) in (part.size - part.ranks()..).zip(divisions.iter()) {
+            if rank == 0 {
+                listing.all.extend_from_slice(&listing.own);
+                continue;
+            }
+            let start = listing.all.len();
+            let words = listing.words(division.columns(Columns::Vocabulary).len());
+            listing.all.resize(start + words, 0);
+            group.recv(rank, bytemuck::cast_slice_mut(&mut listing.all[start..]))?;
+            received += words * size_of::<u32>();
+        }
+        listing.merge(divisions.iter().map(|division| division.columns(Columns::Vocabulary).len()), lists);
+        Ok(received)
     }
 
     fn embed(

@@ -8,12 +8,17 @@ use uniarm_collective::Collective;
 use super::FINGERPRINT_WORDS;
 use crate::error::ModelError;
 use crate::forward::Row;
+use crate::likeliest::{Likeliest, NoiseAt};
 
 /// Words of the first message; the first one counts all words of the step.
 const HEAD_WORDS: usize = 256;
 
-/// Words of a row before its lists: tokens, start, logits_from, blocks, whether it has an adapter, weights of its preference.
-const ROW_WORDS: usize = 6;
+/// Words of a row before its lists: tokens, start, logits_from, blocks, whether it has an adapter, weights of its preference,
+/// and how many tokens are wanted of each position in place of its logits: 0 for these.
+const ROW_WORDS: usize = 7;
+
+/// Words of what ranks those tokens: scale, whether there is noise, both halves of its seed, choice, position.
+const RANKING_WORDS: usize = 6;
 
 /// Workspace of one rank.
 #[derive(Default)]
@@ -30,14 +35,23 @@ pub(super) struct Told<'a> {
     pub blocks: &'a [u32],
     /// Fingerprint and preference.
     pub adapter: Option<([u8; 32], Vec<f32>)>,
+    pub likeliest: Option<Likeliest>,
 }
 
 impl Order {
-    /// Tells the followers to compute `rows`; none are a sign of life.
-    pub fn send(&mut self, group: &mut dyn Collective, rows: &[Row<'_>]) -> Result<(), ModelError> {
+    /// Tells the followers to compute `rows`, of which `wanted` are listed (one entry for each row, or none at all); no rows
+    /// are a sign of life.
+    pub fn send(
+        &mut self,
+        group: &mut dyn Collective,
+        rows: &[Row<'_>],
+        wanted: &[Option<Likeliest>],
+    ) -> Result<(), ModelError> {
         self.words.clear();
         self.words.push(0);
-        rows.iter().for_each(|row| write(&mut self.words, row));
+        for (index, row) in rows.iter().enumerate() {
+            write(&mut self.words, row, wanted.get(index).and_then(Option::as_ref));
+        }
         self.words[0] = self.words.len() as u32 - 1;
         self.words.resize(self.words.len().max(HEAD_WORDS), 0);
         let (head, rest) = self.words.split_at_mut(HEAD_WORDS);
@@ -70,7 +84,7 @@ impl Order {
     }
 }
 
-fn write(words: &mut Vec<u32>, row: &Row<'_>) {
+fn write(words: &mut Vec<u32>, row: &Row<'_>, likeliest: Option<&Likeliest>) {
     let preference = row.adapter.map_or(&[][..], |adapter| adapter.preference());
     let counts = [
         row.tokens.len(),
@@ -79,6 +93,7 @@ fn write(words: &mut Vec<u32>, row: &Row<'_>) {
         row.blocks.len(),
         usize::from(row.adapter.is_some()),
         preference.len(),
+        likeliest.map_or(0, |list| list.count),
     ];
     words.extend(counts.map(|count| count as u32));
     words.extend(row.tokens.iter().chain(row.blocks));
@@ -87,12 +102,19 @@ fn write(words: &mut Vec<u32>, row: &Row<'_>) {
         words.extend(fingerprint.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)));
         words.extend(preference.iter().map(|weight| weight.to_bits()));
     }
+    if let Some(Likeliest { scale, noise, .. }) = likeliest {
+        let NoiseAt { seed, choice, position } = noise.unwrap_or(NoiseAt { seed: 0, choice: 0, position: 0 });
+        let noisy = u32::from(noise.is_some());
+        words.extend([scale.to_bits(), noisy, seed as u32, (seed >> 32) as u32, choice, position]);
+    }
 }
 
 /// `None` for what is no row.
 fn read<'a>(rest: &mut &'a [u32]) -> Option<Told<'a>> {
     let mut take = |count: usize| rest.split_off(..count);
-    let &[tokens, start, logits_from, blocks, has_adapter, weights] = take(ROW_WORDS)? else { return None };
+    let &[tokens, start, logits_from, blocks, has_adapter, weights, count] = take(ROW_WORDS)? else {
+        return None;
+    };
     let (tokens, blocks) = (take(tokens as usize)?, take(blocks as usize)?);
     let adapter = if has_adapter == 1 {
         let words = take(FINGERPRINT_WORDS)?.iter().flat_map(|word| word.to_le_bytes());
@@ -102,7 +124,23 @@ fn read<'a>(rest: &mut &'a [u32]) -> Option<Told<'a>> {
     } else {
         None
     };
-    Some(Told { tokens, start: start as usize, logits_from: logits_from as usize, blocks, adapter })
+    let likeliest = match count as usize {
+        0 => None,
+        count => {
+            let &[scale, noisy, low, high, choice, position] = take(RANKING_WORDS)? else { return None };
+            let seed = u64::from(low) | u64::from(high) << 32;
+            let noise = (noisy == 1).then_some(NoiseAt { seed, choice, position });
+            Some(Likeliest { count, scale: f32::from_bits(scale), noise })
+        }
+    };
+    Some(Told {
+        tokens,
+        start: start as usize,
+        logits_from: logits_from as usize,
+        blocks,
+        adapter,
+        likeliest,
+    })
 }
 
 #[cfg(test)]
@@ -123,9 +161,15 @@ mod tests {
         let few =
             [Row { tokens: &[7, u32::MAX >> 9], start: 14, blocks: &[3, 9], logits_from: 1, adapter: None }];
         let many = [few[0], Row { tokens: &long, start: 0, logits_from: 1000, ..few[0] }];
+        let noise = NoiseAt { seed: u64::MAX - 5, choice: 3, position: 1 << 31 };
+        let wanted = [
+            Some(Likeliest { count: 128, scale: 0.7, noise: Some(noise) }),
+            Some(Likeliest { count: 1, scale: 1.0, noise: None }),
+        ];
         let told = |rows: &[Row<'_>], heard: Vec<Told<'_>>| {
             assert_eq!(heard.len(), rows.len());
-            for (heard, row) in heard.iter().zip(rows) {
+            for ((heard, row), wanted) in heard.iter().zip(rows).zip(wanted) {
+                assert_eq!(heard.likeliest, wanted);
                 assert_eq!((heard.tokens, heard.blocks), (row.tokens, row.blocks));
                 assert_eq!((heard.start, heard.logits_from), (row.start, row.logits_from));
             }
@@ -134,7 +178,7 @@ mod tests {
             scope.spawn(|| {
                 let mut order = Order::default();
                 for rows in [&few[..], &[], &many] {
-                    order.send(&mut leader, rows).expect("a follower");
+                    order.send(&mut leader, rows, &wanted).expect("a follower");
                 }
             });
             let mut order = Order::default();
@@ -146,7 +190,13 @@ mod tests {
 
     #[test]
     fn words_that_are_no_rows_are_refused() {
-        for words in [&[1, 0, 0, 0, 0][..], &[2, 0, 0, 0, 0, 0, 5], &[1, 0, 0, 0, 1, 0, 5, 6]] {
+        let cut = [
+            &[1, 0, 0, 0, 0, 0][..],
+            &[2, 0, 0, 0, 0, 0, 0, 5],
+            &[1, 0, 0, 0, 1, 0, 0, 5, 6],
+            &[1, 0, 0, 0, 0, 0, 9, 5, 1, 0, 0],
+        ];
+        for words in cut {
             let mut rest = words;
             assert_eq!(read(&mut rest), None);
         }

@@ -7,6 +7,7 @@ use uniarm_collective::Collective;
 use crate::division::Part;
 use crate::error::ModelError;
 use crate::forward::{Forward, Row};
+use crate::likeliest::{Likeliest, Lists, Ranking};
 
 /// A [`Forward`] over one rank's part of the weights. It computes once it has joined a group, and then with all of its ranks:
 /// each prepares and computes the same rows.
@@ -19,27 +20,37 @@ pub trait RankForward: Forward {
     /// Bytes of its part of a cache block.
     fn block_bytes(&self) -> usize;
 
-    /// Takes the way to the other ranks; the former one is gone.
+    /// Whether it can hand over lists in place of rows.
+    fn makes_lists(&self) -> bool {
+        false
+    }
+
+    /// Takes the way to the other ranks; the former one is gone. `ranking`: how lists are made, if they may be wanted.
     ///
     /// # Errors
     /// [`ModelError::Invalid`] for a group over which it cannot compute; [`ModelError::Group`] when it fails meanwhile.
-    fn join(&mut self, group: Box<dyn Collective>) -> Result<(), ModelError>;
+    fn join(&mut self, group: Box<dyn Collective>, ranking: Option<Ranking>) -> Result<(), ModelError>;
 
     fn leave(&mut self);
 
     fn group(&mut self) -> Option<&mut dyn Collective>;
 
-    /// Checks rows and lays them out; returns how many logits are wanted.
+    /// Checks rows and lays them out.
     ///
     /// # Errors
     /// [`ModelError::Invalid`], as of [`Forward::forward`].
-    fn prepare(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError>;
+    fn prepare(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError>;
 
-    /// Computes prepared rows. At rank 0 `logits` becomes (wanted, vocabulary); elsewhere it becomes empty.
+    /// Computes prepared rows; `wanted` as in [`Forward::forward_listed`], or empty where all logits are wanted whole. At
+    /// rank 0 `logits` becomes (positions wanted whole, vocabulary), and `lists` has the others; elsewhere both become empty.
     ///
     /// # Errors
     /// [`ModelError::Group`] when another rank is lost; [`ModelError::Device`] when the device fails, which ends the group.
-    fn compute(&mut self, rows: &[Row<'_>], wanted: usize, logits: &mut Vec<f32>) -> Result<(), ModelError>;
+    fn compute(
+        &mut self,
+        rows: (&[Row<'_>], &[Option<Likeliest>]),
+        found: (&mut Vec<f32>, &mut Lists),
+    ) -> Result<(), ModelError>;
 }
 
 /// What all ranks of a group have the same of, but for the rank's number.

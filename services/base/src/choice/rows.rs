@@ -1,0 +1,139 @@
+//! What the base model has computed for the next tokens of an answer: whole rows, or lists of the likeliest tokens.
+
+use std::collections::VecDeque;
+
+use tokio::time::Instant;
+use uniarm_decode::TopList;
+use uniarm_engine::Logits;
+
+/// An answer of which one list in so many decided nothing gets rows: to compute a position again costs more than a row.
+const FAILED_SHARE: u32 = 16;
+
+/// The base model's logits for the next token and, if drafts are right, those after it.
+#[derive(Default)]
+pub(super) struct BaseRows {
+    rows: VecDeque<BaseRow>,
+    /// Rows that are spent; reused.
+    spare: Vec<Vec<f32>>,
+    /// Tokens for which a list was looked at, and those of which it decided nothing.
+    looked_at: u32,
+    failed: u32,
+    /// The next token needs the whole row.
+    is_row_wanted: bool,
+}
+
+pub(super) struct BaseRow {
+    pub logits: BaseLogits,
+    pub since: Instant,
+}
+
+pub(super) enum BaseLogits {
+    Row(Vec<f32>),
+    List(TopList),
+}
+
+// === impl BaseRows ===
+
+impl BaseRows {
+    pub fn push(&mut self, logits: Logits<'_>) {
+        let logits = match logits {
+            Logits::List(list) => BaseLogits::List(list),
+            Logits::Row(logits) => {
+                let mut row = self.spare.pop().unwrap_or_default();
+                row.clear();
+                row.extend_from_slice(logits);
+                BaseLogits::Row(row)
+            }
+        };
+        self.rows.push_back(BaseRow { logits, since: Instant::now() });
+    }
+
+    /// Of the next token.
+    pub fn next(&self) -> Option<&BaseRow> {
+        self.rows.front()
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The next token is chosen.
+    pub fn spend(&mut self) {
+        let row = self.rows.pop_front();
+        self.looked_at +=
+            u32::from(row.as_ref().is_some_and(|row| matches!(row.logits, BaseLogits::List(_))));
+        self.spare.extend(row.and_then(BaseRow::into_buffer));
+        self.is_row_wanted = false;
+    }
+
+    /// They followed a draft that was wrong.
+    pub fn clear(&mut self) {
+        self.spare.extend(self.rows.drain(..).filter_map(BaseRow::into_buffer));
+    }
+
+    /// The list of the next token decides nothing: what there is makes way for whole rows.
+    pub fn want_row(&mut self) {
+        self.clear();
+        self.is_row_wanted = true;
+        self.looked_at += 1;
+        self.failed += 1;
+    }
+
+    /// Whether lists are worth trying for the next token.
+    pub fn suit_lists(&self) -> bool {
+        !self.is_row_wanted && self.failed * FAILED_SHARE <= self.looked_at + FAILED_SHARE
+    }
+}
+
+// === impl BaseRow ===
+
+impl BaseRow {
+    /// The memory of a row.
+    fn into_buffer(self) -> Option<Vec<f32>> {
+        match self.logits {
+            BaseLogits::Row(row) => Some(row),
+            BaseLogits::List(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list() -> Logits<'static> {
+        Logits::List(TopList::default())
+    }
+
+    #[test]
+    fn an_answer_whose_lists_fail_too_often_gets_rows() {
+        let mut rows = BaseRows::default();
+        let mut repeated = 0;
+        for token in 0..100 {
+            rows.push(if rows.suit_lists() { list() } else { Logits::Row(&[0.0]) });
+            // Every list fails.
+            if matches!(rows.next().map(|row| &row.logits), Some(BaseLogits::List(_))) {
+                repeated += 1;
+                rows.want_row();
+                assert!(!rows.suit_lists() && rows.next().is_none(), "token {token}");
+                rows.push(Logits::Row(&[0.0]));
+            }
+            rows.spend();
+        }
+        assert_eq!(repeated, 2);
+    }
+
+    #[test]
+    fn a_failure_now_and_then_changes_only_its_own_token() {
+        let mut rows = BaseRows::default();
+        for token in 0..1000 {
+            assert!(rows.suit_lists(), "token {token}");
+            rows.push(list());
+            if token % 20 == 19 {
+                rows.want_row();
+                rows.push(Logits::Row(&[0.0]));
+            }
+            rows.spend();
+        }
+    }
+}
