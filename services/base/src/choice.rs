@@ -280,8 +280,13 @@ impl Choice {
     }
 
     /// Tokens that the base model computes next: the last chosen one, and the drafts that have arrived for the
-    /// positions up to `room`. None, while it is worth waiting for more drafts.
+    /// positions up to `room`. None, while it is worth waiting for more drafts, or for a verdict on those that are computed.
     pub(crate) fn feed(&mut self, room: usize, ends: impl Fn(u32) -> bool) -> Vec<u32> {
+        // The next token is in question: base and reward model disagree about it, so that its draft is often wrong, and
+        // what follows it. An answer to a question is here sooner than a pass over what follows.
+        if self.need > Mode::Certified {
+            return Vec::new();
+        }
         let next = self.answer.len();
         let drafter = self.drafter.map(|index| &self.terms[index]);
         // A draft is worth computing if a token may follow it.
