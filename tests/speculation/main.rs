@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
 mod chaos;
+mod slow;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chaos::{Chaos, ChaosScorer};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use slow::Slow;
 use uniarm_base::{
     BaseEngine, BaseHandle, BaseOptions, BaseSettings, DraftRows, DraftWindow, PaceOptions, Scorer,
 };
@@ -38,6 +40,10 @@ struct Scene {
     /// Blocks of each cache: few mean preemption.
     blocks: usize,
     step_tokens: usize,
+    /// Tokens of a reward's list.
+    list_length: u32,
+    /// What a step of the base model takes besides.
+    base_step: Duration,
     pace: PaceOptions,
     chaos: Chaos,
 }
@@ -87,10 +93,11 @@ impl Scene {
             context_tokens: 1024,
             vocabulary: VOCABULARY,
             exchange: Exchange::Certified,
-            list_length: 12,
+            list_length: self.list_length,
         };
         let options = BaseOptions { executor: self.executor(), pace: self.pace, ..BaseOptions::default() };
-        BaseEngine::start(self.model(1), settings, scorer, &options, &Metrics::new()).unwrap()
+        let model = Box::new(Slow { model: *self.model(1), step: self.base_step });
+        BaseEngine::start(model, settings, scorer, &options, &Metrics::new()).unwrap()
     }
 
     async fn answers(&self, requests: &[GenerateRequest]) -> Vec<Transcript> {
@@ -196,6 +203,8 @@ const SCENE: Scene = Scene {
     twins: false,
     blocks: 4096,
     step_tokens: 512,
+    list_length: 12,
+    base_step: Duration::ZERO,
     pace: PaceOptions { window: DraftWindow::Fixed(6), rows: DraftRows::Single },
     chaos: Chaos::NONE,
 };
@@ -222,6 +231,7 @@ async fn any_pace_over_any_link_gives_the_tokens_of_lock_step() {
             step_tokens: [16, 64, 512][random.random_range(0..3)],
             pace: PaceOptions { window, rows },
             chaos: Chaos::drawn(&mut random),
+            ..SCENE
         };
         let requests = requests(&mut random);
         let expected = scene.reference().answers(&requests).await;
@@ -256,6 +266,41 @@ async fn a_reward_that_agrees_spares_the_base_model_most_of_its_passes() {
     let drafted = Scene { agreement: 0.97, ..SCENE }.answers(&requests).await;
     let Speculated { share, passes } = Speculated::of(&drafted, tokens(&drafted));
     assert!(share < 0.99 && passes < 0.8, "{share} right, {passes} passes for each token");
+}
+
+/// Lists of one token: whenever base and reward model disagree the base worker asks for more of the row, and drafts of what
+/// follows are there before the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_pass_is_spent_on_what_follows_a_token_in_question() {
+    let term = GuidanceTerm { reward: PLAIN.into(), preference: Vec::new(), strength: 1.0 };
+    let request = |seed| GenerateRequest {
+        sampling: Sampling {
+            temperature: 0.0,
+            seed: Some(seed),
+            max_tokens: 160,
+            ignore_eos: true,
+            ..Sampling::default()
+        },
+        guidance: vec![term.clone()],
+        ..requests(&mut StdRng::seed_from_u64(seed)).swap_remove(1)
+    };
+    let (window, gather) = (8, 4);
+    let pace = pace(window, DraftRows::Single);
+    let scene = Scene { list_length: 1, base_step: Duration::from_millis(8), pace, ..SCENE };
+    for agreement in [0.9, 0.97] {
+        // One after the other: beside others, an answer finds its whole window drafted whenever its turn comes.
+        let mut drafted = Vec::new();
+        for seed in 0..3 {
+            drafted.extend(Scene { agreement, ..scene }.answers(&[request(seed)]).await);
+        }
+        let Speculated { share, passes } = Speculated::of(&drafted, 3 * 160);
+        let arithmetic = (1.0 - share) / (1.0 - share.powi(gather));
+        println!(
+            "{share:.3} of the drafts right, {passes:.3} passes for each token, by arithmetic {arithmetic:.3}"
+        );
+        assert!(share < 0.95, "{share} of the drafts were right: nothing was in question");
+        assert!(passes < 1.1 * arithmetic, "{passes} passes for each token, by arithmetic {arithmetic}");
+    }
 }
 
 struct Speculated {

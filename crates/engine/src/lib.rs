@@ -15,8 +15,8 @@ use uniarm_decode::{
     TopList,
     drafting::{CostMeter, StepCost},
     scheduler::{
-        AddError, ExtendError, NewSequence, Priority, Scheduler, SchedulerOptions, SchedulerStats,
-        SequenceId, StepPlan, Tenant,
+        AddError, ExtendError, NewSequence, PlannedRow, Priority, Scheduler, SchedulerOptions,
+        SchedulerStats, SequenceId, StepPlan, Tenant,
     },
 };
 use uniarm_model::{Conditioned, Forward, Likeliest, Lists, ModelError, Row};
@@ -382,8 +382,11 @@ impl PlannedStep {
     /// `list` says of a sequence, and of the index of its first token whose logits are wanted, which list would do in place
     /// of whole rows, if any. Models that have rows at hand give these.
     pub fn take_lists(&mut self, list: impl Fn(SequenceId, usize) -> Option<Likeliest>) {
-        let rows = self.plan.rows.iter();
-        self.lists = rows.map(|row| list(row.sequence, row.start + row.logits_from)).collect();
+        let of = |row: &PlannedRow| {
+            let wants_logits = row.logits_from < row.tokens.len(); // a part of a prompt wants none
+            wants_logits.then(|| list(row.sequence, row.start + row.logits_from)).flatten()
+        };
+        self.lists = self.plan.rows.iter().map(of).collect();
     }
 }
 
