@@ -84,7 +84,7 @@ impl Situation {
 
     /// The token from the `k` likeliest of the base model and the lists of the rewards, with what these are asked for;
     /// `None`: it takes the base model's row.
-    fn from_lists(&self, chooser: &mut Chooser, k: usize) -> Option<u32> {
+    fn by_lists(&self, chooser: &mut Chooser, k: usize) -> Option<u32> {
         let base = self.list_of(&self.base, self.base_strength, k);
         let mut lists: Vec<Option<TopList>> =
             self.rewards.iter().map(|reward| reward.list.map(|k| self.list(reward, k))).collect();
@@ -250,7 +250,7 @@ proptest! {
         k in 1_usize..200,
     ) {
         let mut chooser = Chooser::new(situation.base.len());
-        if let Some(token) = situation.from_lists(&mut chooser, k) {
+        if let Some(token) = situation.by_lists(&mut chooser, k) {
             prop_assert_eq!(token, situation.dense());
         }
     }
@@ -300,7 +300,7 @@ fn where_base_and_reward_mostly_agree_lists_nearly_always_suffice() {
             let (token, exchange) = situation.certified(&mut chooser);
             assert_eq!(token, situation.dense());
             certified += u32::from(exchange == Exchange::default());
-            let from_lists = situation.from_lists(&mut chooser, 128);
+            let from_lists = situation.by_lists(&mut chooser, 128);
             assert!(from_lists.is_none_or(|chosen| chosen == token));
             without_rows += u32::from(from_lists.is_some());
         }

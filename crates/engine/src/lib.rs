@@ -30,6 +30,8 @@ pub struct Executor {
     logits: Vec<f32>,
     /// Lists in place of some of them; reused.
     lists: Lists,
+    /// Of the positions that the last step gave lists of, their numbers among all of its positions.
+    listed: HashMap<(SequenceId, usize), usize>,
     /// Block tables of the step's rows, one after the other; reused.
     blocks: Vec<u32>,
     costs: CostMeter,
@@ -175,6 +177,7 @@ impl Executor {
             adapters: HashMap::new(),
             logits: Vec::new(),
             lists: Lists::default(),
+            listed: HashMap::new(),
             blocks: Vec::new(),
             costs,
             clock: options.clock.clone(),
@@ -273,6 +276,21 @@ impl Executor {
         self.scheduler.stats()
     }
 
+    /// The whole row of a position of which the last step handed out a list, and how many bytes of it came from other
+    /// processes; `None`: that was an earlier step.
+    ///
+    /// # Errors
+    /// When another process fails to hand over its part.
+    pub fn listed_row(
+        &mut self,
+        id: SequenceId,
+        index: usize,
+    ) -> Result<Option<(&[f32], usize)>, ModelError> {
+        let Some(&position) = self.listed.get(&(id, index)) else { return Ok(None) };
+        let gathered = self.forward.listed_rows(&[position], &mut self.logits)?;
+        Ok(Some((&self.logits, gathered)))
+    }
+
     /// Computes the tokens from index `from` on once more, and hands out their logits again.
     pub fn repeat(&mut self, id: SequenceId, from: usize) {
         let Some(tokens) = self.tokens(id).and_then(|tokens| tokens.get(from..)).map(<[u32]>::to_vec) else {
@@ -327,6 +345,7 @@ impl Executor {
         mut deliver: impl FnMut(SequenceId, usize, Logits<'_>),
     ) -> Result<StepReport, ModelError> {
         let PlannedStep { plan, mut report, mut lists } = planned;
+        self.listed.clear();
         if plan.rows.is_empty() {
             self.forward.idle()?;
             return Ok(report);
@@ -357,17 +376,20 @@ impl Executor {
 
         let mut whole = self.logits.chunks_exact(self.forward.vocabulary());
         let mut listed = self.lists.iter();
+        let mut position = 0; // among all
         for (row, wanted) in plan.rows.iter().zip(&lists) {
             for index in row.logits_from..row.tokens.len() {
                 let logits = match wanted {
                     None => Logits::Row(whole.next().expect("the forward writes every wanted row")),
                     Some(wanted) => {
                         report.lists += 1;
+                        self.listed.insert((row.sequence, row.start + index), position);
                         let list = listed.next().expect("the forward makes every wanted list");
                         Logits::List(likeliest::top_list_of(wanted, list))
                     }
                 };
                 deliver(row.sequence, row.start + index, logits);
+                position += 1;
             }
         }
         report.gathered_bytes = self.lists.gathered_bytes;

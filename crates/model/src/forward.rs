@@ -82,6 +82,17 @@ pub trait Forward: Send {
         lists.clear();
         self.forward(rows, logits)
     }
+
+    /// The whole rows of positions that the last forward gave lists of, by their numbers among all of its wanted positions:
+    /// `logits` becomes (positions, vocabulary). They are there until the next forward begins. Returns how many bytes came from
+    /// other processes.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] for a position that was not computed, or by a model that gives no lists.
+    fn listed_rows(&mut self, positions: &[usize], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        let _ = (positions, logits);
+        Err(ModelError::Invalid { field: "positions", reason: "it gives no lists".to_owned() })
+    }
 }
 
 /// What a [`Forward`] holds rows to.

@@ -21,7 +21,7 @@ use crate::likeliest::{Likeliest, Lists, Ranking};
 use crate::llama::{Llama, LlamaOptions};
 use crate::source::ModelFiles;
 
-use order::Order;
+use order::{Heard, Order};
 pub use rank::{Arithmetic, RankForward, Terms};
 
 /// A leader without work says so this often: followers do not take it for lost, and it hears of a lost one.
@@ -130,10 +130,17 @@ impl Shard {
         let Some(group) = model.group() else {
             return Err(ModelError::Invalid { field: "group", reason: "it has joined none".to_owned() });
         };
-        let told = order.receive(group)?;
-        if told.is_empty() {
-            return Ok(group.barrier()?);
-        }
+        let told = match order.receive(group)? {
+            Heard::Rows(told) if told.is_empty() => return Ok(group.barrier()?),
+            Heard::Rows(told) => told,
+            Heard::Again(positions) if !model.has_listed(&positions) => {
+                let reason = "rank 0 wants rows of which no lists were made".to_owned();
+                return Err(ModelError::Invalid { field: "positions", reason });
+            }
+            Heard::Again(positions) => {
+                return model.hand_over(&positions, &mut Vec::new()).map(|_| ());
+            }
+        };
         if conditioned.len() > CONDITIONED_MAX {
             conditioned.clear();
         }
@@ -298,6 +305,18 @@ impl Forward for Leader {
             return self.model.compute((rows, wanted), found);
         }
         let done = self.tell(rows, wanted).and_then(|()| self.model.compute((rows, wanted), found));
+        self.watch(done)
+    }
+
+    fn listed_rows(&mut self, positions: &[usize], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        if !self.model.has_listed(positions) {
+            let reason = "the last step made no lists of them".to_owned();
+            return Err(ModelError::Invalid { field: "positions", reason });
+        }
+        let (order, group) = self.group();
+        let told = order.send_again(group, positions);
+        self.told_at = Instant::now();
+        let done = told.and_then(|()| self.model.hand_over(positions, logits));
         self.watch(done)
     }
 }

@@ -212,11 +212,14 @@ fn stages_have_the_bits_of_one_process() {
     assert!(tried > 2, "models have layers to divide");
 }
 
-/// Whole rows and lists of two steps, the bits of each.
-type Handed = Vec<(Vec<u32>, Vec<Vec<[u32; 3]>>)>;
+/// Of two steps the bits of whole rows, of lists, and of the rows behind these, the last one first.
+type Handed = Vec<(Vec<u32>, Vec<Vec<[u32; 3]>>, Vec<u32>)>;
+
+/// The same of one step, as it comes.
+type Step = (Vec<f32>, Lists, Vec<f32>);
 
 /// Steps of which some rows are wanted as lists, ranked with noise or without.
-fn listed_script(forward: &mut dyn FnMut(&[Row<'_>], &[Option<Likeliest>]) -> (Vec<f32>, Lists)) -> Handed {
+fn listed_script(forward: &mut dyn FnMut(&[Row<'_>], &[Option<Likeliest>]) -> Step) -> Handed {
     let prompts: Vec<Vec<u32>> = (0..4).map(|seed| prompt(seed, 61 + 5 * seed, 32)).collect();
     let blocks: Vec<Vec<u32>> =
         (0..4).map(|sequence| (sequence * BLOCKS..(sequence + 1) * BLOCKS).collect()).collect();
@@ -243,8 +246,8 @@ fn listed_script(forward: &mut dyn FnMut(&[Row<'_>], &[Option<Likeliest>]) -> (V
     steps
         .iter()
         .map(|(rows, wanted)| {
-            let (logits, lists) = forward(rows, &wanted[..rows.len()]);
-            (bits(&logits), lists.iter().map(bits_of).collect())
+            let (logits, lists, behind) = forward(rows, &wanted[..rows.len()]);
+            (bits(&logits), lists.iter().map(bits_of).collect(), bits(&behind))
         })
         .collect()
 }
@@ -257,6 +260,7 @@ fn ranks_hand_over_the_lists_of_one_process() {
         let expected = listed_script(&mut |rows, wanted| {
             let (mut logits, mut kept, mut lists) = (Vec::new(), Vec::new(), Lists::default());
             whole.forward(rows, &mut logits).expect("sound rows");
+            let mut behind: Vec<&[f32]> = Vec::new();
             let mut of = logits.chunks_exact(vocabulary);
             for (row, wanted) in rows.iter().zip(wanted) {
                 for (offset, logits) in of.by_ref().take(row.wanted()).enumerate() {
@@ -266,25 +270,35 @@ fn ranks_hand_over_the_lists_of_one_process() {
                             let mut list = Vec::new();
                             ranking(&wanted, (logits, 0), &mut list);
                             lists.push(&wanted, vocabulary, list.into_iter());
+                            behind.push(logits);
                         }
                     }
                 }
             }
-            (kept, lists)
+            behind.reverse();
+            (kept, lists, behind.concat())
         });
         assert!(
             expected
                 .iter()
-                .all(|(rows, lists)| !rows.is_empty() && lists.iter().all(|list| !list.is_empty()))
+                .all(|(rows, lists, _)| !rows.is_empty() && lists.iter().all(|list| !list.is_empty()))
         );
         let shapes = [(1, 1, 1), (1, 2, 1), (1, 3, 2), (1, 4, 1), (2, 2, 1), (2, 4, 1)];
         for (stages, size, threads) in shapes.into_iter().filter(|shape| shape.0 <= files.config.layers) {
             let lead = |model: &mut dyn Forward| {
                 assert!(model.gives_lists());
                 listed_script(&mut |rows, wanted| {
-                    let mut found = (Vec::new(), Lists::default());
-                    model.forward_listed((rows, wanted), (&mut found.0, &mut found.1)).expect("sound rows");
-                    found
+                    let (mut logits, mut lists, mut behind) = (Vec::new(), Lists::default(), Vec::new());
+                    model.forward_listed((rows, wanted), (&mut logits, &mut lists)).expect("sound rows");
+                    let is_listed = rows
+                        .iter()
+                        .zip(wanted)
+                        .flat_map(|(row, wanted)| std::iter::repeat_n(wanted.is_some(), row.wanted()));
+                    let numbers = (0..).zip(is_listed).filter(|(_, is_listed)| *is_listed);
+                    let mut numbers: Vec<usize> = numbers.map(|(number, _)| number).collect();
+                    numbers.reverse();
+                    model.listed_rows(&numbers, &mut behind).expect("they are kept");
+                    (logits, lists, behind)
                 })
             };
             let (found, _) = sharded((&files, threads, stages), local(group(size)), &[], lead);
@@ -304,11 +318,31 @@ fn what_travels_of_a_list_is_three_words_for_each_token() {
             lists.gathered_bytes
         };
         let list = Likeliest { count: 4, scale: 1.0, noise: None };
-        (bytes(Some(list)), bytes(None))
+        let (whole, listed) = (bytes(None), bytes(Some(list)));
+        (listed, whole, model.listed_rows(&[1], &mut logits).expect("a list was made of it"))
     };
-    let ((listed, whole), _) = sharded((&files, 1, 1), local(group(2)), &[], lead);
+    let ((listed, whole, behind), _) = sharded((&files, 1, 1), local(group(2)), &[], lead);
     assert_eq!(listed, 2 * 4 * (1 + 3 * 4), "two positions, from one other rank");
     assert_eq!(whole, 2 * 4 * files.config.vocabulary.div_ceil(2));
+    assert_eq!(behind, whole / 2, "one position");
+}
+
+#[test]
+fn rows_are_kept_of_what_was_listed_and_of_nothing_else() {
+    let (files, _, _folder) = made_up::scene("llama");
+    let lead = |model: &mut dyn Forward| {
+        let row = Row { tokens: &[1, 2], start: 0, blocks: &[0], logits_from: 0, adapter: None };
+        let (mut logits, mut lists) = (Vec::new(), Lists::default());
+        let list = Some(Likeliest { count: 4, scale: 1.0, noise: None });
+        for wanted in [None, list] {
+            model.forward_listed((&[row], &[wanted]), (&mut logits, &mut lists)).expect("a sound row");
+            let position = if wanted.is_none() { 1 } else { 2 };
+            let error = model.listed_rows(&[position], &mut logits).expect_err("no list was made of it");
+            assert!(error.to_string().contains("no lists of them"), "{error}");
+        }
+        model.forward(&[row], &mut logits).expect("nobody waits for a row that is not there");
+    };
+    sharded((&files, 1, 1), local(group(2)), &[], lead);
 }
 
 #[test]

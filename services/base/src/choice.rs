@@ -68,8 +68,8 @@ pub(crate) struct Choice {
 pub(crate) enum Decision {
     /// Something is missing that is on its way.
     Waits,
-    /// The base model's list decides nothing: its row is to be computed again, from this index of the sequence on.
-    Repeats(usize),
+    /// The base model's list decides nothing: the whole row after the token at this index is needed.
+    NeedsRow(usize),
     Chosen(Chosen),
 }
 
@@ -389,7 +389,7 @@ impl Choice {
                 self.ask(Mode::Dense, &[], links);
                 return Decision::Waits;
             }
-            None => return self.want_row(),
+            None => return Decision::NeedsRow(self.prompt_tokens + self.answer.len() - 1),
         };
         if rows.iter().any(|(_, row)| row.is_whole()) {
             self.need = Mode::Dense;
@@ -404,11 +404,15 @@ impl Choice {
         Decision::Chosen(Chosen { token, mode, unguided, detail, scorers, stalled })
     }
 
+    /// The whole row for the next token, in place of its list.
+    pub(crate) fn on_whole_row(&mut self, row: &[f32]) {
+        self.rows.replace_next(row);
+    }
+
     /// Gives up what came of the base model for the next token and for those after it. The models' tokens stay, drafts
     /// among them: what is computed again is what was computed.
-    fn want_row(&mut self) -> Decision {
+    pub(crate) fn want_row(&mut self) {
         self.rows.want_row();
-        Decision::Repeats(self.prompt_tokens + self.answer.len() - 1)
     }
 
     /// Takes the chosen token in: reward workers go on with it, and the rows of its position are spent.

@@ -221,10 +221,18 @@ impl Engine {
             match choice.decide(&rules, &mut self.choosers, &mut self.links, &self.metrics) {
                 Decision::Chosen(chosen) => self.take(sequence, chosen),
                 Decision::Waits => return,
-                Decision::Repeats(from) => {
-                    self.metrics.repeated.inc();
-                    return self.executor.repeat(sequence, from);
-                }
+                Decision::NeedsRow(index) => match self.executor.listed_row(sequence, index) {
+                    Ok(Some((row, gathered))) => {
+                        self.metrics.on_fetched_row(gathered);
+                        choice.on_whole_row(row);
+                    }
+                    // What has failed fails again in the next step, which says so.
+                    Ok(None) | Err(_) => {
+                        self.metrics.undecided.repeated.inc();
+                        choice.want_row();
+                        return self.executor.repeat(sequence, index);
+                    }
+                },
             }
         }
     }

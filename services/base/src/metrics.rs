@@ -50,6 +50,19 @@ struct Positions {
     lists: Counter,
 }
 
+/// How a list that decided nothing was made good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WayLabel {
+    way: &'static str,
+}
+
+/// Lists that decided nothing.
+#[derive(Clone)]
+pub(crate) struct Undecided {
+    fetched: Counter,
+    pub(crate) repeated: Counter,
+}
+
 #[derive(Clone)]
 pub(crate) struct BaseMetrics {
     pub(crate) requests: Family<OutcomeLabel, Counter>,
@@ -66,7 +79,7 @@ pub(crate) struct BaseMetrics {
     pub(crate) preemptions: Counter,
     positions: Positions,
     gathered_bytes: Counter,
-    pub(crate) repeated: Counter,
+    pub(crate) undecided: Undecided,
     pub(crate) schedule: Histogram,
     pub(crate) forward: Histogram,
     pub(crate) reward_wait: Histogram,
@@ -115,6 +128,15 @@ impl Positions {
     }
 }
 
+// === impl Undecided ===
+
+impl Undecided {
+    fn new(family: &Family<WayLabel, Counter>) -> Self {
+        let counter = |way| family.get_or_create(&WayLabel { way }).clone();
+        Self { fetched: counter("fetched"), repeated: counter("repeated") }
+    }
+}
+
 // === impl BaseMetrics ===
 
 impl BaseMetrics {
@@ -141,10 +163,11 @@ impl BaseMetrics {
             )),
             gathered_bytes: metrics
                 .counter("gathered_bytes", "Bytes of logits that came from other ranks of this worker"),
-            repeated: metrics.counter(
-                "repeated_positions",
-                "Positions computed again for a whole row, because a list of it decided nothing",
-            ),
+            undecided: Undecided::new(&metrics.register(
+                "undecided_lists",
+                "Lists that decided nothing, by how the whole row came: fetched from the ranks, or computed again",
+                Family::default(),
+            )),
             schedule: metrics.histogram("step_schedule_seconds", "Planning of a step", seconds),
             forward: metrics.histogram("step_forward_seconds", "Forward pass of a step", seconds),
             reward_wait: metrics.histogram(
@@ -195,6 +218,12 @@ impl BaseMetrics {
         self.positions.lists.inc_by(report.lists as u64);
         self.positions.rows.inc_by((report.rows - report.lists) as u64);
         self.gathered_bytes.inc_by(report.gathered_bytes as u64);
+    }
+
+    /// A whole row came after its list, with so many bytes of other ranks.
+    pub(crate) fn on_fetched_row(&self, gathered_bytes: usize) {
+        self.undecided.fetched.inc();
+        self.gathered_bytes.inc_by(gathered_bytes as u64);
     }
 
     pub(crate) fn on_race(&self, race: Race) {

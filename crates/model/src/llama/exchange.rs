@@ -33,8 +33,10 @@ struct Peers {
     /// The parts of all ranks of the stage, one after the other.
     parts: Buffer,
     counts: Vec<usize>,
-    /// Of the last stage, this rank's logits of the step: (wanted, own columns)
+    /// Of the last stage, this rank's logits of the step: (wanted, own columns). They stay until the next step.
     scores: Buffer,
+    /// Those of them that are handed over, where not all are.
+    chosen: Buffer,
     listing: Listing,
 }
 
@@ -46,9 +48,11 @@ impl Exchange {
         config: &Config,
     ) -> Result<Self, ModelError> {
         let divisions = Division::of_stage(config, part)?;
-        let [own, parts, scores] = [(); 3].map(|()| Buffer::new());
+        let [own, parts, scores, chosen] = [(); 4].map(|()| Buffer::new());
         let (counts, listing) = (Vec::new(), Listing::new(ranking));
-        Ok(Self { peers: Some(Peers { group, part, divisions, own, parts, counts, scores, listing }) })
+        Ok(Self {
+            peers: Some(Peers { group, part, divisions, own, parts, counts, scores, chosen, listing }),
+        })
     }
 
     pub fn group(&mut self) -> Option<&mut dyn Collective> {
@@ -118,6 +122,25 @@ impl Exchange {
             Some(peers) => peers.collect((whole, vocabulary), lists),
             None => Ok(()),
         }
+    }
+
+    /// Whether the last step made lists of these positions.
+    pub fn has_listed(&self, positions: &[usize]) -> bool {
+        let of = |peers: &Peers| positions.iter().all(|position| peers.listing.is_listed(*position));
+        self.peers.as_ref().is_some_and(of)
+    }
+
+    /// At the leader, `whole` becomes the logits of all ranks for positions that are listed, (positions, vocabulary). Returns
+    /// how many bytes have come from others.
+    pub fn collect_again(
+        &mut self,
+        positions: &[usize],
+        (whole, vocabulary): (&mut [f32], usize),
+    ) -> Result<usize, CollectiveError> {
+        self.peers.as_mut().map_or(Ok(0), |peers| {
+            peers.choose(positions);
+            peers.collect_rows((positions.len(), vocabulary), whole)
+        })
     }
 
     /// Writes the embedding of each token, (hidden), from the rank that has it: `embed` writes one of this rank's.
@@ -199,9 +222,13 @@ impl Peers {
         let (positions, listed) = (self.listing.positions(), self.listing.lists());
         if listed > 0 && self.part.is_last_stage() {
             let slice = self.division().columns(Columns::Vocabulary);
-            self.listing.make(&mut self.scores[..positions * slice.len()], slice)?;
+            self.listing.make(&self.scores[..positions * slice.len()], slice)?;
         }
         if positions > listed {
+            match listed {
+                0 => std::mem::swap(&mut self.scores, &mut self.chosen),
+                _ => self.choose(&self.listing.whole()),
+            }
             let received = self.collect_rows((positions - listed, vocabulary), whole)?;
             lists.gathered_bytes += received;
         }
@@ -212,17 +239,29 @@ impl Peers {
         Ok(())
     }
 
-    /// Returns how many bytes have come from others.
+    /// Takes the rows that are handed over next out of this rank's logits.
+    fn choose(&mut self, positions: &[usize]) {
+        if self.part.is_last_stage() {
+            let own = self.division().columns(Columns::Vocabulary).len();
+            let Self { scores, chosen, .. } = self;
+            chosen.reserve(positions.len() * own);
+            for (row, position) in chosen.chunks_exact_mut(own).zip(positions) {
+                row.copy_from_slice(&scores[position * own..][..own]);
+            }
+        }
+    }
+
+    /// Of the rows that are chosen. Returns how many bytes have come from others.
     fn collect_rows(
         &mut self,
         (rows, width): (usize, usize),
         whole: &mut [f32],
     ) -> Result<usize, CollectiveError> {
-        let Self { group, part, divisions, scores, parts, .. } = self;
+        let Self { group, part, divisions, chosen, parts, .. } = self;
         if part.rank > 0 {
             let own = divisions[part.place()].columns(Columns::Vocabulary).len();
             return if part.is_last_stage() {
-                group.send(0, &scores[..rows * own]).map(|()| 0)
+                group.send(0, &chosen[..rows * own]).map(|()| 0)
             } else {
                 Ok(0)
             };
@@ -231,7 +270,7 @@ impl Peers {
         for (rank, division) in (part.size - part.ranks()..).zip(divisions) {
             let range = division.columns(Columns::Vocabulary);
             if rank == 0 {
-                place(&scores[..rows * range.len()], range, whole, width);
+                place(&chosen[..rows * range.len()], range, whole, width);
                 continue;
             }
             received += rows * range.len() * size_of::<f32>();

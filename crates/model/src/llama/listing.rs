@@ -55,36 +55,37 @@ impl Listing {
         self.wanted.iter().flatten().map(|list| 1 + TOKEN_WORDS * list.count.min(tokens)).sum()
     }
 
-    /// Makes this rank's lists out of its logits, (positions, slice.len()), of which the whole rows move to the front.
+    /// The positions whose whole rows are wanted.
+    pub fn whole(&self) -> Vec<usize> {
+        (0..self.wanted.len()).filter(|position| !self.is_listed(*position)).collect()
+    }
+
+    /// Whether a list of this position is wanted.
+    pub fn is_listed(&self, position: usize) -> bool {
+        self.wanted.get(position).is_some_and(Option::is_some)
+    }
+
+    /// Makes this rank's lists out of its logits, (positions, slice.len()).
     ///
     /// # Errors
     /// [`ModelError::Invalid`] if this rank was given no ranking.
-    pub fn make(&mut self, scores: &mut [f32], slice: Range<usize>) -> Result<(), ModelError> {
+    pub fn make(&mut self, scores: &[f32], slice: Range<usize>) -> Result<(), ModelError> {
         let Self { ranking, wanted, candidates, own, .. } = self;
         let Some(ranking) = ranking else {
             let reason = "rank 0 wants lists, and this rank was not told how to make them".to_owned();
             return Err(ModelError::Invalid { field: "ranking", reason });
         };
         own.clear();
-        let mut whole = 0;
-        for (position, wanted) in wanted.iter().enumerate() {
-            let row = position * slice.len()..(position + 1) * slice.len();
-            match wanted {
-                None => {
-                    scores.copy_within(row, whole * slice.len());
-                    whole += 1;
-                }
-                Some(wanted) => {
-                    candidates.clear();
-                    ranking(wanted, (&scores[row], slice.start as u32), candidates);
-                    candidates.truncate(wanted.count.min(slice.len()));
-                    let end = own.len() + 1 + TOKEN_WORDS * wanted.count.min(slice.len());
-                    own.push(candidates.len() as u32);
-                    let words = |token: &Candidate| [token.rank.to_bits(), token.id, token.logit.to_bits()];
-                    own.extend(candidates.iter().flat_map(words));
-                    own.resize(end, 0);
-                }
-            }
+        for (wanted, row) in wanted.iter().zip(scores.chunks_exact(slice.len())) {
+            let Some(wanted) = wanted else { continue };
+            candidates.clear();
+            ranking(wanted, (row, slice.start as u32), candidates);
+            candidates.truncate(wanted.count.min(slice.len()));
+            let end = own.len() + 1 + TOKEN_WORDS * wanted.count.min(slice.len());
+            own.push(candidates.len() as u32);
+            let words = |token: &Candidate| [token.rank.to_bits(), token.id, token.logit.to_bits()];
+            own.extend(candidates.iter().flat_map(words));
+            own.resize(end, 0);
         }
         Ok(())
     }

@@ -38,6 +38,15 @@ pub(super) struct Told<'a> {
     pub likeliest: Option<Likeliest>,
 }
 
+/// What a follower is told.
+#[derive(Debug, PartialEq)]
+pub(super) enum Heard<'a> {
+    /// To compute these; none are a sign of life.
+    Rows(Vec<Told<'a>>),
+    /// To hand over the whole rows of these positions of the last step.
+    Again(Vec<usize>),
+}
+
 impl Order {
     /// Tells the followers to compute `rows`, of which `wanted` are listed (one entry for each row, or none at all); no rows
     /// are a sign of life.
@@ -52,6 +61,18 @@ impl Order {
         for (index, row) in rows.iter().enumerate() {
             write(&mut self.words, row, wanted.get(index).and_then(Option::as_ref));
         }
+        self.tell(group)
+    }
+
+    /// Tells the followers to hand over the whole rows of these positions of the last step: of a row that has no tokens.
+    pub fn send_again(&mut self, group: &mut dyn Collective, positions: &[usize]) -> Result<(), ModelError> {
+        self.words.clear();
+        self.words.extend([0, 0]);
+        self.words.extend(positions.iter().map(|position| *position as u32));
+        self.tell(group)
+    }
+
+    fn tell(&mut self, group: &mut dyn Collective) -> Result<(), ModelError> {
         self.words[0] = self.words.len() as u32 - 1;
         self.words.resize(self.words.len().max(HEAD_WORDS), 0);
         let (head, rest) = self.words.split_at_mut(HEAD_WORDS);
@@ -62,8 +83,8 @@ impl Order {
         Ok(())
     }
 
-    /// Waits for the leader's next rows.
-    pub fn receive(&mut self, group: &mut dyn Collective) -> Result<Vec<Told<'_>>, ModelError> {
+    /// Waits for the leader's next word.
+    pub fn receive(&mut self, group: &mut dyn Collective) -> Result<Heard<'_>, ModelError> {
         self.words.resize(HEAD_WORDS, 0);
         group.broadcast(0, bytemuck::cast_slice_mut(&mut self.words))?;
         let count = 1 + self.words[0] as usize;
@@ -72,6 +93,9 @@ impl Order {
             group.broadcast(0, bytemuck::cast_slice_mut(&mut self.words[HEAD_WORDS..]))?;
         }
         let mut rest = &self.words[1..count];
+        if let [0, positions @ ..] = rest {
+            return Ok(Heard::Again(positions.iter().map(|position| *position as usize).collect()));
+        }
         let mut rows = Vec::new();
         while !rest.is_empty() {
             let row = read(&mut rest).ok_or_else(|| ModelError::Invalid {
@@ -80,7 +104,7 @@ impl Order {
             })?;
             rows.push(row);
         }
-        Ok(rows)
+        Ok(Heard::Rows(rows))
     }
 }
 
@@ -166,7 +190,9 @@ mod tests {
             Some(Likeliest { count: 128, scale: 0.7, noise: Some(noise) }),
             Some(Likeliest { count: 1, scale: 1.0, noise: None }),
         ];
-        let told = |rows: &[Row<'_>], heard: Vec<Told<'_>>| {
+        let again: Vec<usize> = (5..500).collect();
+        let told = |rows: &[Row<'_>], heard: Heard<'_>| {
+            let Heard::Rows(heard) = heard else { panic!("{heard:?}") };
             assert_eq!(heard.len(), rows.len());
             for ((heard, row), wanted) in heard.iter().zip(rows).zip(wanted) {
                 assert_eq!(heard.likeliest, wanted);
@@ -180,10 +206,17 @@ mod tests {
                 for rows in [&few[..], &[], &many] {
                     order.send(&mut leader, rows, &wanted).expect("a follower");
                 }
+                for positions in [&again[..1], &again] {
+                    order.send_again(&mut leader, positions).expect("a follower");
+                }
             });
             let mut order = Order::default();
             for rows in [&few[..], &[], &many] {
                 told(rows, order.receive(&mut follower).expect("a leader"));
+            }
+            for positions in [&again[..1], &again] {
+                let heard = order.receive(&mut follower).expect("a leader");
+                assert_eq!(heard, Heard::Again(positions.to_vec()));
             }
         });
     }

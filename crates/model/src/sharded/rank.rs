@@ -51,6 +51,21 @@ pub trait RankForward: Forward {
         rows: (&[Row<'_>], &[Option<Likeliest>]),
         found: (&mut Vec<f32>, &mut Lists),
     ) -> Result<(), ModelError>;
+
+    /// Whether the last [`RankForward::compute`] made lists of these positions.
+    fn has_listed(&self, positions: &[usize]) -> bool {
+        let _ = positions;
+        false
+    }
+
+    /// Hands over the whole rows of such positions. At rank 0 `logits` becomes (positions, vocabulary); elsewhere it becomes
+    /// empty. Returns how many bytes came here.
+    ///
+    /// # Errors
+    /// [`ModelError::Group`] when another rank is lost.
+    fn hand_over(&mut self, positions: &[usize], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        self.listed_rows(positions, logits)
+    }
 }
 
 /// What all ranks of a group have the same of, but for the rank's number.

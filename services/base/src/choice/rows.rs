@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use uniarm_decode::TopList;
 use uniarm_engine::Logits;
 
-/// An answer of which one list in so many decided nothing gets rows: to compute a position again costs more than a row.
-const FAILED_SHARE: u32 = 16;
+/// An answer of which one list in so many decided nothing gets rows: to ask for a row afterwards costs a round trip more.
+const FAILED_SHARE: u32 = 4;
 
 /// The base model's logits for the next token and, if drafts are right, those after it.
 #[derive(Default)]
@@ -71,7 +71,16 @@ impl BaseRows {
         self.spare.extend(self.rows.drain(..).filter_map(BaseRow::into_buffer));
     }
 
-    /// The list of the next token decides nothing: what there is makes way for whole rows.
+    /// The list of the next token decides nothing, and here is its row.
+    pub fn replace_next(&mut self, row: &[f32]) {
+        if let Some(next) = self.rows.front_mut() {
+            next.logits = BaseLogits::Row(row.to_vec());
+            self.looked_at += 1;
+            self.failed += 1;
+        }
+    }
+
+    /// The list of the next token decides nothing, and its row is gone: what there is makes way for whole rows.
     pub fn want_row(&mut self) {
         self.clear();
         self.is_row_wanted = true;
@@ -129,9 +138,13 @@ mod tests {
         for token in 0..1000 {
             assert!(rows.suit_lists(), "token {token}");
             rows.push(list());
-            if token % 20 == 19 {
-                rows.want_row();
-                rows.push(Logits::Row(&[0.0]));
+            match token % 20 {
+                6 => rows.replace_next(&[0.0]),
+                19 => {
+                    rows.want_row();
+                    rows.push(Logits::Row(&[0.0]));
+                }
+                _ => {}
             }
             rows.spend();
         }
