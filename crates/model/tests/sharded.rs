@@ -219,7 +219,7 @@ type Handed = Vec<(Vec<u32>, Vec<Vec<[u32; 3]>>, Vec<u32>)>;
 type Step = (Vec<f32>, Lists, Vec<f32>);
 
 /// Steps of which some rows are wanted as lists, ranked with noise or without.
-fn listed_script(forward: &mut dyn FnMut(&[Row<'_>], &[Option<Likeliest>]) -> Step) -> Handed {
+fn listed_script(mut forward: impl FnMut(&[Row<'_>], &[Option<Likeliest>]) -> Step) -> Handed {
     let prompts: Vec<Vec<u32>> = (0..4).map(|seed| prompt(seed, 61 + 5 * seed, 32)).collect();
     let blocks: Vec<Vec<u32>> =
         (0..4).map(|sequence| (sequence * BLOCKS..(sequence + 1) * BLOCKS).collect()).collect();
@@ -257,7 +257,7 @@ fn ranks_hand_over_the_lists_of_one_process() {
     for (files, _, _folder) in scenes() {
         let mut whole = Llama::load(&files, &options(1)).expect("a sound model");
         let vocabulary = whole.vocabulary();
-        let expected = listed_script(&mut |rows, wanted| {
+        let expected = listed_script(|rows, wanted| {
             let (mut logits, mut kept, mut lists) = (Vec::new(), Vec::new(), Lists::default());
             whole.forward(rows, &mut logits).expect("sound rows");
             let mut behind: Vec<&[f32]> = Vec::new();
@@ -287,7 +287,7 @@ fn ranks_hand_over_the_lists_of_one_process() {
         for (stages, size, threads) in shapes.into_iter().filter(|shape| shape.0 <= files.config.layers) {
             let lead = |model: &mut dyn Forward| {
                 assert!(model.gives_lists());
-                listed_script(&mut |rows, wanted| {
+                listed_script(|rows, wanted| {
                     let (mut logits, mut lists, mut behind) = (Vec::new(), Lists::default(), Vec::new());
                     model.forward_listed((rows, wanted), (&mut logits, &mut lists)).expect("sound rows");
                     let is_listed = rows
