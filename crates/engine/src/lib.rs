@@ -30,8 +30,6 @@ pub struct Executor {
     logits: Vec<f32>,
     /// Lists in place of some of them; reused.
     lists: Lists,
-    /// Of the positions that the last step gave lists of, their numbers among all of its positions.
-    listed: HashMap<(SequenceId, usize), usize>,
     /// Block tables of the step's rows, one after the other; reused.
     blocks: Vec<u32>,
     costs: CostMeter,
@@ -94,8 +92,8 @@ pub struct StepReport {
 pub enum Logits<'a> {
     /// Of the whole vocabulary.
     Row(&'a [f32]),
-    /// Of the likeliest tokens; empty, where that row has too few numbers.
-    List(TopList),
+    /// Of the likeliest tokens; empty, where that row has too few numbers. By its number [`Executor::listed_row`] finds the row.
+    List(TopList, u64),
 }
 
 /// A step before it is computed.
@@ -177,7 +175,6 @@ impl Executor {
             adapters: HashMap::new(),
             logits: Vec::new(),
             lists: Lists::default(),
-            listed: HashMap::new(),
             blocks: Vec::new(),
             costs,
             clock: options.clock.clone(),
@@ -276,19 +273,17 @@ impl Executor {
         self.scheduler.stats()
     }
 
-    /// The whole row of a position of which the last step handed out a list, and how many bytes of it came from other
-    /// processes; `None`: that was an earlier step.
+    /// The whole row behind a list of this number, and how many bytes of it came from other processes; `None`: it is not
+    /// kept any more.
     ///
     /// # Errors
     /// When another process fails to hand over its part.
-    pub fn listed_row(
-        &mut self,
-        id: SequenceId,
-        index: usize,
-    ) -> Result<Option<(&[f32], usize)>, ModelError> {
-        let Some(&position) = self.listed.get(&(id, index)) else { return Ok(None) };
-        let gathered = self.forward.listed_rows(&[position], &mut self.logits)?;
-        Ok(Some((&self.logits, gathered)))
+    pub fn listed_row(&mut self, number: u64) -> Result<Option<(&[f32], usize)>, ModelError> {
+        match self.forward.listed_rows(&[number], &mut self.logits) {
+            Ok(gathered) => Ok(Some((&self.logits, gathered))),
+            Err(ModelError::Invalid { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Computes the tokens from index `from` on once more, and hands out their logits again.
@@ -311,7 +306,7 @@ impl Executor {
         let planned = self.plan();
         self.compute(planned, |sequence, index, logits| match logits {
             Logits::Row(row) => deliver(sequence, index, row),
-            Logits::List(_) => unreachable!("no list was asked for"),
+            Logits::List(..) => unreachable!("no list was asked for"),
         })
     }
 
@@ -345,7 +340,6 @@ impl Executor {
         mut deliver: impl FnMut(SequenceId, usize, Logits<'_>),
     ) -> Result<StepReport, ModelError> {
         let PlannedStep { plan, mut report, mut lists } = planned;
-        self.listed.clear();
         if plan.rows.is_empty() {
             self.forward.idle()?;
             return Ok(report);
@@ -375,21 +369,18 @@ impl Executor {
         self.costs.observe(report.tokens, report.forward.as_secs_f64());
 
         let mut whole = self.logits.chunks_exact(self.forward.vocabulary());
-        let mut listed = self.lists.iter();
-        let mut position = 0; // among all
+        let mut listed = self.lists.iter().zip(self.lists.first..);
         for (row, wanted) in plan.rows.iter().zip(&lists) {
             for index in row.logits_from..row.tokens.len() {
                 let logits = match wanted {
                     None => Logits::Row(whole.next().expect("the forward writes every wanted row")),
                     Some(wanted) => {
                         report.lists += 1;
-                        self.listed.insert((row.sequence, row.start + index), position);
-                        let list = listed.next().expect("the forward makes every wanted list");
-                        Logits::List(likeliest::top_list_of(wanted, list))
+                        let (list, number) = listed.next().expect("the forward makes every wanted list");
+                        Logits::List(likeliest::top_list_of(wanted, list), number)
                     }
                 };
                 deliver(row.sequence, row.start + index, logits);
-                position += 1;
             }
         }
         report.gathered_bytes = self.lists.gathered_bytes;

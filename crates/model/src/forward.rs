@@ -83,15 +83,14 @@ pub trait Forward: Send {
         self.forward(rows, logits)
     }
 
-    /// The whole rows of positions that the last forward gave lists of, by their numbers among all of its wanted positions:
-    /// `logits` becomes (positions, vocabulary). They are there until the next forward begins. Returns how many bytes came from
-    /// other processes.
+    /// The whole rows behind lists, by their numbers ([`Lists::first`]): `logits` becomes (numbers, vocabulary). Returns how
+    /// many bytes came from other processes. Nothing is lost by asking for one that is too old.
     ///
     /// # Errors
-    /// [`ModelError::Invalid`] for a position that was not computed, or by a model that gives no lists.
-    fn listed_rows(&mut self, positions: &[usize], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
-        let _ = (positions, logits);
-        Err(ModelError::Invalid { field: "positions", reason: "it gives no lists".to_owned() })
+    /// [`ModelError::Invalid`] for a number whose row is not kept any more, or never was.
+    fn listed_rows(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        let _ = (numbers, logits);
+        Err(ModelError::Invalid { field: "numbers", reason: "it gives no lists".to_owned() })
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Lists {
     candidates: Vec<Candidate>,
     /// Where each list ends.
     ends: Vec<usize>,
+    /// The number of the first list, by which the row behind it is asked for; those of the others follow.
+    pub first: u64,
     /// Bytes of rows and lists that came from other ranks.
     pub gathered_bytes: usize,
 }

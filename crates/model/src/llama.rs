@@ -313,14 +313,14 @@ impl RankForward for Llama {
         self.exchange.collect((logits, vocabulary), lists)
     }
 
-    fn has_listed(&self, positions: &[usize]) -> bool {
-        self.exchange.has_listed(positions)
+    fn keeps(&self, numbers: &[u64]) -> bool {
+        self.exchange.keeps(numbers)
     }
 
-    fn hand_over(&mut self, positions: &[usize], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+    fn hand_over(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
         let (vocabulary, is_leader) = (self.weights.config.vocabulary, self.weights.part.rank == 0);
-        logits.resize(if is_leader { positions.len() * vocabulary } else { 0 }, 0.0);
-        Ok(self.exchange.collect_again(positions, (logits, vocabulary))?)
+        logits.resize(if is_leader { numbers.len() * vocabulary } else { 0 }, 0.0);
+        Ok(self.exchange.collect_kept(numbers, (logits, vocabulary))?)
     }
 }
 

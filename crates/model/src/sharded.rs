@@ -133,13 +133,11 @@ impl Shard {
         let told = match order.receive(group)? {
             Heard::Rows(told) if told.is_empty() => return Ok(group.barrier()?),
             Heard::Rows(told) => told,
-            Heard::Again(positions) if !model.has_listed(&positions) => {
-                let reason = "rank 0 wants rows of which no lists were made".to_owned();
-                return Err(ModelError::Invalid { field: "positions", reason });
+            Heard::Again(numbers) if !model.keeps(&numbers) => {
+                let reason = "rank 0 wants rows that are not kept".to_owned();
+                return Err(ModelError::Invalid { field: "numbers", reason });
             }
-            Heard::Again(positions) => {
-                return model.hand_over(&positions, &mut Vec::new()).map(|_| ());
-            }
+            Heard::Again(numbers) => return model.hand_over(&numbers, &mut Vec::new()).map(|_| ()),
         };
         if conditioned.len() > CONDITIONED_MAX {
             conditioned.clear();
@@ -308,15 +306,15 @@ impl Forward for Leader {
         self.watch(done)
     }
 
-    fn listed_rows(&mut self, positions: &[usize], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
-        if !self.model.has_listed(positions) {
-            let reason = "the last step made no lists of them".to_owned();
-            return Err(ModelError::Invalid { field: "positions", reason });
+    fn listed_rows(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        if !self.model.keeps(numbers) {
+            let reason = "the row behind a list is not kept any more".to_owned();
+            return Err(ModelError::Invalid { field: "numbers", reason });
         }
         let (order, group) = self.group();
-        let told = order.send_again(group, positions);
+        let told = order.send_again(group, numbers);
         self.told_at = Instant::now();
-        let done = told.and_then(|()| self.model.hand_over(positions, logits));
+        let done = told.and_then(|()| self.model.hand_over(numbers, logits));
         self.watch(done)
     }
 }

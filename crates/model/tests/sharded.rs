@@ -290,13 +290,8 @@ fn ranks_hand_over_the_lists_of_one_process() {
                 listed_script(|rows, wanted| {
                     let (mut logits, mut lists, mut behind) = (Vec::new(), Lists::default(), Vec::new());
                     model.forward_listed((rows, wanted), (&mut logits, &mut lists)).expect("sound rows");
-                    let is_listed = rows
-                        .iter()
-                        .zip(wanted)
-                        .flat_map(|(row, wanted)| std::iter::repeat_n(wanted.is_some(), row.wanted()));
-                    let numbers = (0..).zip(is_listed).filter(|(_, is_listed)| *is_listed);
-                    let mut numbers: Vec<usize> = numbers.map(|(number, _)| number).collect();
-                    numbers.reverse();
+                    let listed = lists.iter().count() as u64;
+                    let numbers: Vec<u64> = (lists.first..lists.first + listed).rev().collect();
                     model.listed_rows(&numbers, &mut behind).expect("they are kept");
                     (logits, lists, behind)
                 })
@@ -319,7 +314,7 @@ fn what_travels_of_a_list_is_three_words_for_each_token() {
         };
         let list = Likeliest { count: 4, scale: 1.0, noise: None };
         let (whole, listed) = (bytes(None), bytes(Some(list)));
-        (listed, whole, model.listed_rows(&[1], &mut logits).expect("a list was made of it"))
+        (listed, whole, model.listed_rows(&[1], &mut logits).expect("it is kept"))
     };
     let ((listed, whole, behind), _) = sharded((&files, 1, 1), local(group(2)), &[], lead);
     assert_eq!(listed, 2 * 4 * (1 + 3 * 4), "two positions, from one other rank");
@@ -328,19 +323,30 @@ fn what_travels_of_a_list_is_three_words_for_each_token() {
 }
 
 #[test]
-fn rows_are_kept_of_what_was_listed_and_of_nothing_else() {
+fn the_latest_rows_behind_lists_are_kept_whatever_is_computed_meanwhile() {
     let (files, _, _folder) = made_up::scene("llama");
     let lead = |model: &mut dyn Forward| {
-        let row = Row { tokens: &[1, 2], start: 0, blocks: &[0], logits_from: 0, adapter: None };
-        let (mut logits, mut lists) = (Vec::new(), Lists::default());
+        let (mut logits, mut lists, mut row_behind) = (Vec::new(), Lists::default(), Vec::new());
         let list = Some(Likeliest { count: 4, scale: 1.0, noise: None });
-        for wanted in [None, list] {
-            model.forward_listed((&[row], &[wanted]), (&mut logits, &mut lists)).expect("a sound row");
-            let position = if wanted.is_none() { 1 } else { 2 };
-            let error = model.listed_rows(&[position], &mut logits).expect_err("no list was made of it");
-            assert!(error.to_string().contains("no lists of them"), "{error}");
+        let mut rows: Vec<Vec<f32>> = Vec::new();
+        for step in 0..200_u32 {
+            let row =
+                Row { tokens: &[1 + step % 9, 2], start: 0, blocks: &[0], logits_from: 0, adapter: None };
+            model.forward(&[row], &mut logits).expect("a sound row");
+            rows.extend(logits.chunks_exact(model.vocabulary()).map(<[f32]>::to_vec));
+            model.forward_listed((&[row], &[list]), (&mut logits, &mut lists)).expect("a sound row");
+            assert_eq!(lists.first, u64::from(step) * 2);
+            for age in [0, 1, 97, 255].into_iter().filter(|age| *age < rows.len()) {
+                let number = rows.len() - 1 - age;
+                model.listed_rows(&[number as u64], &mut row_behind).expect("it is kept");
+                assert!(bits(&row_behind) == bits(&rows[number]), "step {step}, {age} lists ago");
+            }
         }
-        model.forward(&[row], &mut logits).expect("nobody waits for a row that is not there");
+        for number in [0, 143, 400, u64::MAX] {
+            let error = model.listed_rows(&[number], &mut logits).expect_err("it is not kept");
+            assert!(error.to_string().contains("not kept"), "{error}");
+        }
+        model.listed_rows(&[144], &mut logits).expect("nobody waits for rows that were not there");
     };
     sharded((&files, 1, 1), local(group(2)), &[], lead);
 }

@@ -68,8 +68,12 @@ pub(crate) struct Choice {
 pub(crate) enum Decision {
     /// Something is missing that is on its way.
     Waits,
-    /// The base model's list decides nothing: the whole row after the token at this index is needed.
-    NeedsRow(usize),
+    /// The base model's list of this number decides nothing: the row behind it is needed, which follows the token at this
+    /// index.
+    NeedsRow {
+        number: u64,
+        index: usize,
+    },
     Chosen(Chosen),
 }
 
@@ -348,21 +352,21 @@ impl Choice {
         let rows: Vec<(f32, &TermRow)> =
             self.terms.iter().filter_map(|term| Some((term.asked.strength, term.row()?))).collect();
         let position = self.answer.len();
-        let base_term = match logits {
+        let base_list = match logits {
             BaseLogits::Row(_) => None,
-            BaseLogits::List(list) => {
-                Some(DecodeTerm { strength: rules.base_strength, logits: TermLogits::List(list) })
+            BaseLogits::List(list, number) => {
+                Some((DecodeTerm { strength: rules.base_strength, logits: TermLogits::List(list) }, *number))
             }
         };
         let terms = rows.iter().map(|(strength, row)| row.as_decode(*strength, vocabulary));
-        let terms: Vec<_> = base_term.into_iter().chain(terms).collect();
+        let terms: Vec<_> = base_list.iter().map(|(term, _)| *term).chain(terms).collect();
         let began = Instant::now();
         let base = match logits {
             BaseLogits::Row(row) => {
                 let own = &row[..vocabulary];
                 WholeRow { own, weighed: weigh_base(own, rules.base_strength, &mut self.weighed) }
             }
-            BaseLogits::List(_) => WholeRow { own: &[], weighed: &[] },
+            BaseLogits::List(..) => WholeRow { own: &[], weighed: &[] },
         };
         let chooser = choosers.entry(vocabulary).or_insert_with(|| Chooser::new(vocabulary));
         let asked = Position {
@@ -373,23 +377,26 @@ impl Choice {
             noise: &self.noise,
             position: position as u32,
         };
-        let verdict = match base_term {
-            None => Some(chooser.choose(&asked)),
-            Some(_) => chooser.choose_from_lists(&asked),
+        let verdict = match base_list {
+            None => Ok(chooser.choose(&asked)),
+            Some((_, number)) => chooser.choose_from_lists(&asked).ok_or(number),
         };
         metrics.choose.observe(began.elapsed().as_secs_f64());
         let token = match verdict {
-            Some(Verdict::Token(token)) => token,
-            Some(Verdict::Query(ids)) => {
+            Ok(Verdict::Token(token)) => token,
+            Ok(Verdict::Query(ids)) => {
                 metrics.query_ids.observe(ids.len() as f64);
                 self.ask(Mode::Queried, &ids, links);
                 return Decision::Waits;
             }
-            Some(Verdict::Dense) => {
+            Ok(Verdict::Dense) => {
                 self.ask(Mode::Dense, &[], links);
                 return Decision::Waits;
             }
-            None => return Decision::NeedsRow(self.prompt_tokens + self.answer.len() - 1),
+            Err(number) => {
+                let index = self.prompt_tokens + self.answer.len() - 1;
+                return Decision::NeedsRow { number, index };
+            }
         };
         if rows.iter().any(|(_, row)| row.is_whole()) {
             self.need = Mode::Dense;

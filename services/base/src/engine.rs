@@ -221,7 +221,7 @@ impl Engine {
             match choice.decide(&rules, &mut self.choosers, &mut self.links, &self.metrics) {
                 Decision::Chosen(chosen) => self.take(sequence, chosen),
                 Decision::Waits => return,
-                Decision::NeedsRow(index) => match self.executor.listed_row(sequence, index) {
+                Decision::NeedsRow { number, index } => match self.executor.listed_row(number) {
                     Ok(Some((row, gathered))) => {
                         self.metrics.on_fetched_row(gathered);
                         choice.on_whole_row(row);

@@ -33,7 +33,7 @@ struct Peers {
     /// The parts of all ranks of the stage, one after the other.
     parts: Buffer,
     counts: Vec<usize>,
-    /// Of the last stage, this rank's logits of the step: (wanted, own columns). They stay until the next step.
+    /// Of the last stage, this rank's logits of the step: (wanted, own columns)
     scores: Buffer,
     /// Those of them that are handed over, where not all are.
     chosen: Buffer,
@@ -124,22 +124,22 @@ impl Exchange {
         }
     }
 
-    /// Whether the last step made lists of these positions.
-    pub fn has_listed(&self, positions: &[usize]) -> bool {
-        let of = |peers: &Peers| positions.iter().all(|position| peers.listing.is_listed(*position));
+    /// Whether the rows behind the lists of these numbers are kept.
+    pub fn keeps(&self, numbers: &[u64]) -> bool {
+        let of = |peers: &Peers| numbers.iter().all(|number| peers.listing.keeps(*number));
         self.peers.as_ref().is_some_and(of)
     }
 
-    /// At the leader, `whole` becomes the logits of all ranks for positions that are listed, (positions, vocabulary). Returns
-    /// how many bytes have come from others.
-    pub fn collect_again(
+    /// At the leader, `whole` becomes the rows behind lists that are kept, (numbers, vocabulary). Returns how many bytes have
+    /// come from others.
+    pub fn collect_kept(
         &mut self,
-        positions: &[usize],
+        numbers: &[u64],
         (whole, vocabulary): (&mut [f32], usize),
     ) -> Result<usize, CollectiveError> {
         self.peers.as_mut().map_or(Ok(0), |peers| {
-            peers.choose(positions);
-            peers.collect_rows((positions.len(), vocabulary), whole)
+            peers.choose(numbers.len(), |peers, index, own| peers.listing.kept(numbers[index], own));
+            peers.collect_rows((numbers.len(), vocabulary), whole)
         })
     }
 
@@ -227,27 +227,32 @@ impl Peers {
         if positions > listed {
             match listed {
                 0 => std::mem::swap(&mut self.scores, &mut self.chosen),
-                _ => self.choose(&self.listing.whole()),
+                _ => {
+                    let whole = self.listing.whole();
+                    self.choose(whole.len(), |peers, index, own| &peers.scores[whole[index] * own..][..own]);
+                }
             }
             let received = self.collect_rows((positions - listed, vocabulary), whole)?;
             lists.gathered_bytes += received;
         }
         if listed > 0 {
+            lists.first = self.listing.first();
             let received = self.collect_lists(lists)?;
             lists.gathered_bytes += received;
         }
         Ok(())
     }
 
-    /// Takes the rows that are handed over next out of this rank's logits.
-    fn choose(&mut self, positions: &[usize]) {
+    /// Takes the rows that are handed over next, each of so many columns of this rank, from where `row` says.
+    fn choose(&mut self, rows: usize, row: impl Fn(&Self, usize, usize) -> &[f32]) {
         if self.part.is_last_stage() {
             let own = self.division().columns(Columns::Vocabulary).len();
-            let Self { scores, chosen, .. } = self;
-            chosen.reserve(positions.len() * own);
-            for (row, position) in chosen.chunks_exact_mut(own).zip(positions) {
-                row.copy_from_slice(&scores[position * own..][..own]);
+            let mut chosen = std::mem::take(&mut self.chosen);
+            chosen.reserve(rows * own);
+            for (index, to) in chosen.chunks_exact_mut(own).take(rows).enumerate() {
+                to.copy_from_slice(row(self, index, own));
             }
+            self.chosen = chosen;
         }
     }
 

@@ -8,7 +8,11 @@ use std::ops::Range;
 
 use crate::error::ModelError;
 use crate::forward::Row;
+use crate::kernels::buffer::Buffer;
 use crate::likeliest::{Candidate, Likeliest, Lists, Ranking};
+
+/// Rows behind lists that a rank keeps, the latest ones: a token is decided when the rewards have spoken, some steps later.
+const KEPT: usize = 256;
 
 /// Words of a token of a list.
 const TOKEN_WORDS: usize = 3;
@@ -18,6 +22,10 @@ pub(super) struct Listing {
     ranking: Option<Ranking>,
     /// Of each wanted position of the step, whether a list of it is, and which.
     wanted: Vec<Option<Likeliest>>,
+    /// The number of the step's first list, of all lists since the group began.
+    first: u64,
+    /// Of the last stage, this rank's logits behind lists, each at its number modulo [`KEPT`]: (KEPT, own columns)
+    kept: Buffer,
     /// Workspace: a list of this rank.
     candidates: Vec<Candidate>,
     /// This rank's lists.
@@ -35,6 +43,7 @@ impl Listing {
 
     /// Notes what a step wants of each position. `wanted` has an entry for each row, or none at all.
     pub fn begin(&mut self, rows: &[Row<'_>], wanted: &[Option<Likeliest>]) {
+        self.first += self.lists() as u64;
         self.wanted.clear();
         for (index, row) in rows.iter().enumerate() {
             let list = wanted.get(index).copied().flatten();
@@ -57,12 +66,23 @@ impl Listing {
 
     /// The positions whose whole rows are wanted.
     pub fn whole(&self) -> Vec<usize> {
-        (0..self.wanted.len()).filter(|position| !self.is_listed(*position)).collect()
+        (0..).zip(&self.wanted).filter(|(_, list)| list.is_none()).map(|(position, _)| position).collect()
     }
 
-    /// Whether a list of this position is wanted.
-    pub fn is_listed(&self, position: usize) -> bool {
-        self.wanted.get(position).is_some_and(Option::is_some)
+    /// The number of the step's first list.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Whether the row behind the list of this number is kept.
+    pub fn keeps(&self, number: u64) -> bool {
+        let end = self.first + self.lists() as u64;
+        (end.saturating_sub(KEPT as u64)..end).contains(&number)
+    }
+
+    /// This rank's part of a row that is kept.
+    pub fn kept(&self, number: u64, columns: usize) -> &[f32] {
+        &self.kept[slot(number) * columns..][..columns]
     }
 
     /// Makes this rank's lists out of its logits, (positions, slice.len()).
@@ -70,14 +90,17 @@ impl Listing {
     /// # Errors
     /// [`ModelError::Invalid`] if this rank was given no ranking.
     pub fn make(&mut self, scores: &[f32], slice: Range<usize>) -> Result<(), ModelError> {
-        let Self { ranking, wanted, candidates, own, .. } = self;
+        let Self { ranking, wanted, first, kept, candidates, own, .. } = self;
         let Some(ranking) = ranking else {
             let reason = "rank 0 wants lists, and this rank was not told how to make them".to_owned();
             return Err(ModelError::Invalid { field: "ranking", reason });
         };
         own.clear();
-        for (wanted, row) in wanted.iter().zip(scores.chunks_exact(slice.len())) {
-            let Some(wanted) = wanted else { continue };
+        kept.reserve(KEPT * slice.len());
+        let listed = wanted.iter().zip(scores.chunks_exact(slice.len()));
+        let listed = listed.filter_map(|(wanted, row)| Some((wanted.as_ref()?, row)));
+        for ((wanted, row), number) in listed.zip(*first..) {
+            kept[slot(number) * slice.len()..][..slice.len()].copy_from_slice(row);
             candidates.clear();
             ranking(wanted, (row, slice.start as u32), candidates);
             candidates.truncate(wanted.count.min(slice.len()));
@@ -115,4 +138,9 @@ impl Listing {
             lists.push(wanted, vocabulary, slices);
         }
     }
+}
+
+/// Where a row is kept.
+fn slot(number: u64) -> usize {
+    (number % KEPT as u64) as usize
 }

@@ -43,8 +43,8 @@ pub(super) struct Told<'a> {
 pub(super) enum Heard<'a> {
     /// To compute these; none are a sign of life.
     Rows(Vec<Told<'a>>),
-    /// To hand over the whole rows of these positions of the last step.
-    Again(Vec<usize>),
+    /// To hand over the rows behind the lists of these numbers.
+    Again(Vec<u64>),
 }
 
 impl Order {
@@ -64,11 +64,11 @@ impl Order {
         self.tell(group)
     }
 
-    /// Tells the followers to hand over the whole rows of these positions of the last step: of a row that has no tokens.
-    pub fn send_again(&mut self, group: &mut dyn Collective, positions: &[usize]) -> Result<(), ModelError> {
+    /// Tells the followers to hand over the rows behind the lists of these numbers, as a row that has no tokens.
+    pub fn send_again(&mut self, group: &mut dyn Collective, numbers: &[u64]) -> Result<(), ModelError> {
         self.words.clear();
         self.words.extend([0, 0]);
-        self.words.extend(positions.iter().map(|position| *position as u32));
+        self.words.extend(numbers.iter().flat_map(|number| [*number as u32, (*number >> 32) as u32]));
         self.tell(group)
     }
 
@@ -93,8 +93,9 @@ impl Order {
             group.broadcast(0, bytemuck::cast_slice_mut(&mut self.words[HEAD_WORDS..]))?;
         }
         let mut rest = &self.words[1..count];
-        if let [0, positions @ ..] = rest {
-            return Ok(Heard::Again(positions.iter().map(|position| *position as usize).collect()));
+        if let [0, numbers @ ..] = rest {
+            let number = |&[low, high]: &[u32; 2]| u64::from(low) | u64::from(high) << 32;
+            return Ok(Heard::Again(numbers.as_chunks().0.iter().map(number).collect()));
         }
         let mut rows = Vec::new();
         while !rest.is_empty() {
@@ -190,7 +191,7 @@ mod tests {
             Some(Likeliest { count: 128, scale: 0.7, noise: Some(noise) }),
             Some(Likeliest { count: 1, scale: 1.0, noise: None }),
         ];
-        let again: Vec<usize> = (5..500).collect();
+        let again: Vec<u64> = (5..500).map(|number| number << 29).collect();
         let told = |rows: &[Row<'_>], heard: Heard<'_>| {
             let Heard::Rows(heard) = heard else { panic!("{heard:?}") };
             assert_eq!(heard.len(), rows.len());
@@ -206,17 +207,17 @@ mod tests {
                 for rows in [&few[..], &[], &many] {
                     order.send(&mut leader, rows, &wanted).expect("a follower");
                 }
-                for positions in [&again[..1], &again] {
-                    order.send_again(&mut leader, positions).expect("a follower");
+                for numbers in [&again[..1], &again] {
+                    order.send_again(&mut leader, numbers).expect("a follower");
                 }
             });
             let mut order = Order::default();
             for rows in [&few[..], &[], &many] {
                 told(rows, order.receive(&mut follower).expect("a leader"));
             }
-            for positions in [&again[..1], &again] {
+            for numbers in [&again[..1], &again] {
                 let heard = order.receive(&mut follower).expect("a leader");
-                assert_eq!(heard, Heard::Again(positions.to_vec()));
+                assert_eq!(heard, Heard::Again(numbers.to_vec()));
             }
         });
     }

@@ -52,19 +52,19 @@ pub trait RankForward: Forward {
         found: (&mut Vec<f32>, &mut Lists),
     ) -> Result<(), ModelError>;
 
-    /// Whether the last [`RankForward::compute`] made lists of these positions.
-    fn has_listed(&self, positions: &[usize]) -> bool {
-        let _ = positions;
+    /// Whether the rows behind the lists of these numbers are kept ([`Lists::first`]); so at all ranks, or at none.
+    fn keeps(&self, numbers: &[u64]) -> bool {
+        let _ = numbers;
         false
     }
 
-    /// Hands over the whole rows of such positions. At rank 0 `logits` becomes (positions, vocabulary); elsewhere it becomes
+    /// Hands over rows that are kept. At rank 0 `logits` becomes (numbers, vocabulary); elsewhere it becomes
     /// empty. Returns how many bytes came here.
     ///
     /// # Errors
     /// [`ModelError::Group`] when another rank is lost.
-    fn hand_over(&mut self, positions: &[usize], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
-        self.listed_rows(positions, logits)
+    fn hand_over(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        self.listed_rows(numbers, logits)
     }
 }
 

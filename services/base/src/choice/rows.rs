@@ -29,7 +29,8 @@ pub(super) struct BaseRow {
 
 pub(super) enum BaseLogits {
     Row(Vec<f32>),
-    List(TopList),
+    /// With its number, by which the row behind it is found.
+    List(TopList, u64),
 }
 
 // === impl BaseRows ===
@@ -37,7 +38,7 @@ pub(super) enum BaseLogits {
 impl BaseRows {
     pub fn push(&mut self, logits: Logits<'_>) {
         let logits = match logits {
-            Logits::List(list) => BaseLogits::List(list),
+            Logits::List(list, number) => BaseLogits::List(list, number),
             Logits::Row(logits) => {
                 let mut row = self.spare.pop().unwrap_or_default();
                 row.clear();
@@ -61,7 +62,7 @@ impl BaseRows {
     pub fn spend(&mut self) {
         let row = self.rows.pop_front();
         self.looked_at +=
-            u32::from(row.as_ref().is_some_and(|row| matches!(row.logits, BaseLogits::List(_))));
+            u32::from(row.as_ref().is_some_and(|row| matches!(row.logits, BaseLogits::List(..))));
         self.spare.extend(row.and_then(BaseRow::into_buffer));
         self.is_row_wanted = false;
     }
@@ -101,7 +102,7 @@ impl BaseRow {
     fn into_buffer(self) -> Option<Vec<f32>> {
         match self.logits {
             BaseLogits::Row(row) => Some(row),
-            BaseLogits::List(_) => None,
+            BaseLogits::List(..) => None,
         }
     }
 }
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     fn list() -> Logits<'static> {
-        Logits::List(TopList::default())
+        Logits::List(TopList::default(), 0)
     }
 
     #[test]
@@ -121,7 +122,7 @@ mod tests {
         for token in 0..100 {
             rows.push(if rows.suit_lists() { list() } else { Logits::Row(&[0.0]) });
             // Every list fails.
-            if matches!(rows.next().map(|row| &row.logits), Some(BaseLogits::List(_))) {
+            if matches!(rows.next().map(|row| &row.logits), Some(BaseLogits::List(..))) {
                 repeated += 1;
                 rows.want_row();
                 assert!(!rows.suit_lists() && rows.next().is_none(), "token {token}");
