@@ -19,7 +19,7 @@ const REQUESTS: usize = 200;
 const REQUESTS_LEAST: usize = 50;
 
 /// A cluster that takes longer for all requests is too slow to do it fifteen times within a usual run.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Requests under way at a time: batches of every size up to it come up.
 const TOGETHER: usize = 24;
