@@ -4,13 +4,11 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
 mod chaos;
-mod slow;
 
 use std::{sync::Arc, time::Duration};
 
 use chaos::{Chaos, ChaosScorer};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use slow::Slow;
 use uniarm_base::{
     BaseEngine, BaseHandle, BaseOptions, BaseSettings, DraftRows, DraftWindow, PaceOptions, Scorer,
 };
@@ -55,12 +53,13 @@ impl Scene {
         Self { pace, chaos: Chaos::NONE, blocks: 4096, step_tokens: 512, ..self }
     }
 
-    fn model(&self, seed: u64) -> Box<ScriptedForward> {
+    fn model(&self, seed: u64, step: Duration) -> Box<ScriptedForward> {
         Box::new(ScriptedForward::new(ScriptedOptions {
             vocabulary: VOCABULARY,
             blocks: self.blocks,
             seed: if self.twins { 1 } else { seed },
             agreement: self.agreement,
+            step,
             ..ScriptedOptions::default()
         }))
     }
@@ -81,7 +80,7 @@ impl Scene {
         catalogue.add_plain(PLAIN).unwrap();
         catalogue.add_prompted(PROMPTED, "t7 t8 t9").unwrap();
         let options = RewardOptions { executor: self.executor(), ..RewardOptions::default() };
-        RewardEngine::start(self.model(2), catalogue, &options, &Metrics::new()).unwrap()
+        RewardEngine::start(self.model(2, Duration::ZERO), catalogue, &options, &Metrics::new()).unwrap()
     }
 
     fn base(&self, tokenizer: Tokenizer, scorer: Arc<dyn Scorer>) -> BaseHandle {
@@ -96,8 +95,7 @@ impl Scene {
             list_length: self.list_length,
         };
         let options = BaseOptions { executor: self.executor(), pace: self.pace, ..BaseOptions::default() };
-        let model = Box::new(Slow { model: *self.model(1), step: self.base_step });
-        BaseEngine::start(model, settings, scorer, &options, &Metrics::new()).unwrap()
+        BaseEngine::start(self.model(1, self.base_step), settings, scorer, &options, &Metrics::new()).unwrap()
     }
 
     async fn answers(&self, requests: &[GenerateRequest]) -> Vec<Transcript> {

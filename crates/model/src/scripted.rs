@@ -4,7 +4,7 @@
 //! values. An engine that hands over a wrong block table, forgets to recompute after a preemption, reuses a
 //! block too early or shares one across different adapters gets other logits, and its test fails.
 
-use std::path::Path;
+use std::{path::Path, thread, time::Duration};
 
 use serde_json::json;
 
@@ -29,6 +29,8 @@ pub struct ScriptedOptions {
     pub agreement: f32,
     /// Width of the logits: they are within about ±`spread`.
     pub spread: f32,
+    /// What a step takes besides, as that of a large model does.
+    pub step: Duration,
 }
 
 /// See the module's description.
@@ -51,6 +53,7 @@ impl Default for ScriptedOptions {
             seed: 0,
             agreement: 0.0,
             spread: 8.0,
+            step: Duration::ZERO,
         }
     }
 }
@@ -125,6 +128,9 @@ impl Forward for ScriptedForward {
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
         let wanted = self.limits().check(rows)?;
+        if !self.options.step.is_zero() {
+            thread::sleep(self.options.step);
+        }
         self.steps += 1;
         let block_tokens = self.options.block_tokens;
         for row in rows {

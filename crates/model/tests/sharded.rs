@@ -169,17 +169,33 @@ fn any_number_of_ranks_has_the_bits_of_one() {
     }
 }
 
-/// Prompts long enough that a step of them is cut into micro-batches, in the middle of rows too.
+/// Four prompts long enough that a step of them is cut into micro-batches, in the middle of rows too.
+struct Prompts {
+    tokens: Vec<Vec<u32>>,
+    blocks: Vec<Vec<u32>>,
+}
+
+impl Prompts {
+    fn new(vocabulary: usize) -> Self {
+        let blocks = |sequence| (sequence * BLOCKS..(sequence + 1) * BLOCKS).collect();
+        Self {
+            tokens: (0..4).map(|seed| prompt(seed, 61 + 5 * seed, vocabulary)).collect(),
+            blocks: (0..4).map(blocks).collect(),
+        }
+    }
+
+    fn row(&self, sequence: usize, from: usize, to: usize, logits_from: usize) -> Row<'_> {
+        let tokens = &self.tokens[sequence][from..to];
+        Row { tokens, start: from, blocks: &self.blocks[sequence], logits_from, adapter: None }
+    }
+}
+
+/// Steps of such prompts.
 fn long_script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Vec<u32>> {
-    let prompts: Vec<Vec<u32>> = (0..4).map(|seed| prompt(seed, 61 + 5 * seed, model.vocabulary())).collect();
-    let blocks: Vec<Vec<u32>> =
-        (0..4).map(|sequence| (sequence * BLOCKS..(sequence + 1) * BLOCKS).collect()).collect();
+    let prompts = Prompts::new(model.vocabulary());
     let row = |sequence: usize, from: usize, to: usize, logits_from: usize| Row {
-        tokens: &prompts[sequence][from..to],
-        start: from,
-        blocks: &blocks[sequence],
-        logits_from,
         adapter: adapters.get(sequence),
+        ..prompts.row(sequence, from, to, logits_from)
     };
     let steps = [
         vec![row(0, 0, 60, 0), row(1, 0, 66, 60), row(2, 0, 30, 30), row(3, 0, 76, 75)],
@@ -220,16 +236,8 @@ type Step = (Vec<f32>, Lists, Vec<f32>);
 
 /// Steps of which some rows are wanted as lists, ranked with noise or without.
 fn listed_script(mut forward: impl FnMut(&[Row<'_>], &[Option<Likeliest>]) -> Step) -> Handed {
-    let prompts: Vec<Vec<u32>> = (0..4).map(|seed| prompt(seed, 61 + 5 * seed, 32)).collect();
-    let blocks: Vec<Vec<u32>> =
-        (0..4).map(|sequence| (sequence * BLOCKS..(sequence + 1) * BLOCKS).collect()).collect();
-    let row = |sequence: usize, from: usize, to: usize, logits_from: usize| Row {
-        tokens: &prompts[sequence][from..to],
-        start: from,
-        blocks: &blocks[sequence],
-        logits_from,
-        adapter: None,
-    };
+    let prompts = Prompts::new(32);
+    let row = |sequence, from, to, logits_from| prompts.row(sequence, from, to, logits_from);
     let noise = |position| Some(NoiseAt { seed: 7 << 33 | 5, choice: 2, position });
     let noisy = |count, position| Some(Likeliest { count, scale: 1.5, noise: noise(position) });
     let plain = |count| Some(Likeliest { count, scale: 1.0, noise: None });

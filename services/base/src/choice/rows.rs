@@ -39,14 +39,16 @@ impl BaseRows {
     pub fn push(&mut self, logits: Logits<'_>) {
         let logits = match logits {
             Logits::List(list, number) => BaseLogits::List(list, number),
-            Logits::Row(logits) => {
-                let mut row = self.spare.pop().unwrap_or_default();
-                row.clear();
-                row.extend_from_slice(logits);
-                BaseLogits::Row(row)
-            }
+            Logits::Row(row) => self.copy(row),
         };
         self.rows.push_back(BaseRow { logits, since: Instant::now() });
+    }
+
+    fn copy(&mut self, logits: &[f32]) -> BaseLogits {
+        let mut row = self.spare.pop().unwrap_or_default();
+        row.clear();
+        row.extend_from_slice(logits);
+        BaseLogits::Row(row)
     }
 
     /// Of the next token.
@@ -74,8 +76,9 @@ impl BaseRows {
 
     /// The list of the next token decides nothing, and here is its row.
     pub fn replace_next(&mut self, row: &[f32]) {
+        let row = self.copy(row);
         if let Some(next) = self.rows.front_mut() {
-            next.logits = BaseLogits::Row(row.to_vec());
+            next.logits = row;
             self.looked_at += 1;
             self.failed += 1;
         }
