@@ -2,8 +2,11 @@
 //!
 //! The promise rests on what steps cost, and that is known from steps that ran beside something else: both pools may share a
 //! memory, a processor or a link, and then a pool's steps take longer for what the other one does meanwhile. So a promise is
-//! tried for some tokens, and kept where these came faster than in lock-step. Each way is looked at again after a
-//! thousand tokens of the other, because the load, the models' agreement and the machines change.
+//! tried for some tokens, and kept where these came faster than in lock-step.
+//!
+//! A few tokens can mislead: drafts have runs of luck, and a machine has other users. The way that lost is therefore looked
+//! at again soon, and each time that this changes nothing after twice as many tokens, up to a thousand; from there on
+//! because the load, the models' agreement and the machines change.
 
 use crate::drafting::{RANGES, range};
 
@@ -13,8 +16,12 @@ const KNOWN_TOKENS: f64 = 16.0;
 /// What is remembered of a way counts as so many tokens of each sequence at most: older ones fade.
 const MEMORY_TOKENS: f64 = 64.0;
 
-/// Tokens of each sequence after which the other way is looked at again, afresh: one look takes a sixty-fourth of them.
-const LOOK_AGAIN_TOKENS: f64 = 64.0 * KNOWN_TOKENS;
+/// Tokens of each sequence after which the way that lost is looked at again, afresh: at first, and at most.
+const LOOK_AGAIN_FIRST: f64 = 8.0 * KNOWN_TOKENS;
+const LOOK_AGAIN_MOST: f64 = 64.0 * KNOWN_TOKENS;
+
+/// Drafting has to be so much faster than lock-step: less is what two looks at the same way differ by.
+const FASTER: f64 = 1.05;
 
 /// Seconds of a token in lock-step and while drafting, by how many sequences step together, in ranges as those of rows.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +33,15 @@ pub struct Trial {
 struct Ways {
     lock_step: Gaps,
     drafting: Gaps,
+    /// Once both are known.
+    verdict: Option<Verdict>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Verdict {
+    drafts: bool,
+    /// Tokens of each sequence that go the way that won, until the other one is looked at again.
+    holds: f64,
 }
 
 /// Time between an answer's tokens, in one way.
@@ -44,20 +60,38 @@ impl Trial {
     /// An answer, one of `sequences` that step together, got so many tokens in so many seconds.
     pub fn observe(&mut self, is_drafting: bool, sequences: usize, tokens: usize, seconds: f64) {
         let share = 1.0 / sequences.max(1) as f64;
-        let Ways { lock_step, drafting } = &mut self.ranges[range(sequences)];
-        let (this, other) = if is_drafting { (drafting, lock_step) } else { (lock_step, drafting) };
-        this.add(tokens as f64 * share, seconds * share);
-        other.grow_old(tokens as f64 * share);
+        self.ranges[range(sequences)].observe(is_drafting, tokens as f64 * share, seconds * share);
     }
 
     /// Whether an answer may draft where that promises to be worth it: it was faster, or it is time to see whether it is.
     pub fn allows(&self, sequences: usize) -> bool {
-        let Ways { lock_step, drafting } = &self.ranges[range(sequences)];
-        match (lock_step.rate(), drafting.rate()) {
-            (None, _) => false,
-            (Some(_), None) => true,
-            (Some(lock_step), Some(drafting)) => drafting >= lock_step,
-        }
+        let ways = &self.ranges[range(sequences)];
+        ways.lock_step.rate().is_some() && ways.drafts().unwrap_or(true)
+    }
+}
+
+// === impl Ways ===
+
+impl Ways {
+    fn observe(&mut self, is_drafting: bool, tokens: f64, seconds: f64) {
+        let holds = self.verdict.map_or(LOOK_AGAIN_FIRST, |verdict| verdict.holds);
+        let Self { lock_step, drafting, .. } = self;
+        let (this, other) = if is_drafting { (drafting, lock_step) } else { (lock_step, drafting) };
+        let was_known = this.rate().is_some();
+        this.add(tokens, seconds);
+        other.grow_old(tokens, holds);
+        let Some(drafts) = self.drafts() else { return };
+        let holds = match self.verdict {
+            Some(verdict) if verdict.drafts != drafts => LOOK_AGAIN_FIRST,
+            Some(_) if !was_known => (2.0 * holds).min(LOOK_AGAIN_MOST),
+            _ => holds,
+        };
+        self.verdict = Some(Verdict { drafts, holds });
+    }
+
+    /// Whether drafting won, once both ways are known.
+    fn drafts(&self) -> Option<bool> {
+        Some(self.drafting.rate()? >= FASTER * self.lock_step.rate()?)
     }
 }
 
@@ -74,9 +108,10 @@ impl Gaps {
         }
     }
 
-    fn grow_old(&mut self, tokens: f64) {
+    /// Forgets what is older than so many tokens that went the other way.
+    fn grow_old(&mut self, tokens: f64, oldest: f64) {
         self.age += tokens;
-        if self.age >= LOOK_AGAIN_TOKENS {
+        if self.age >= oldest {
             *self = Self::default();
         }
     }
@@ -105,7 +140,8 @@ mod tests {
     fn a_promise_that_does_not_come_true_costs_few_tokens() {
         let mut trial = Trial::default();
         assert!(!trial.allows(1), "lock-step is what it is compared with");
-        assert_eq!(drafted(&mut trial, 800, 5e-3, 6e-3), 16, "it is tried once");
+        assert_eq!(drafted(&mut trial, 160, 5e-3, 6e-3), 16, "it is tried once");
+        assert_eq!(drafted(&mut trial, 900, 5e-3, 6e-3), 3 * 16, "less and less often");
         let later = drafted(&mut trial, 64_000, 5e-3, 6e-3);
         assert!((500..1_500).contains(&later), "it is tried again, and {later} of 64,000 tokens are few");
     }
@@ -115,6 +151,26 @@ mod tests {
         let mut trial = Trial::default();
         let tokens = drafted(&mut trial, 64_000, 5e-3, 3e-3);
         assert!((62_500..64_000).contains(&tokens), "{tokens} of 64,000");
+    }
+
+    #[test]
+    fn a_look_that_misled_is_corrected_soon() {
+        for (first, drafting, drafts) in [(8e-3, 3e-3, true), (3e-3, 6e-3, false)] {
+            let mut trial = Trial::default();
+            drafted(&mut trial, 16, 5e-3, drafting);
+            trial.observe(true, 1, 16, 16.0 * first);
+            assert_eq!(trial.allows(1), !drafts, "sixteen tokens said so");
+            let tokens = drafted(&mut trial, 1_000, 5e-3, drafting);
+            let expected = if drafts { 800..1_000 } else { 0..120 };
+            assert!(expected.contains(&tokens), "{tokens} of 1,000 at {drafting} s, lock-step 5e-3");
+        }
+    }
+
+    #[test]
+    fn what_is_no_faster_is_no_reason_to_draft() {
+        let mut trial = Trial::default();
+        let tokens = drafted(&mut trial, 64_000, 5e-3, 4.9e-3);
+        assert!(tokens < 1_500, "{tokens} of 64,000");
     }
 
     #[test]
