@@ -2,7 +2,8 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
-use uniarm_proto::limits::DRAFT_WINDOW_MAX;
+use uniarm_decode::PreferenceSpec;
+use uniarm_proto::{GuidanceTerm, limits::DRAFT_WINDOW_MAX};
 
 use crate::{
     adapters::AdaptersArgs,
@@ -16,6 +17,7 @@ use crate::{
     doctor::DoctorArgs,
     eval::EvalArgs,
     front::FrontArgs,
+    generate::{self, Compared},
     group::GroupArgs,
     keys::KeysCommand,
     label::LabelArgs,
@@ -398,7 +400,7 @@ pub struct GenerateArgs {
     pub request_id: Option<String>,
     /// Show the answer beside the unguided one, and beside that of this preference; repeatable; `unguided` adds none
     #[arg(long, value_name = "PREFERENCE", conflicts_with_all = ["json", "color"], add = complete::preference())]
-    pub compare: Vec<String>,
+    pub compare: Vec<Compared>,
     /// Have the router keep a record of it, and print the record's hash (docs/audit.md)
     #[arg(long)]
     pub audit: bool,
@@ -415,7 +417,7 @@ pub struct GenerateArgs {
 pub struct GuidanceArgs {
     /// Weights of objectives, such as harmless=0.7,helpful=0.3
     #[arg(long, add = complete::preference())]
-    pub preference: Option<String>,
+    pub preference: Option<PreferenceSpec>,
     /// Weight of the base model's own logits; 0: the reward models alone choose
     #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
     pub base_strength: f32,
@@ -426,8 +428,8 @@ pub struct GuidanceArgs {
     #[arg(long, add = complete::reward())]
     pub reward: Option<String>,
     /// A further guidance term: reward=NAME,strength=W,objective=weight,…; repeatable
-    #[arg(long, value_name = "TERM")]
-    pub term: Vec<String>,
+    #[arg(long, value_name = "TERM", value_parser = generate::parse_term)]
+    pub term: Vec<GuidanceTerm>,
     /// What to do with a token whose reward cannot be had
     #[arg(long, value_enum, default_value = "wait")]
     pub on_reward_loss: LossPolicy,

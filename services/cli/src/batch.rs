@@ -158,7 +158,7 @@ fn shared_work(args: &BatchArgs) -> anyhow::Result<Option<Work>> {
 }
 
 fn plan(args: &BatchArgs, served: &ListModelsResponse) -> anyhow::Result<Plan> {
-    let mut defaults = generate::template(&args.guidance, &args.sampling)?;
+    let mut defaults = generate::template(&args.guidance, &args.sampling);
     defaults.model = match (&args.model, served.base_models.as_slice()) {
         (Some(name), _) => name.clone(),
         // By name: another model under the same address is another job.

@@ -50,7 +50,7 @@ struct Chat {
 
 pub async fn run(args: Box<ChatArgs>) -> anyhow::Result<()> {
     let cluster = client::dial(&args.endpoint).await?;
-    let mut template = generate::template(&args.guidance, &args.sampling)?;
+    let mut template = generate::template(&args.guidance, &args.sampling);
     template.model = args.model.clone().unwrap_or_default();
     if args.color {
         template.sampling.logprobs.get_or_insert(1);
@@ -106,7 +106,7 @@ impl Chat {
             self.template.guidance.clear();
             return Ok(());
         }
-        let preference = generate::parse_preference(text)?;
+        let preference = generate::weights(&text.parse()?);
         match self.template.guidance.first_mut() {
             Some(term) => term.preference = preference,
             None => self.template.guidance.push(generate::term(preference)),

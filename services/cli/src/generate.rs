@@ -1,12 +1,12 @@
 //! `uniarm generate`: one request, streamed as text or printed as one JSON object.
 
-use std::{io::Write as _, time::Duration};
+use std::{io::Write as _, str::FromStr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
 use serde_json::json;
 use tonic::Status;
-use uniarm_decode::PreferenceSpec;
+use uniarm_decode::{PreferenceError, PreferenceSpec};
 use uniarm_proto::{
     ChatMessage, ChoiceTranscript, ClusterClient, Event, Exchange, GenerateRequest, GuidanceTerm, Input,
     OnRewardLoss, Priority, Sampling, Transcript, digits::hexadecimal, pb, transcript::finish_reason_name,
@@ -21,12 +21,20 @@ use crate::{
 /// The column that every comparison has.
 const UNGUIDED: &str = "unguided";
 
+/// What stands beside the answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Compared {
+    /// The unguided one, and no other.
+    Unguided,
+    Under(PreferenceSpec),
+}
+
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
+    let timeout =
+        args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
     let cluster = client::dial(&args.endpoint).await?;
     let mut request = request_of(&args, &cluster).await?;
     request.audit = args.audit;
-    let timeout =
-        args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
     if !args.compare.is_empty() {
         return compare(&args.compare, &cluster, request, timeout).await;
     }
@@ -69,9 +77,19 @@ pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The same request unguided, as asked, and under each of `preferences`, with the same noise.
+// === impl Compared ===
+
+impl FromStr for Compared {
+    type Err = PreferenceError;
+
+    fn from_str(text: &str) -> Result<Self, PreferenceError> {
+        if text == UNGUIDED { Ok(Self::Unguided) } else { text.parse().map(Self::Under) }
+    }
+}
+
+/// The same request unguided, as asked, and under each of the preferences, with the same noise.
 async fn compare(
-    preferences: &[String],
+    compared: &[Compared],
     cluster: &ClusterClient,
     request: GenerateRequest,
     timeout: Option<Duration>,
@@ -81,8 +99,9 @@ async fn compare(
     if request.guidance.iter().any(|term| !term.preference.is_empty()) {
         columns.push((title(&request.guidance), request.guidance.clone()));
     }
-    for text in preferences.iter().filter(|text| *text != UNGUIDED) {
-        let preference = parse_preference(text).with_context(|| format!("--compare {text}"))?;
+    for one in compared {
+        let Compared::Under(preference) = one else { continue };
+        let preference = weights(preference);
         let mut guidance = request.guidance.clone();
         match guidance.first_mut() {
             Some(first) => first.preference = preference,
@@ -127,19 +146,19 @@ async fn request_of(args: &GenerateArgs, cluster: &ClusterClient) -> anyhow::Res
         request_id: args.request_id.clone().unwrap_or_default(),
         model: args.model.clone().unwrap_or_default(),
         input,
-        ..template(&args.guidance, &args.sampling)?
+        ..template(&args.guidance, &args.sampling)
     })
 }
 
 /// What these flags say of a request that has no input yet.
-pub fn template(guidance: &GuidanceArgs, sampling: &SamplingArgs) -> anyhow::Result<GenerateRequest> {
-    Ok(GenerateRequest {
+pub fn template(guidance: &GuidanceArgs, sampling: &SamplingArgs) -> GenerateRequest {
+    GenerateRequest {
         request_id: String::new(),
         model: String::new(),
         input: Input::Chat(Vec::new()),
         sampling: sampling_of(sampling),
         base_strength: guidance.base_strength,
-        guidance: guidance_of(guidance)?,
+        guidance: guidance_of(guidance),
         on_reward_loss: match guidance.on_reward_loss {
             LossPolicy::Wait => OnRewardLoss::Wait,
             LossPolicy::Fail => OnRewardLoss::Fail,
@@ -152,7 +171,7 @@ pub fn template(guidance: &GuidanceArgs, sampling: &SamplingArgs) -> anyhow::Res
         }),
         skip: 0,
         audit: false,
-    })
+    }
 }
 
 /// A chat of one question.
@@ -171,28 +190,22 @@ async fn has_template(args: &GenerateArgs, cluster: &ClusterClient) -> anyhow::R
     Ok(model.is_none_or(|model| model.has_chat_template))
 }
 
-fn guidance_of(args: &GuidanceArgs) -> anyhow::Result<Vec<GuidanceTerm>> {
+fn guidance_of(args: &GuidanceArgs) -> Vec<GuidanceTerm> {
     let mut terms = Vec::new();
     if args.preference.is_some() || args.strength.is_some() || args.reward.is_some() {
-        let preference = match &args.preference {
-            None => Vec::new(),
-            Some(text) => parse_preference(text).context("--preference")?,
-        };
         terms.push(GuidanceTerm {
             reward: args.reward.clone().unwrap_or_default(),
-            preference,
+            preference: args.preference.as_ref().map(weights).unwrap_or_default(),
             strength: args.strength.unwrap_or(1.0),
         });
     }
-    for term in &args.term {
-        terms.push(parse_term(term).with_context(|| format!("--term {term}"))?);
-    }
-    Ok(terms)
+    terms.extend(args.term.iter().cloned());
+    terms
 }
 
-pub fn parse_preference(text: &str) -> anyhow::Result<Vec<(String, f32)>> {
-    let spec: PreferenceSpec = text.parse()?;
-    Ok(spec.iter().map(|(name, weight)| (name.to_owned(), weight)).collect())
+/// A preference as requests carry it.
+pub fn weights(preference: &PreferenceSpec) -> Vec<(String, f32)> {
+    preference.iter().map(|(name, weight)| (name.to_owned(), weight)).collect()
 }
 
 /// Guidance by a preference alone.
@@ -201,20 +214,20 @@ pub fn term(preference: Vec<(String, f32)>) -> GuidanceTerm {
 }
 
 /// `reward=NAME,strength=W,objective=weight,…`
-fn parse_term(text: &str) -> anyhow::Result<GuidanceTerm> {
+pub fn parse_term(text: &str) -> anyhow::Result<GuidanceTerm> {
     let mut term = GuidanceTerm { reward: String::new(), preference: Vec::new(), strength: 1.0 };
-    let mut weights = Vec::new();
+    let mut objectives = Vec::new();
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("reward", name)) => name.clone_into(&mut term.reward),
             Some(("strength", number)) => {
                 term.strength = number.parse().context("strength wants a number")?
             }
-            _ => weights.push(part),
+            _ => objectives.push(part),
         }
     }
-    if !weights.is_empty() {
-        term.preference = parse_preference(&weights.join(","))?;
+    if !objectives.is_empty() {
+        term.preference = weights(&objectives.join(",").parse()?);
     }
     Ok(term)
 }
