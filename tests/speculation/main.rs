@@ -12,8 +12,8 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use uniarm_base::{
     BaseEngine, BaseHandle, BaseOptions, BaseSettings, DraftRows, DraftWindow, PaceOptions, Scorer,
 };
-use uniarm_engine::ExecutorOptions;
-use uniarm_model::{ScriptedForward, ScriptedOptions, Tokenizer};
+use uniarm_engine::{ExecutorOptions, likeliest};
+use uniarm_model::{ScriptedForward, ScriptedLists, ScriptedOptions, Tokenizer};
 use uniarm_proto::{
     Exchange, GenerateRequest, Generation, GuidanceTerm, Input, MemberId, OnRewardLoss, Placed, Priority,
     Progress, RewardWorker, Sampling, Transcript, pb,
@@ -40,6 +40,8 @@ struct Scene {
     step_tokens: usize,
     /// Tokens of a reward's list.
     list_length: u32,
+    /// Both models give lists, and keep so many rows behind them; `None`: they give rows.
+    lists: Option<usize>,
     /// What a step of the base model takes besides.
     base_step: Duration,
     pace: PaceOptions,
@@ -47,10 +49,10 @@ struct Scene {
 }
 
 impl Scene {
-    /// Lock-step over a perfect link.
+    /// Lock-step and whole rows over a perfect link.
     const fn reference(self) -> Self {
         let pace = PaceOptions { window: DraftWindow::Fixed(0), rows: DraftRows::Auto };
-        Self { pace, chaos: Chaos::NONE, blocks: 4096, step_tokens: 512, ..self }
+        Self { pace, chaos: Chaos::NONE, blocks: 4096, step_tokens: 512, lists: None, ..self }
     }
 
     fn model(&self, seed: u64, step: Duration) -> Box<ScriptedForward> {
@@ -60,6 +62,7 @@ impl Scene {
             seed: if self.twins { 1 } else { seed },
             agreement: self.agreement,
             step,
+            lists: self.lists.map(|kept| ScriptedLists { ranking: likeliest::rank, kept }),
             ..ScriptedOptions::default()
         }))
     }
@@ -68,7 +71,7 @@ impl Scene {
         ExecutorOptions { step_tokens: self.step_tokens, ..ExecutorOptions::default() }
     }
 
-    fn reward(&self, tokenizer: Tokenizer) -> RewardHandle {
+    fn reward(&self, tokenizer: Tokenizer, metrics: &Metrics) -> RewardHandle {
         let mut catalogue = RewardCatalogue::new(Backbone {
             name: "scripted".into(),
             fingerprint: [if self.twins { 1 } else { 2 }; 32],
@@ -80,7 +83,7 @@ impl Scene {
         catalogue.add_plain(PLAIN).unwrap();
         catalogue.add_prompted(PROMPTED, "t7 t8 t9").unwrap();
         let options = RewardOptions { executor: self.executor(), ..RewardOptions::default() };
-        RewardEngine::start(self.model(2, Duration::ZERO), catalogue, &options, &Metrics::new()).unwrap()
+        RewardEngine::start(self.model(2, Duration::ZERO), catalogue, &options, metrics).unwrap()
     }
 
     fn base(&self, tokenizer: Tokenizer, scorer: Arc<dyn Scorer>) -> BaseHandle {
@@ -99,7 +102,13 @@ impl Scene {
     }
 
     async fn answers(&self, requests: &[GenerateRequest]) -> Vec<Transcript> {
-        let reward = self.reward(ScriptedForward::tokenizer(VOCABULARY));
+        self.counted(requests).await.0
+    }
+
+    /// The answers, and the reward worker's metrics after them.
+    async fn counted(&self, requests: &[GenerateRequest]) -> (Vec<Transcript>, String) {
+        let metrics = Metrics::new();
+        let reward = self.reward(ScriptedForward::tokenizer(VOCABULARY), &metrics);
         let scorer = Arc::new(ChaosScorer::new(reward, self.chaos));
         let base = self.base(ScriptedForward::tokenizer(VOCABULARY), scorer);
         let tasks: Vec<_> =
@@ -108,7 +117,7 @@ impl Scene {
         for task in tasks {
             transcripts.push(task.await.unwrap());
         }
-        transcripts
+        (transcripts, metrics.encode())
     }
 }
 
@@ -202,6 +211,7 @@ const SCENE: Scene = Scene {
     blocks: 4096,
     step_tokens: 512,
     list_length: 12,
+    lists: None,
     base_step: Duration::ZERO,
     pace: PaceOptions { window: DraftWindow::Fixed(6), rows: DraftRows::Single },
     chaos: Chaos::NONE,
@@ -227,6 +237,7 @@ async fn any_pace_over_any_link_gives_the_tokens_of_lock_step() {
             twins: random.random(),
             blocks: [40, 120, 4096][random.random_range(0..3)],
             step_tokens: [16, 64, 512][random.random_range(0..3)],
+            lists: [None, Some(0), Some(5), Some(256)][random.random_range(0..4)],
             pace: PaceOptions { window, rows },
             chaos: Chaos::drawn(&mut random),
             ..SCENE
@@ -236,6 +247,34 @@ async fn any_pace_over_any_link_gives_the_tokens_of_lock_step() {
         let found = scene.answers(&requests).await;
         for ((found, expected), request) in seen(&found).iter().zip(seen(&expected)).zip(&requests) {
             assert_eq!(*found, expected, "seed {seed}: {scene:?}\n{request:?}");
+        }
+    }
+}
+
+/// In lock-step, where reward workers have a use for lists too: kept rows, a few of them, and none.
+#[tokio::test(flavor = "multi_thread")]
+async fn models_that_give_lists_choose_the_tokens_of_whole_rows() {
+    for (seed, kept) in [(100, 256), (101, 5), (102, 0)] {
+        for list_length in [1, 3, 12] {
+            let scene = Scene { lists: Some(kept), list_length, pace: pace(0, DraftRows::Auto), ..SCENE };
+            let requests = requests(&mut StdRng::seed_from_u64(seed));
+            let expected = scene.reference().answers(&requests).await;
+            let (found, metrics) = scene.counted(&requests).await;
+            assert_eq!(seen(&found), seen(&expected), "{scene:?}");
+            let count = |name: &str| {
+                let line =
+                    metrics.lines().find_map(|line| line.strip_prefix(&format!("uniarm_reward_{name} ")));
+                line.unwrap().parse::<u64>().unwrap()
+            };
+            assert!(count("positions_total{form=\"list\"}") > 100, "{metrics}");
+            // Half of the requests are asked with lists too short for many of their tokens.
+            let ways = ["fetched", "repeated"];
+            let [fetched, repeated] =
+                ways.map(|way| count(&format!("undecided_lists_total{{way=\"{way}\"}}")));
+            println!(
+                "{kept} kept, lists of {list_length}: {fetched} rows fetched, {repeated} computed again"
+            );
+            assert_eq!((fetched > 0, repeated > 0), (kept > 0, kept < 256), "{metrics}");
         }
     }
 }

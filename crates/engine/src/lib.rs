@@ -295,21 +295,6 @@ impl Executor {
         self.extend(id, &tokens).expect("it has had all of these tokens");
     }
 
-    /// Plans a step and computes it, with whole rows.
-    ///
-    /// # Errors
-    /// When the forward fails.
-    pub fn step(
-        &mut self,
-        mut deliver: impl FnMut(SequenceId, usize, &[f32]),
-    ) -> Result<StepReport, ModelError> {
-        let planned = self.plan();
-        self.compute(planned, |sequence, index, logits| match logits {
-            Logits::Row(row) => deliver(sequence, index, row),
-            Logits::List(..) => unreachable!("no list was asked for"),
-        })
-    }
-
     /// Decides what the next step computes: who begins is known before it takes its time.
     pub fn plan(&mut self) -> PlannedStep {
         let began = self.instant();

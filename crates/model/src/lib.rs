@@ -48,7 +48,7 @@ pub use hub::cache_folder;
 pub use likeliest::{Candidate, Likeliest, Lists, NoiseAt, Ranking};
 pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};
 pub use rope::RopeTable;
-pub use scripted::{ScriptedForward, ScriptedOptions};
+pub use scripted::{ScriptedForward, ScriptedLists, ScriptedOptions};
 pub use sharded::{Arithmetic, Leader, RankForward, Shard, Terms};
 pub use source::{ModelFiles, OpenOptions, open};
 pub use template::{ChatTemplate, Message};

@@ -4,12 +4,13 @@
 //! values. An engine that hands over a wrong block table, forgets to recompute after a preemption, reuses a
 //! block too early or shares one across different adapters gets other logits, and its test fails.
 
-use std::{path::Path, thread, time::Duration};
+use std::{collections::VecDeque, path::Path, thread, time::Duration};
 
 use serde_json::json;
 
 use crate::error::ModelError;
 use crate::forward::{Forward, Limits, Row};
+use crate::likeliest::{Likeliest, Lists, Ranking};
 use crate::tokenizer::Tokenizer;
 
 /// What a block's slot holds before anything was written to it.
@@ -31,6 +32,16 @@ pub struct ScriptedOptions {
     pub spread: f32,
     /// What a step takes besides, as that of a large model does.
     pub step: Duration,
+    /// Lists in place of rows where they do, as a model of several processes gives them.
+    pub lists: Option<ScriptedLists>,
+}
+
+/// How a scripted model makes lists.
+#[derive(Clone, Copy, Debug)]
+pub struct ScriptedLists {
+    pub ranking: Ranking,
+    /// Rows that it keeps behind its latest lists.
+    pub kept: usize,
 }
 
 /// See the module's description.
@@ -41,6 +52,9 @@ pub struct ScriptedForward {
     slots: Vec<u64>,
     /// Forward calls so far.
     steps: u64,
+    /// Rows behind the latest lists, and how many lists there were.
+    behind: VecDeque<Vec<f32>>,
+    listed: u64,
 }
 
 impl Default for ScriptedOptions {
@@ -54,13 +68,15 @@ impl Default for ScriptedOptions {
             agreement: 0.0,
             spread: 8.0,
             step: Duration::ZERO,
+            lists: None,
         }
     }
 }
 
 impl ScriptedForward {
     pub fn new(options: ScriptedOptions) -> Self {
-        Self { options, slots: vec![UNWRITTEN; options.blocks * options.block_tokens], steps: 0 }
+        let slots = vec![UNWRITTEN; options.blocks * options.block_tokens];
+        Self { options, slots, steps: 0, behind: VecDeque::new(), listed: 0 }
     }
 
     /// The words that such a model writes: t0, t1, …; t0 ends a text.
@@ -152,6 +168,54 @@ impl Forward for ScriptedForward {
             }
         }
         Ok(())
+    }
+
+    fn gives_lists(&self) -> bool {
+        self.options.lists.is_some()
+    }
+
+    fn forward_listed(
+        &mut self,
+        (rows, wanted): (&[Row<'_>], &[Option<Likeliest>]),
+        (logits, lists): (&mut Vec<f32>, &mut Lists),
+    ) -> Result<(), ModelError> {
+        lists.clear();
+        let Some(ScriptedLists { ranking, kept }) = self.options.lists else {
+            return self.forward(rows, logits);
+        };
+        let vocabulary = self.options.vocabulary;
+        let mut all = Vec::new();
+        self.forward(rows, &mut all)?;
+        logits.clear();
+        lists.first = self.listed;
+        let positions = rows.iter().zip(wanted).flat_map(|(row, wanted)| {
+            (0..row.wanted()).map(move |offset| wanted.map(|list| list.later(offset)))
+        });
+        for (wanted, row) in positions.zip(all.chunks_exact(vocabulary)) {
+            let Some(wanted) = wanted else {
+                logits.extend_from_slice(row);
+                continue;
+            };
+            let mut candidates = Vec::new();
+            ranking(&wanted, (row, 0), &mut candidates);
+            lists.push(&wanted, vocabulary, candidates.into_iter());
+            self.behind.push_back(row.to_vec());
+            self.listed += 1;
+        }
+        self.behind.drain(..self.behind.len().saturating_sub(kept));
+        Ok(())
+    }
+
+    fn listed_rows(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        logits.clear();
+        let first = self.listed - self.behind.len() as u64;
+        for number in numbers {
+            let row = number.checked_sub(first).and_then(|index| self.behind.get(index as usize));
+            let reason = || format!("the row behind list {number} is not kept");
+            let row = row.ok_or_else(|| ModelError::Invalid { field: "numbers", reason: reason() })?;
+            logits.extend_from_slice(row);
+        }
+        Ok(0)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod drain;
 pub mod drive;
 pub mod grpc;
 pub mod http;
+pub mod logits;
 pub mod metrics;
 pub mod readiness;
 pub mod shutdown;

@@ -223,12 +223,12 @@ impl Engine {
                 Decision::Waits => return,
                 Decision::NeedsRow { number, index } => match self.executor.listed_row(number) {
                     Ok(Some((row, gathered))) => {
-                        self.metrics.on_fetched_row(gathered);
+                        self.metrics.logits.on_fetched(gathered);
                         choice.on_whole_row(row);
                     }
                     // What has failed fails again in the next step, which says so.
                     Ok(None) | Err(_) => {
-                        self.metrics.undecided.repeated.inc();
+                        self.metrics.logits.on_repeated();
                         choice.want_row();
                         return self.executor.repeat(sequence, index);
                     }
@@ -410,7 +410,7 @@ impl Engine {
         }
         self.metrics.steps.inc();
         self.metrics.computed.inc_by(report.tokens as u64);
-        self.metrics.on_logits(&report);
+        self.metrics.logits.on_step(report.rows, report.lists, report.gathered_bytes);
         self.metrics.preemptions.inc_by(report.preempted as u64);
         self.metrics.schedule.observe(report.schedule.as_secs_f64());
         self.metrics.forward.observe(report.forward.as_secs_f64());

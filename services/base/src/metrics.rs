@@ -1,8 +1,8 @@
 //! What a base worker reports to Prometheus.
 
-use uniarm_engine::StepReport;
 use uniarm_runtime::{
     Metrics,
+    logits::LogitMetrics,
     metrics::{Timed, TracedHistogram, buckets},
     prometheus_client::{
         encoding::EncodeLabelSet,
@@ -37,32 +37,6 @@ pub(crate) struct Drafts {
     refused: Counter,
 }
 
-/// How the base model's logits of a position came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct FormLabel {
-    form: &'static str,
-}
-
-/// Positions by how their logits came.
-#[derive(Clone)]
-struct Positions {
-    rows: Counter,
-    lists: Counter,
-}
-
-/// How a list that decided nothing was made good.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WayLabel {
-    way: &'static str,
-}
-
-/// Lists that decided nothing.
-#[derive(Clone)]
-pub(crate) struct Undecided {
-    fetched: Counter,
-    pub(crate) repeated: Counter,
-}
-
 #[derive(Clone)]
 pub(crate) struct BaseMetrics {
     pub(crate) requests: Family<OutcomeLabel, Counter>,
@@ -77,9 +51,7 @@ pub(crate) struct BaseMetrics {
     pub(crate) tokens: Counter,
     pub(crate) unguided: Counter,
     pub(crate) preemptions: Counter,
-    positions: Positions,
-    gathered_bytes: Counter,
-    pub(crate) undecided: Undecided,
+    pub(crate) logits: LogitMetrics,
     pub(crate) schedule: Histogram,
     pub(crate) forward: Histogram,
     pub(crate) reward_wait: Histogram,
@@ -119,24 +91,6 @@ impl Drafts {
     }
 }
 
-// === impl Positions ===
-
-impl Positions {
-    fn new(family: &Family<FormLabel, Counter>) -> Self {
-        let counter = |form| family.get_or_create(&FormLabel { form }).clone();
-        Self { rows: counter("row"), lists: counter("list") }
-    }
-}
-
-// === impl Undecided ===
-
-impl Undecided {
-    fn new(family: &Family<WayLabel, Counter>) -> Self {
-        let counter = |way| family.get_or_create(&WayLabel { way }).clone();
-        Self { fetched: counter("fetched"), repeated: counter("repeated") }
-    }
-}
-
 // === impl BaseMetrics ===
 
 impl BaseMetrics {
@@ -156,18 +110,7 @@ impl BaseMetrics {
             tokens: metrics.counter("tokens", "Tokens chosen"),
             unguided: metrics.counter("unguided_tokens", "Tokens chosen without a reward that was asked for"),
             preemptions: metrics.counter("preemptions", "Sequences that lost their blocks to others"),
-            positions: Positions::new(&metrics.register(
-                "positions",
-                "Positions whose logits were wanted, by how they came: whole rows, or lists of the likeliest tokens",
-                Family::default(),
-            )),
-            gathered_bytes: metrics
-                .counter("gathered_bytes", "Bytes of logits that came from other ranks of this worker"),
-            undecided: Undecided::new(&metrics.register(
-                "undecided_lists",
-                "Lists that decided nothing, by how the whole row came: fetched from the ranks, or computed again",
-                Family::default(),
-            )),
+            logits: LogitMetrics::new(&metrics),
             schedule: metrics.histogram("step_schedule_seconds", "Planning of a step", seconds),
             forward: metrics.histogram("step_forward_seconds", "Forward pass of a step", seconds),
             reward_wait: metrics.histogram(
@@ -211,19 +154,6 @@ impl BaseMetrics {
                 .counter("reward_moves", "Sessions moved away from reward workers that were leaving"),
             resumed: metrics.counter("resumed_answers", "Answers that began on another worker"),
         }
-    }
-
-    /// Takes in how the logits of a step came.
-    pub(crate) fn on_logits(&self, report: &StepReport) {
-        self.positions.lists.inc_by(report.lists as u64);
-        self.positions.rows.inc_by((report.rows - report.lists) as u64);
-        self.gathered_bytes.inc_by(report.gathered_bytes as u64);
-    }
-
-    /// A whole row came after its list, with so many bytes of other ranks.
-    pub(crate) fn on_fetched_row(&self, gathered_bytes: usize) {
-        self.undecided.fetched.inc();
-        self.gathered_bytes.inc_by(gathered_bytes as u64);
     }
 
     pub(crate) fn on_race(&self, race: Race) {

@@ -12,7 +12,7 @@ use uniarm_decode::{
     blocks::CacheRoot,
     scheduler::{AddError, ExtendError, NewSequence, Priority as Rank, SequenceId, Tenant},
 };
-use uniarm_engine::Executor;
+use uniarm_engine::{Executor, Logits};
 use uniarm_model::Conditioned;
 use uniarm_model::ModelError;
 use uniarm_proto::{
@@ -271,11 +271,36 @@ impl Engine {
     }
 
     fn query(&mut self, key: SessionKey, position: u32, ids: Vec<u32>) {
+        if !self.fetch(key, position) {
+            return self.sessions.get_mut(&key).expect("it is current").ask_later(position, ids);
+        }
         let session = &self.sessions[&key];
         let Some(values) = session.query(position, &ids) else { return }; // late or repeated
         let generation = session.generation;
         self.metrics.queries.inc();
         self.reply(key, generation, SessionReply::Answer(Answer { position, ids, values }));
+    }
+
+    /// Puts the row behind a position's list in its place, if there is a list. False: the row is gone, and comes again with
+    /// the next step.
+    fn fetch(&mut self, key: SessionKey, position: u32) -> bool {
+        let Self { executor, sessions, metrics, .. } = self;
+        let session = sessions.get_mut(&key).expect("it is current");
+        let Some(number) = session.list_number(position) else { return true };
+        match executor.listed_row(number) {
+            Ok(Some((row, gathered))) => {
+                metrics.logits.on_fetched(gathered);
+                session.on_whole_row(position, row);
+                true
+            }
+            // What has failed fails again in the next step, which says so.
+            Ok(None) | Err(_) => {
+                metrics.logits.on_repeated();
+                let from = session.want_row(position);
+                executor.repeat(session.sequence, from);
+                false
+            }
+        }
     }
 
     fn fail(&mut self, key: SessionKey, generation: SessionGeneration, field: &str, message: String) {
@@ -308,15 +333,22 @@ impl Engine {
         let Self { executor, sessions, by_sequence, .. } = self;
         let mut answered: Vec<SessionKey> = Vec::new();
         let mut drafted = 0;
-        let result = executor.step(|sequence, index, logits| {
+        let mut planned = executor.plan();
+        let vocabulary = executor.vocabulary();
+        planned.take_lists(|sequence, index| match by_sequence[&sequence] {
+            (key, RowKind::Reward) => sessions[&key].wanted_list(index, vocabulary),
+            (_, RowKind::Plain) => None,
+        });
+        let result = executor.compute(planned, |sequence, index, logits| {
             let (key, kind) = by_sequence.get(&sequence).expect("a planned sequence has its session");
             let session = sessions.get_mut(key).expect("both maps change together");
-            match kind {
-                RowKind::Plain => {
-                    session.on_plain_row(index, logits);
+            match (kind, logits) {
+                (RowKind::Plain, Logits::List(..)) => unreachable!("no list was asked for"),
+                (RowKind::Plain, Logits::Row(row)) => {
+                    session.on_plain_row(index, row);
                     drafted += 1;
                 }
-                RowKind::Reward => {
+                (RowKind::Reward, logits) => {
                     session.on_row(index, logits);
                     drafted += usize::from(session.is_ahead(index));
                     if answered.last() != Some(key) {
@@ -332,6 +364,7 @@ impl Engine {
             Ok(report) if report.sequences.is_empty() => false,
             Ok(report) => {
                 metrics.steps.inc();
+                metrics.logits.on_step(report.rows, report.lists, report.gathered_bytes);
                 metrics.tokens.inc_by(report.tokens as u64);
                 metrics.preemptions.inc_by(report.preempted as u64);
                 metrics.schedule.observe(report.schedule.as_secs_f64());
@@ -364,6 +397,11 @@ impl Engine {
 
     /// Sends the rows that a step has computed for a session, and goes on with its draft.
     fn answer(&mut self, key: SessionKey) {
+        while let Some(position) = self.sessions[&key].empty_list() {
+            if !self.fetch(key, position) {
+                return;
+            }
+        }
         let session = self.sessions.get_mut(&key).expect("a row came for it");
         let vocabulary = session.vocabulary;
         let chooser = self.choosers.entry(vocabulary).or_insert_with(|| Chooser::new(vocabulary));
@@ -371,6 +409,10 @@ impl Engine {
         for row in session.answer(chooser) {
             self.metrics.rows.inc();
             self.reply(key, generation, SessionReply::Row(row));
+        }
+        let session = self.sessions.get_mut(&key).expect("a row came for it");
+        for (position, ids) in session.asked() {
+            self.query(key, position, ids);
         }
         self.go_on(key);
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use uniarm_runtime::{
     Metrics,
+    logits::LogitMetrics,
     metrics::buckets,
     prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
 };
@@ -17,6 +18,7 @@ pub(crate) struct RewardMetrics {
     pub(crate) blocks: Gauge,
     pub(crate) steps: Counter,
     pub(crate) rows: Counter,
+    pub(crate) logits: LogitMetrics,
     pub(crate) tokens: Counter,
     pub(crate) queries: Counter,
     pub(crate) drafts: Counter,
@@ -41,6 +43,7 @@ impl RewardMetrics {
             blocks: metrics.gauge("kv_blocks", "Blocks of the paged cache, free or not"),
             steps: metrics.counter("steps", "Forward passes"),
             rows: metrics.counter("rows", "Rows of logits answered"),
+            logits: LogitMetrics::new(&metrics),
             tokens: metrics.counter("tokens", "Tokens computed, prompts included"),
             queries: metrics.counter("queries", "Queries for named logits or whole rows"),
             drafts: metrics.counter("drafts", "Tokens that sessions went on with before they were chosen"),

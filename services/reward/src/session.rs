@@ -10,10 +10,12 @@
 use std::collections::VecDeque;
 
 use uniarm_decode::{
-    Chooser, History, Noise, Position, Sampling, Term, TermLogits,
+    Chooser, History, Noise, Position, Sampling, Term, TermLogits, TopList,
     guidance::{log_sum_exp, noisy_top_list, top_list, weigh_base},
     scheduler::{SequenceId, Tenant},
 };
+use uniarm_engine::Logits;
+use uniarm_model::{Likeliest, NoiseAt};
 use uniarm_proto::{Advance, Draft, DraftMode, SessionGeneration, SessionPace, SessionRow};
 
 use crate::prepare::Prepared;
@@ -53,6 +55,10 @@ pub(crate) struct Session {
     weighed: Vec<f32>,
     /// Rows at positions that are not chosen yet, ascending.
     rows: VecDeque<HeldRow>,
+    /// A list was not enough, and its row was gone: the next step brings whole rows.
+    is_row_wanted: bool,
+    /// What was asked of rows that come with that step.
+    asked: Vec<(u32, Vec<u32>)>,
     /// The draft at position `length`, once its row is answered.
     draft: Option<u32>,
 }
@@ -76,8 +82,14 @@ pub(crate) enum Step {
 
 struct HeldRow {
     position: u32,
-    logits: Vec<f32>,
+    logits: HeldLogits,
     answered: bool,
+}
+
+enum HeldLogits {
+    Row(Vec<f32>),
+    /// With its number, by which the row behind it is found.
+    List(TopList, u64),
 }
 
 // === impl Session ===
@@ -117,6 +129,8 @@ impl Session {
             length,
             weighed: Vec::new(),
             rows: VecDeque::new(),
+            is_row_wanted: false,
+            asked: Vec::new(),
             draft: None,
         }
     }
@@ -131,13 +145,92 @@ impl Session {
         index + 1 > self.prompt_tokens + self.chosen as usize
     }
 
-    /// The row after the token at `index` of its sequence.
-    pub(crate) fn on_row(&mut self, index: usize, logits: &[f32]) {
-        let position = (index + 1 - self.prompt_tokens) as u32;
+    /// The list that does in place of rows after the token at `index` of its sequence and those behind it, from a model
+    /// whose rows have `vocabulary` logits; none where more of a row is needed.
+    pub(crate) fn wanted_list(&self, index: usize, vocabulary: usize) -> Option<Likeliest> {
+        // A draft adds the base model's share to each logit, which turns the ranking into another one.
+        let needs_rows = self.list_length == 0 || self.wants_normalizer || self.pace.draft != DraftMode::Off;
+        if needs_rows || self.is_row_wanted || self.vocabulary != vocabulary {
+            return None;
+        }
+        let count = self.list_length;
+        let Some(scale) = self.noise_scale else {
+            return Some(Likeliest { count, scale: 1.0, noise: None });
+        };
+        let at = NoiseAt {
+            seed: self.noise.seed(),
+            choice: self.noise.choice(),
+            position: self.position_after(index),
+        };
+        (scale.is_normal() && scale > 0.0).then_some(Likeliest { count, scale, noise: Some(at) })
+    }
+
+    /// The logits after the token at `index` of its sequence; again, if they were wanted whole.
+    pub(crate) fn on_row(&mut self, index: usize, logits: Logits<'_>) {
+        let position = self.position_after(index);
+        let logits = match logits {
+            Logits::Row(row) => HeldLogits::Row(row.to_vec()),
+            Logits::List(list, number) => HeldLogits::List(list, number),
+        };
+        self.is_row_wanted &= matches!(logits, HeldLogits::List(..));
+        if let Some(held) = self.rows.iter_mut().find(|row| row.position == position) {
+            held.logits = logits;
+            return;
+        }
         if self.rows.len() == ROWS_HELD_MAX {
             self.rows.pop_front();
         }
-        self.rows.push_back(HeldRow { position, logits: logits.to_vec(), answered: false });
+        self.rows.push_back(HeldRow { position, logits, answered: false });
+    }
+
+    /// The number of the list that is held for a position, if there is no row.
+    pub(crate) fn list_number(&self, position: u32) -> Option<u64> {
+        match self.rows.iter().find(|row| row.position == position)?.logits {
+            HeldLogits::List(_, number) => Some(number),
+            HeldLogits::Row(_) => None,
+        }
+    }
+
+    /// A position whose list says nothing, and for which there is no answer yet.
+    pub(crate) fn empty_list(&self) -> Option<u32> {
+        let says_nothing =
+            |row: &&HeldRow| matches!(&row.logits, HeldLogits::List(list, _) if list.ids().is_empty());
+        self.rows.iter().filter(|row| !row.answered).find(says_nothing).map(|row| row.position)
+    }
+
+    /// The row behind the list of a position.
+    pub(crate) fn on_whole_row(&mut self, position: u32, row: &[f32]) {
+        if let Some(held) = self.rows.iter_mut().find(|row| row.position == position) {
+            held.logits = HeldLogits::Row(row.to_vec());
+        }
+    }
+
+    /// The row behind the list of a position is gone. Returns the index of the token, in its sequence, from which to compute
+    /// again.
+    pub(crate) fn want_row(&mut self, position: u32) -> usize {
+        self.is_row_wanted = true;
+        self.prompt_tokens + position as usize - 1
+    }
+
+    /// Keeps a question until the row is there.
+    pub(crate) fn ask_later(&mut self, position: u32, ids: Vec<u32>) {
+        let question = (position, ids);
+        if self.asked.len() < ROWS_HELD_MAX && !self.asked.contains(&question) {
+            self.asked.push(question);
+        }
+    }
+
+    /// The questions that can be answered now, or never.
+    pub(crate) fn asked(&mut self) -> Vec<(u32, Vec<u32>)> {
+        let Self { asked, rows, .. } = self;
+        let is_list = |position: u32| {
+            rows.iter().any(|row| row.position == position && matches!(row.logits, HeldLogits::List(..)))
+        };
+        asked.extract_if(.., |(position, _)| !is_list(*position)).collect()
+    }
+
+    fn position_after(&self, index: usize) -> u32 {
+        (index + 1 - self.prompt_tokens) as u32
     }
 
     /// The same of the backbone alone.
@@ -161,12 +254,7 @@ impl Session {
             self.rows[index].answered = true;
             let draft =
                 if self.rows[index].position == self.length { self.make_draft(chooser) } else { None };
-            let row = &self.rows[index];
-            answers.push(SessionRow {
-                branch: self.branch,
-                draft,
-                ..self.list(&row.logits[..self.vocabulary], row.position)
-            });
+            answers.push(SessionRow { branch: self.branch, draft, ..self.list(&self.rows[index]) });
         }
         answers
     }
@@ -197,6 +285,7 @@ impl Session {
             self.branch = branch;
             self.length = position;
             self.rows.clear();
+            self.asked.clear();
             if let Some(history) = &mut self.history {
                 history.truncate(position as usize);
             }
@@ -215,8 +304,9 @@ impl Session {
 
     /// Logits of the row at `position`, if it is held: of these ids, or all.
     pub(crate) fn query(&self, position: u32, ids: &[u32]) -> Option<Vec<f32>> {
-        let row = self.rows.iter().find(|row| row.position == position && row.answered)?;
-        let row = &row.logits[..self.vocabulary];
+        let held = self.rows.iter().find(|row| row.position == position && row.answered)?;
+        let HeldLogits::Row(row) = &held.logits else { return None };
+        let row = &row[..self.vocabulary];
         if ids.is_empty() {
             return Some(row.to_vec());
         }
@@ -248,7 +338,8 @@ impl Session {
         if self.pace.draft == DraftMode::Off || self.length + 1 >= self.room {
             return None;
         }
-        let own = &self.rows.back()?.logits[..self.vocabulary];
+        let HeldLogits::Row(own) = &self.rows.back()?.logits else { return None };
+        let own = &own[..self.vocabulary];
         let (base, mode) = match &self.plain {
             None => (own, DraftMode::Single),
             // Until it has caught up the session waits: a worse draft now would cost more than it saves.
@@ -271,32 +362,31 @@ impl Session {
         Some(Draft { token, mode })
     }
 
-    fn list(&self, row: &[f32], position: u32) -> SessionRow {
-        let log_normalizer = if self.wants_normalizer { log_sum_exp(row) } else { 0.0 };
-        let list = match (self.list_length, self.noise_scale) {
-            (0, _) => {
-                let (ids, values) = (Vec::new(), row.to_vec());
-                return SessionRow {
-                    position,
-                    ids,
-                    values,
-                    log_normalizer,
-                    floor: None,
-                    branch: 0,
-                    draft: None,
-                };
-            }
-            (k, None) => top_list(row, k),
-            (k, Some(scale)) => noisy_top_list(row, k, scale, &self.noise, position),
-        };
-        SessionRow {
+    fn list(&self, held: &HeldRow) -> SessionRow {
+        let position = held.position;
+        let answer = SessionRow {
             position,
-            ids: list.ids().to_vec(),
-            values: list.values().to_vec(),
-            log_normalizer,
-            floor: list.ranking().map(|ranking| ranking.floor),
+            ids: Vec::new(),
+            values: Vec::new(),
+            log_normalizer: 0.0,
+            floor: None,
             branch: 0,
             draft: None,
-        }
+        };
+        let of_list = |list: &TopList| {
+            let (ids, values) = (list.ids().to_vec(), list.values().to_vec());
+            SessionRow { ids, values, floor: list.ranking().map(|ranking| ranking.floor), ..answer.clone() }
+        };
+        let row = match &held.logits {
+            HeldLogits::List(list, _) => return of_list(list),
+            HeldLogits::Row(row) => &row[..self.vocabulary],
+        };
+        let listed = match (self.list_length, self.noise_scale) {
+            (0, _) => SessionRow { values: row.to_vec(), ..answer },
+            (k, None) => of_list(&top_list(row, k)),
+            (k, Some(scale)) => of_list(&noisy_top_list(row, k, scale, &self.noise, position)),
+        };
+        let log_normalizer = if self.wants_normalizer { log_sum_exp(row) } else { 0.0 };
+        SessionRow { log_normalizer, ..listed }
     }
 }
