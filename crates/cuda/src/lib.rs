@@ -23,6 +23,7 @@
 
 mod adapters;
 mod device;
+mod lister;
 mod llama;
 mod memory;
 mod peers;
@@ -31,5 +32,6 @@ mod step;
 mod weights;
 
 pub use device::{Architecture, Gpu, check_kernels, gpus};
+pub use lister::list_rows;
 pub use llama::{CudaLlama, CudaOptions};
 pub use weights::WeightFormat;

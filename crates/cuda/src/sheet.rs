@@ -6,6 +6,7 @@ use uniarm_model::{Config, Division, ModelError, Plan, Row};
 
 use crate::adapters::{Adapters, Extent, Group};
 use crate::device::Device;
+use crate::lister::Lister;
 use crate::memory::Growing;
 use crate::peers::Peers;
 
@@ -35,8 +36,9 @@ struct Places {
     positions: usize,
     slots: usize,
     tables: usize,
-    /// Tokens whose logits are wanted.
+    /// Tokens whose logits are wanted, and of the last ones of them their lists.
     wanted: usize,
+    lists: usize,
     /// In a group, rows of this rank's embeddings that are wanted; and per token, its place among the gathered ones.
     own_ids: usize,
     order: usize,
@@ -57,6 +59,7 @@ impl Sheet {
                 slots: 0,
                 tables: 0,
                 wanted: 0,
+                lists: 0,
                 own_ids: 0,
                 order: 0,
                 adapters: 0,
@@ -80,7 +83,7 @@ impl Sheet {
         &mut self,
         device: &Device,
         (config, division, peers): (&Config, &Division, Option<&Peers>),
-        (plan, rows): (&Plan, &[Row<'_>]),
+        (plan, rows, lister): (&Plan, &[Row<'_>], &Lister),
         adapters: &mut Adapters,
     ) -> Result<(), ModelError> {
         self.words.clear();
@@ -90,7 +93,8 @@ impl Sheet {
         self.places.ids = self.put(plan.tokens.iter().map(|token| token.id));
         self.places.positions = self.put(plan.tokens.iter().map(|token| token.position as u32));
         self.places.slots = self.put(plan.tokens.iter().map(|token| token.slot as u32));
-        self.places.wanted = self.put(plan.wanted.iter().map(|token| *token as u32));
+        self.places.wanted = self.put(lister.order().map(|position| plan.wanted[position] as u32));
+        self.places.lists = self.put(lister.records());
         if let Some(peers) = peers {
             self.put_owners(plan, peers);
         }
@@ -209,6 +213,10 @@ impl Sheet {
 
     pub fn wanted_rows(&self) -> u64 {
         self.at(self.places.wanted)
+    }
+
+    pub fn lists(&self) -> u64 {
+        self.at(self.places.lists)
     }
 
     pub fn own_ids(&self) -> u64 {

@@ -83,10 +83,11 @@ struct Gathered {
 }
 
 impl CudaLlama {
-    /// Computes what the sheet says and fills `logits`, (wanted, vocabulary); a rank other than 0, which hands over its own,
-    /// has room for none.
+    /// Computes what the sheet says, makes its lists, and fills `logits` with the rows that are wanted whole, (rows, vocabulary);
+    /// a rank other than 0, which hands over its own, has room for none.
     pub(crate) fn step(&mut self, logits: &mut [f32]) -> Result<(), ModelError> {
-        let Self { device, config, division, weights, rope, cache, workspace, sheet, peers, .. } = self;
+        let Self { device, config, division, weights, rope, cache, workspace, sheet, lister, peers, .. } =
+            self;
         let mut peers = peers.as_mut().filter(|peers| peers.has_others());
         let at = workspace.reserve(device, (config, division), sheet, peers.is_some())?;
         let mut step =
@@ -100,7 +101,10 @@ impl CudaLlama {
             }
         }
         if sheet.wanted > 0 {
-            step.head()?;
+            let scores = step.head(lister.whole())?;
+            if lister.lists() > 0 {
+                lister.make(device, scores, sheet.lists())?;
+            }
         }
         match peers {
             None => device.finish()?,
@@ -198,7 +202,7 @@ impl Step<'_> {
         self.adapt((index, Group::Qkv), (normed, &layer.qkv), qkv)?;
         self.rotate_and_append(index, layer)?;
         self.attend(index, self.own(attended))?;
-        self.gather(attended, Receivers::All)?;
+        self.gather_all(attended)?;
         self.add((index, Group::Output), (attended.address, &layer.output))
     }
 
@@ -210,7 +214,7 @@ impl Step<'_> {
         self.multiply(&layer.gate_up, (normed, gate_up, tokens), false)?;
         self.adapt((index, Group::GateUp), (normed, &layer.gate_up), gate_up)?;
         self.gate(self.own(gated))?;
-        self.gather(gated, Receivers::All)?;
+        self.gather_all(gated)?;
         self.add((index, Group::Down), (gated.address, &layer.down))
     }
 
@@ -224,11 +228,12 @@ impl Step<'_> {
         }
         self.multiply(matrix, (input, own, residual.rows), true)?;
         self.adapt(place, (input, matrix), own)?;
-        self.gather(residual, Receivers::All)
+        self.gather_all(residual)
     }
 
-    /// Logits of the wanted tokens, in the caller's order.
-    fn head(&mut self) -> Result<(), ModelError> {
+    /// Logits of the wanted tokens, in the sheet's order; the first `whole` rows of them come together. Returns where this rank's
+    /// part of the others lies.
+    fn head(&mut self, whole: usize) -> Result<u64, ModelError> {
         let LlamaWeights { norm, head, .. } = self.weights;
         let (normed, wanted) = (self.at.normed, self.sheet.wanted);
         let logits = Gathered {
@@ -237,9 +242,13 @@ impl Step<'_> {
             width: self.config.vocabulary,
             address: self.at.logits,
         };
+        let own = self.own(logits);
         self.normalise(norm, (normed, wanted), self.sheet.wanted_rows())?;
-        self.multiply(head, (normed, self.own(logits), wanted), false)?;
-        self.gather(logits, Receivers::Leader)
+        self.multiply(head, (normed, own, wanted), false)?;
+        if whole > 0 {
+            self.gather(logits, whole, Receivers::Leader)?;
+        }
+        Ok(own + bytes(whole * head.outputs))
     }
 }
 
@@ -270,16 +279,21 @@ impl Step<'_> {
         self.parts(gathered) + bytes(gathered.rows * first)
     }
 
-    /// Gives the receivers what all ranks have computed.
-    fn gather(&mut self, gathered: Gathered, receivers: Receivers) -> Result<(), ModelError> {
+    /// Gives all ranks what all have computed.
+    fn gather_all(&mut self, gathered: Gathered) -> Result<(), ModelError> {
+        self.gather(gathered, gathered.rows, Receivers::All)
+    }
+
+    /// Gives the receivers the first `count` rows of what all ranks have computed.
+    fn gather(&mut self, gathered: Gathered, count: usize, receivers: Receivers) -> Result<(), ModelError> {
         let parts = self.parts(gathered);
         let Gathered { columns, rows, .. } = gathered;
         let Some(peers) = &mut self.peers else { return Ok(()) };
-        peers.gather(self.device, (columns, rows), parts, receivers)?;
+        peers.gather(self.device, (columns, rows, count), parts, receivers)?;
         let bounds = peers.bounds(columns);
         match parts == gathered.address || receivers == Receivers::Leader && !peers.leads() {
             true => Ok(()),
-            false => self.place(gathered, bounds),
+            false => self.place(gathered, count, bounds),
         }
     }
 
@@ -300,7 +314,8 @@ impl Step<'_> {
         self.launch("cut", columns_of_rows(whole.rows, own.len()), &arguments)
     }
 
-    fn place(&self, whole: Gathered, bounds: u64) -> Result<(), ModelError> {
+    /// The first `count` rows.
+    fn place(&self, whole: Gathered, count: usize, bounds: u64) -> Result<(), ModelError> {
         let arguments = [
             Address(self.at.parts),
             Address(bounds),
@@ -308,7 +323,7 @@ impl Step<'_> {
             integer(whole.rows),
             integer(whole.width),
         ];
-        self.launch("place", columns_of_rows(whole.rows, whole.width), &arguments)
+        self.launch("place", columns_of_rows(count, whole.width), &arguments)
     }
 }
 
@@ -501,6 +516,6 @@ fn bytes(numbers: usize) -> u64 {
 }
 
 /// Dimensions have less than 24 bits each, and widths of rows less than 31.
-fn integer(number: usize) -> Argument {
+pub(crate) fn integer(number: usize) -> Argument {
     Integer(i32::try_from(number).expect("dimensions of a checked model"))
 }
