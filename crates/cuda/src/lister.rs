@@ -8,6 +8,7 @@ use uniarm_model::{Candidate, Likeliest, Listing, Lists, ModelError, NoiseAt, Pa
 
 use crate::device::Argument::Address;
 use crate::device::{Device, Grid};
+use crate::locked::Locked;
 use crate::memory::{Growing, Memory};
 use crate::step::integer;
 
@@ -36,7 +37,9 @@ pub(crate) struct Lister {
     candidates: Growing<u64>,
     /// On the device, and here: (listed tokens, 3)
     listed: Growing<u32>,
-    words: Vec<u32>,
+    words: Locked<u32>,
+    /// Rows that were kept, on their way to the host.
+    rows: Locked<f32>,
     /// What this rank hands over, as [`Listing::write`] has it.
     own: Vec<u32>,
 }
@@ -69,7 +72,8 @@ impl Lister {
             kept,
             candidates: Growing::new(),
             listed: Growing::new(),
-            words: Vec::new(),
+            words: Locked::new(),
+            rows: Locked::new(),
             own: Vec::new(),
         })
     }
@@ -171,12 +175,13 @@ impl Lister {
     }
 
     /// Copies this rank's part of rows that are kept: (numbers, slice.len())
-    pub fn read_kept(&self, device: &Device, numbers: &[u64], rows: &mut [f32]) -> Result<(), ModelError> {
+    pub fn read_kept(&mut self, device: &Device, numbers: &[u64]) -> Result<&[f32], ModelError> {
         let columns = self.slice.len();
-        numbers
-            .iter()
-            .zip(rows.chunks_exact_mut(columns))
-            .try_for_each(|(number, row)| self.kept.read(device, Listing::slot(*number) * columns, row))
+        let rows = self.rows.reserve(device, numbers.len() * columns)?;
+        for (number, row) in numbers.iter().zip(rows.chunks_exact_mut(columns)) {
+            self.kept.read(device, Listing::slot(*number) * columns, row)?;
+        }
+        Ok(rows)
     }
 
     /// Tokens that are listed.
@@ -186,11 +191,12 @@ impl Lister {
 
     fn read(&mut self, device: &Device) -> Result<(), ModelError> {
         self.own.clear();
-        self.words.resize(self.tokens() * TOKEN_WORDS, 0);
-        if !self.words.is_empty() {
-            self.listed.read(device, &mut self.words)?;
+        let count = self.tokens() * TOKEN_WORDS;
+        let words = self.words.reserve(device, count)?;
+        if count > 0 {
+            self.listed.read(device, words)?;
         }
-        let mut tokens = self.words.as_chunks::<TOKEN_WORDS>().0.iter();
+        let mut tokens = words.as_chunks::<TOKEN_WORDS>().0.iter();
         for ((_, wanted), record) in self.listing.numbered().zip(&self.records) {
             let list = tokens.by_ref().take(record.count as usize);
             let list = list.map(|[rank, id, logit]| Candidate {

@@ -12,8 +12,8 @@ use crate::lister::Lister;
 use crate::memory::Memory;
 use crate::peers::Peers;
 use crate::sheet::Sheet;
-use crate::step::Workspace;
 use crate::weights::{LlamaWeights, WeightFormat};
+use crate::workspace::Workspace;
 
 /// Rows are read 16 bytes at a time, two reads to a lane for the narrowest numbers.
 const VECTOR: usize = 16;
@@ -300,15 +300,16 @@ impl RankForward for CudaLlama {
     fn hand_over(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
         let (rows, vocabulary) = (numbers.len(), self.config.vocabulary);
         logits.resize(if self.leads() { rows * vocabulary } else { 0 }, 0.0);
-        let Self { device, lister, peers, division, .. } = self;
-        let handed = match peers.as_mut().filter(|peers| peers.has_others()) {
-            None => lister.read_kept(device, numbers, logits).map(|()| 0),
-            Some(peers) => {
-                let mut own = vec![0.0; rows * division.columns(Columns::Vocabulary).len()];
-                let read = lister.read_kept(device, numbers, &mut own);
-                read.and_then(|()| peers.collect(&own, (rows, vocabulary), logits))
+        let Self { device, lister, peers, .. } = self;
+        let handed = lister.read_kept(device, numbers).and_then(|own| {
+            match peers.as_mut().filter(|peers| peers.has_others()) {
+                None => {
+                    logits.copy_from_slice(own);
+                    Ok(0)
+                }
+                Some(peers) => peers.collect(own, (rows, vocabulary), logits),
             }
-        };
+        });
         self.watch(handed)
     }
 }

@@ -7,6 +7,7 @@ use uniarm_model::{Config, Division, ModelError, Plan, Row};
 use crate::adapters::{Adapters, Extent, Group};
 use crate::device::Device;
 use crate::lister::Lister;
+use crate::locked::Locked;
 use crate::memory::Growing;
 use crate::peers::Peers;
 
@@ -24,6 +25,8 @@ pub(crate) struct Sheet {
     states: Vec<(u64, u32)>,
     /// In a group, tokens whose embeddings each rank has, as they are gathered: one rank's behind the other's.
     owned: Vec<Range<usize>>,
+    /// The words, for the device to read.
+    outbox: Locked<u32>,
     memory: Growing<u32>,
     address: u64,
 }
@@ -73,6 +76,7 @@ impl Sheet {
             extents: Vec::new(),
             states: Vec::new(),
             owned: Vec::new(),
+            outbox: Locked::new(),
             memory: Growing::new(),
             address: 0,
         }
@@ -102,7 +106,10 @@ impl Sheet {
         self.put_adapters(device, (config, division), (plan, rows), adapters)?;
         // Sizes differ from step to step: memory for twice as many words spares an allocation each time.
         let memory = self.memory.reserve(device, self.words.len().next_power_of_two(), "a step's tokens")?;
-        memory.write(device, 0, &self.words)?;
+        // The step before is done, and with it the copy of what stands there.
+        let outbox = self.outbox.reserve(device, self.words.len())?;
+        outbox.copy_from_slice(&self.words);
+        memory.write(device, 0, outbox)?;
         self.address = memory.at(0);
         Ok(())
     }

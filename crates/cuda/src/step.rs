@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
-use uniarm_model::{Columns, Config, Division, Linear, ModelError};
+use uniarm_model::{Columns, Config, Division, ModelError};
 
 use crate::adapters::Group;
 use crate::device::Argument::{Address, Float, Integer};
 use crate::device::{Argument, Device, Grid};
 use crate::llama::{Cache, CudaLlama, Rope};
-use crate::memory::{Growing, Memory};
+use crate::memory::Memory;
 use crate::peers::{LAYERS_IN_FLIGHT, Peers, Receivers};
 use crate::sheet::Sheet;
 use crate::weights::{Layer, LlamaWeights, Matrix, WeightFormat};
+use crate::workspace::Buffers;
 
 // As in the kernels.
 const WARP: u32 = 32;
@@ -23,41 +24,6 @@ const ADAPTER_THREADS: u32 = 256;
 
 /// Linear layers of a group, at most.
 const PARTS_MAX: usize = 3;
-
-/// Activations of a step, (tokens, …) each; grown to the largest step seen.
-pub(crate) struct Workspace {
-    /// The residual stream: (tokens, hidden)
-    residual: Growing<f32>,
-    /// (tokens, hidden)
-    normed: Growing<f32>,
-    /// (tokens, own queries + 2 × own keys)
-    qkv: Growing<f32>,
-    /// (tokens, queries)
-    attended: Growing<f32>,
-    /// (tokens, 2 × own intermediate)
-    gate_up: Growing<f32>,
-    /// (tokens, intermediate)
-    gated: Growing<f32>,
-    /// A · x of adapters: (adapted tokens, ranks)
-    features: Growing<f32>,
-    /// (wanted tokens, vocabulary)
-    logits: Growing<f32>,
-    /// In a group, rows of any of these in parts.
-    parts: Growing<f32>,
-}
-
-/// Where the activations of this step lie.
-struct Buffers {
-    residual: u64,
-    normed: u64,
-    qkv: u64,
-    attended: u64,
-    gate_up: u64,
-    gated: u64,
-    features: u64,
-    logits: u64,
-    parts: u64,
-}
 
 /// One step's view of the model.
 struct Step<'a> {
@@ -112,61 +78,8 @@ impl CudaLlama {
         }
         match logits {
             [] => Ok(()),
-            logits => workspace.logits.read(device, logits),
+            logits => workspace.read_logits(device, logits),
         }
-    }
-}
-
-impl Workspace {
-    pub const fn new() -> Self {
-        Self {
-            residual: Growing::new(),
-            normed: Growing::new(),
-            qkv: Growing::new(),
-            attended: Growing::new(),
-            gate_up: Growing::new(),
-            gated: Growing::new(),
-            features: Growing::new(),
-            logits: Growing::new(),
-            parts: Growing::new(),
-        }
-    }
-
-    fn reserve(
-        &mut self,
-        device: &Device,
-        (config, division): (&Config, &Division),
-        sheet: &Sheet,
-        in_group: bool,
-    ) -> Result<Buffers, ModelError> {
-        // Steps of nearly one size shall not each allocate.
-        let (tokens, wanted) = (sheet.tokens.next_power_of_two(), sheet.wanted.next_power_of_two());
-        let Config { hidden, intermediate, vocabulary, heads, head_dim, .. } = *config;
-        let own = |linear: Linear| division.outputs(linear).rows.len();
-        let reserve = |memory: &mut Growing<f32>, numbers: usize| {
-            memory.reserve(device, numbers, "a step's activations").map(|memory| memory.at(0))
-        };
-        let gathered = tokens * hidden.max(heads * head_dim).max(intermediate);
-        Ok(Buffers {
-            residual: reserve(&mut self.residual, tokens * hidden)?,
-            normed: reserve(&mut self.normed, tokens * hidden)?,
-            qkv: reserve(&mut self.qkv, tokens * (own(Linear::Query) + 2 * own(Linear::Key)))?,
-            attended: reserve(&mut self.attended, tokens * heads * head_dim)?,
-            gate_up: reserve(&mut self.gate_up, tokens * 2 * own(Linear::Gate))?,
-            gated: reserve(&mut self.gated, tokens * intermediate)?,
-            features: match sheet.adapted {
-                0 => 0,
-                _ => reserve(&mut self.features, tokens * sheet.ranks_max())?,
-            },
-            logits: match sheet.wanted {
-                0 => 0,
-                _ => reserve(&mut self.logits, wanted * vocabulary)?,
-            },
-            parts: match in_group {
-                false => 0,
-                true => reserve(&mut self.parts, gathered.max(wanted * vocabulary))?,
-            },
-        })
     }
 }
 

@@ -61,7 +61,7 @@ impl Draws {
     fn row(&mut self, columns: usize) -> Vec<f32> {
         const ODD: [f32; 10] =
             [f32::NAN, f32::NEG_INFINITY, -0.0, 0.0, f32::MIN, f32::MAX, 1e-45, -1e-40, 1e30, -1e30];
-        let kind = self.below(6);
+        let kind = self.below(7);
         let (same, infinite) = (self.logit(), self.below(3 * columns));
         let mut row: Vec<f32> = (0..columns)
             .map(|_| match kind {
@@ -70,6 +70,7 @@ impl Draws {
                 3 if self.below(3) > 0 => self.one(&ODD),
                 4 if self.below(20) == 0 => self.one(&ODD),
                 5 => same,
+                6 => self.one(&[0.0, -0.0, -1.0]),
                 _ => self.logit(),
             })
             .collect();
@@ -291,7 +292,9 @@ fn what_leaves_the_device_is_the_lists() {
         std::array::from_fn::<u64, 4, _>(|i| counts()[i] - before[i])
     };
     let rows = [a, b, c];
+    // What is reserved at first is there from then on.
     step(&rows, &[list(8), list(16), list(4)]);
+    step(&rows, &[None; 3]);
     let whole = step(&rows, &[None; 3]);
     let listed = step(&rows, &[list(8), list(16), list(4)]);
     let mixed = step(&rows, &[list(8), None, list(4)]);
