@@ -119,7 +119,7 @@ impl Lister {
         bytemuck::cast_slice(&self.records).iter().copied()
     }
 
-    /// Makes the step's lists of `scores`, (lists, slice.len()), and keeps these rows.
+    /// Makes the step's lists of `scores`, (lists, slice.len()), keeps these rows, and copies the lists from the device.
     pub fn make(&mut self, device: &Device, scores: u64, records: u64) -> Result<(), ModelError> {
         let lists = self.records.len();
         let parts = (self.slice.start % 4 + self.slice.len()).div_ceil(PART_TOKENS);
@@ -152,18 +152,21 @@ impl Lister {
             Address(listed),
         ];
         // Safety: as above.
-        unsafe { device.launch("list_rows", grid([lists, 1, 1]), &arguments) }
+        unsafe { device.launch("list_rows", grid([lists, 1, 1]), &arguments) }?;
+        match self.tokens() {
+            0 => Ok(()),
+            tokens => self.listed.read(device, self.words.reserve(device, tokens * TOKEN_WORDS)?),
+        }
     }
 
-    /// Copies the step's lists from the device; brings them and those of other ranks to rank 0, where `lists` gets them.
+    /// When the device has finished: brings the step's lists to rank 0, where `lists` gets them and those of other ranks.
     pub fn collect(
         &mut self,
-        device: &Device,
         (group, part): (Option<&mut dyn Collective>, Part),
         tokens: impl Iterator<Item = usize> + Clone,
         lists: &mut Lists,
     ) -> Result<(), ModelError> {
-        self.read(device)?;
+        self.write();
         let received = self.listing.collect((group, part), tokens, &self.own, lists)?;
         lists.gathered_bytes += received;
         Ok(())
@@ -181,6 +184,7 @@ impl Lister {
         for (number, row) in numbers.iter().zip(rows.chunks_exact_mut(columns)) {
             self.kept.read(device, Listing::slot(*number) * columns, row)?;
         }
+        device.finish()?;
         Ok(rows)
     }
 
@@ -189,13 +193,13 @@ impl Lister {
         self.records.last().map_or(0, |last| (last.begin + last.count) as usize)
     }
 
-    fn read(&mut self, device: &Device) -> Result<(), ModelError> {
+    /// Lists as they were copied become those that are handed over.
+    fn write(&mut self) {
         self.own.clear();
-        let count = self.tokens() * TOKEN_WORDS;
-        let words = self.words.reserve(device, count)?;
-        if count > 0 {
-            self.listed.read(device, words)?;
-        }
+        let words = match self.tokens() {
+            0 => &[],
+            tokens => self.words.numbers(tokens * TOKEN_WORDS),
+        };
         let mut tokens = words.as_chunks::<TOKEN_WORDS>().0.iter();
         for ((_, wanted), record) in self.listing.numbered().zip(&self.records) {
             let list = tokens.by_ref().take(record.count as usize);
@@ -207,7 +211,6 @@ impl Lister {
             let list: Vec<Candidate> = list.filter(|token| token.rank.is_finite()).collect();
             Listing::write(wanted, self.slice.len(), &list, &mut self.own);
         }
-        Ok(())
     }
 }
 
@@ -251,6 +254,6 @@ pub fn list_rows(
     lister.make(&device, rows.at(0), records.at(0))?;
     device.finish()?;
     let mut lists = Lists::default();
-    lister.collect(&device, (None, Part::WHOLE), std::iter::once(columns), &mut lists)?;
+    lister.collect((None, Part::WHOLE), std::iter::once(columns), &mut lists)?;
     Ok(lists.iter().map(<[Candidate]>::to_vec).collect())
 }

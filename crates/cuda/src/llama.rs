@@ -155,12 +155,12 @@ impl CudaLlama {
 
     /// Brings the lists of a step to rank 0.
     fn collect(&mut self, lists: &mut Lists) -> Result<(), ModelError> {
-        let Self { device, config, lister, peers, part, .. } = self;
+        let Self { config, lister, peers, part, .. } = self;
         match peers.as_mut().filter(|peers| peers.has_others()) {
-            None => lister.collect(device, (None, *part), std::iter::once(config.vocabulary), lists),
+            None => lister.collect((None, *part), std::iter::once(config.vocabulary), lists),
             Some(peers) => {
                 let tokens: Vec<usize> = peers.tokens().collect();
-                lister.collect(device, (Some(peers.group()), *part), tokens.into_iter(), lists)
+                lister.collect((Some(peers.group()), *part), tokens.into_iter(), lists)
             }
         }
     }

@@ -45,6 +45,14 @@ impl<T: DeviceRepr + ValidAsZeroBits> Locked<T> {
         // Safety: they are so many bytes at least, at the beginning of a page; zeros, or what a T was copied to.
         Ok(unsafe { slice::from_raw_parts_mut(pages.address.cast(), count) })
     }
+
+    /// The first numbers of a room for as many.
+    pub fn numbers(&self, count: usize) -> &[T] {
+        let pages = self.pages.as_ref().filter(|pages| count * size_of::<T>() <= pages.bytes);
+        let pages = pages.expect("pages that were locked for so many");
+        // Safety: as above.
+        unsafe { slice::from_raw_parts(pages.address.cast(), count) }
+    }
 }
 
 // === impl Pages ===

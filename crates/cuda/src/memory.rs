@@ -51,14 +51,10 @@ impl<T: DeviceRepr + ValidAsZeroBits> Memory<T> {
             .map_err(|error| refused("a copy to the device", error))
     }
 
-    /// Copies numbers from number `first` on to the host, once everything before is computed.
+    /// Copies numbers from number `first` on to locked memory of the host, where they are when the device has finished.
     pub fn read(&self, device: &Device, first: usize, numbers: &mut [T]) -> Result<(), ModelError> {
         let place = self.numbers.slice(first..first + numbers.len());
-        device
-            .stream()
-            .memcpy_dtoh(&place, numbers)
-            .map_err(|error| refused("a copy from the device", error))?;
-        device.finish()
+        device.stream().memcpy_dtoh(&place, numbers).map_err(|error| refused("a copy from the device", error))
     }
 
     /// Where number `index` lies.

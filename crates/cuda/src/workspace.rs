@@ -60,12 +60,14 @@ impl Workspace {
         }
     }
 
-    /// Copies the step's first logits from the device, and `logits` is full.
-    pub fn read_logits(&mut self, device: &Device, logits: &mut [f32]) -> Result<(), ModelError> {
-        let inbox = self.inbox.reserve(device, logits.len())?;
-        self.logits.read(device, inbox)?;
-        logits.copy_from_slice(inbox);
-        Ok(())
+    /// Copies so many of the step's logits from the device, the first ones.
+    pub fn read_logits(&mut self, device: &Device, count: usize) -> Result<(), ModelError> {
+        self.logits.read(device, self.inbox.reserve(device, count)?)
+    }
+
+    /// Those that were copied, when the device has finished.
+    pub fn logits(&self, count: usize) -> &[f32] {
+        self.inbox.numbers(count)
     }
 
     /// Room for a step.
