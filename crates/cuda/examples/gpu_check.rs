@@ -1,12 +1,16 @@
-//! A model on a real GPU beside the same model on the CPU: errors of logits, bits of batches, and the speed of decoding.
+//! A model on a real GPU beside the same model on the CPU: errors of logits, bits of batches, lists of the likeliest tokens, and
+//! the speed of decoding.
 //!
 //!     cargo run --release -p uniarm-cuda --example gpu_check -- MODEL
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use uniarm_cuda::{CudaLlama, CudaOptions, WeightFormat};
-use uniarm_model::{Forward, Llama, LlamaOptions, ModelError, ModelFiles, OpenOptions, Row, open};
+use uniarm_cuda::{CudaLlama, CudaOptions, WeightFormat, list_rows};
+use uniarm_engine::likeliest::rank;
+use uniarm_model::{
+    Forward, Likeliest, Lists, Llama, LlamaOptions, ModelError, ModelFiles, NoiseAt, OpenOptions, Row, open,
+};
 
 const BLOCK_TOKENS: usize = 16;
 const BATCHES: [usize; 3] = [1, 8, 32];
@@ -50,7 +54,9 @@ fn check(files: &ModelFiles) -> Result<bool, ModelError> {
     let options =
         LlamaOptions { kv_blocks: BLOCKS_OF_A_ROW, block_tokens: BLOCK_TOKENS, ..LlamaOptions::default() };
     let expected = prompt_logits(&mut Llama::load_widened(files, &options)?)?;
-    let mut sound = true;
+    let listed = lists_are_the_cpu_s(gpu.vocabulary())?;
+    println!("lists equal to the CPU's of the same logits: {listed}");
+    let mut sound = listed;
     for (weights, tolerance) in TOLERANCES {
         if weights != WeightFormat::F32 {
             drop(gpu);
@@ -109,6 +115,36 @@ fn is_invariant(model: &mut dyn Forward) -> Result<bool, ModelError> {
     Ok(logits
         .chunks_exact(vocabulary)
         .all(|row| row.iter().map(|x| x.to_bits()).eq(expected.iter().copied())))
+}
+
+/// Whether lists of rows that look random are those of the CPU, to the last bit.
+fn lists_are_the_cpu_s(vocabulary: usize) -> Result<bool, ModelError> {
+    const ROWS: u32 = 64;
+    let number = |i: u32| (i + 1).wrapping_mul(2_654_435_761) >> 8;
+    // Every fourth row has many ties.
+    let logit = |row: u32, i: u32| {
+        let z = number(row.wrapping_mul(7_919).wrapping_add(i)) as f32 / (1 << 21) as f32 - 4.0;
+        if row.is_multiple_of(4) { z.round() } else { z }
+    };
+    let rows: Vec<f32> =
+        (0..ROWS).flat_map(|row| (0..vocabulary as u32).map(move |i| logit(row, i))).collect();
+    let at = |row| NoiseAt { seed: u64::from(row) << 30, choice: row % 3, position: 17 * row };
+    let wanted: Vec<Likeliest> = (0..ROWS)
+        .map(|row| Likeliest {
+            count: 1 << (row % 11),
+            scale: 0.3 + row as f32 / 20.0,
+            noise: (row % 5 > 0).then(|| at(row)),
+        })
+        .collect();
+    let found = list_rows(0, (&rows, 0), &wanted)?;
+    let mut expected = Lists::default();
+    for (wanted, row) in wanted.iter().zip(rows.chunks_exact(vocabulary)) {
+        let mut candidates = Vec::new();
+        rank(wanted, (row, 0), &mut candidates);
+        expected.push(wanted, vocabulary, candidates.into_iter());
+    }
+    // No zero is among their places, so that equal numbers have equal bits.
+    Ok(expected.iter().eq(found.iter().map(Vec::as_slice)))
 }
 
 fn time_decoding(model: &mut CudaLlama, rows: usize) -> Result<(), ModelError> {

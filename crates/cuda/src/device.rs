@@ -18,9 +18,10 @@ const SOURCE: &str = concat!(
     include_str!("kernels/attention.cu"),
     include_str!("kernels/adapter.cu"),
     include_str!("kernels/group.cu"),
+    include_str!("kernels/likeliest.cu"),
 );
 
-const KERNELS: [&str; 21] = [
+const KERNELS: [&str; 23] = [
     "embed_f32",
     "embed_bf16",
     "rms_norm",
@@ -42,6 +43,8 @@ const KERNELS: [&str; 21] = [
     "adapter_up",
     "cut",
     "place",
+    "list_parts",
+    "list_rows",
 ];
 
 /// The second and third dimension of a grid have 16 bits.

@@ -12,24 +12,33 @@
 //! **Ranks of a group** (`src/peers.rs`) each hold their outputs of every matrix, and hand each other activations from device to
 //! device, over NCCL: the logits have the bits of one GPU, for any number of ranks (`tests/fake_group.rs`).
 //!
-//! **Launches** of a step: 1 + 9 × layers, and 2 more where logits are wanted. A layer: norm, product (queries, keys,
-//! values), rotation and append, attention, product (output), norm, product (gate, up), gating, product (down); residual
-//! additions are part of the products. Two more for each group of linear layers that an adapter of the step reaches. One
-//! copy to the device (tokens, positions, slots, block tables, states of preferences), and one back (the wanted logits).
-//! A step allocates only when it is larger than all before it.
+//! **Lists** of the likeliest tokens take the place of rows where they are enough: two kernels rank a row with its noise, bit for bit as
+//! `crates/decode` does, and find the best of it; the row stays on the device, in a ring of the latest 256, until somebody asks
+//! for it (`tests/fake_lists.rs`).
+//!
+//! **Launches** of a step: 1 + 9 × layers, 2 more where logits are wanted, and another 2 where lists are. A layer: norm, product
+//! (queries, keys, values), rotation and append, attention, product (output), norm, product (gate, up), gating, product
+//! (down); residual additions are part of the products. Two more for each group of linear layers that an adapter of the step
+//! reaches. One copy to the device (tokens, positions, slots, block tables, states of preferences, lists that are wanted), and
+//! back what is wanted: one of rows, and one of lists. A step's copies are from and to locked pages of the host; a step
+//! allocates only when it is larger than all before it.
 //!
 //! Not here yet: CUDA graphs (launches cost some 3 µs each), tensor cores (prefill is bound by arithmetic), a cache of
 //! 16 bits, choosing tokens on the device.
 
 mod adapters;
 mod device;
+mod lister;
 mod llama;
+mod locked;
 mod memory;
 mod peers;
 mod sheet;
 mod step;
 mod weights;
+mod workspace;
 
 pub use device::{Architecture, Gpu, check_kernels, gpus};
+pub use lister::list_rows;
 pub use llama::{CudaLlama, CudaOptions};
 pub use weights::WeightFormat;

@@ -2,17 +2,18 @@
 
 use uniarm_collective::Collective;
 use uniarm_model::{
-    Arithmetic, Config, Division, Forward, Likeliest, Limits, Lists, ModelError, ModelFiles, Part, Plan,
-    RankForward, Ranking, RopeTable, Row, Terms,
+    Arithmetic, Columns, Config, Division, Forward, Likeliest, Limits, Lists, ModelError, ModelFiles, Part,
+    Plan, RankForward, Ranking, RopeTable, Row, Terms,
 };
 
 use crate::adapters::Adapters;
 use crate::device::Device;
+use crate::lister::Lister;
 use crate::memory::Memory;
 use crate::peers::Peers;
 use crate::sheet::Sheet;
-use crate::step::Workspace;
 use crate::weights::{LlamaWeights, WeightFormat};
+use crate::workspace::Workspace;
 
 /// Rows are read 16 bytes at a time, two reads to a lane for the narrowest numbers.
 const VECTOR: usize = 16;
@@ -43,6 +44,7 @@ pub struct CudaLlama {
     pub(crate) cache: Cache,
     pub(crate) workspace: Workspace,
     pub(crate) sheet: Sheet,
+    pub(crate) lister: Lister,
     adapters: Adapters,
     plan: Plan,
     fingerprint: [u8; 32],
@@ -70,7 +72,7 @@ pub(crate) struct Cache {
 }
 
 impl CudaLlama {
-    /// Compiles the kernels, copies the weights and reserves the cache.
+    /// Compiles the kernels, copies the weights, and reserves the cache and the ring of rows behind lists.
     ///
     /// # Errors
     /// [`ModelError::Device`] for a driver, a compiler or a device that is missing, or has no room;
@@ -102,6 +104,7 @@ impl CudaLlama {
             cache: Cache::reserve(&device, (&config, &division), options)?,
             workspace: Workspace::new(),
             sheet: Sheet::new(),
+            lister: Lister::reserve(&device, division.columns(Columns::Vocabulary), config.vocabulary)?,
             adapters: Adapters::default(),
             plan: Plan::new(slots),
             fingerprint: files.fingerprint,
@@ -145,9 +148,33 @@ impl CudaLlama {
 
     /// Brings prepared rows to the device.
     fn fill(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
-        let Self { device, config, division, sheet, adapters, plan, peers, .. } = self;
+        let Self { device, config, division, sheet, lister, adapters, plan, peers, .. } = self;
         let others = peers.as_ref().filter(|peers| peers.has_others());
-        sheet.fill(device, (config, division, others), (plan, rows), adapters)
+        sheet.fill(device, (config, division, others), (plan, rows, lister), adapters)
+    }
+
+    /// Brings the lists of a step to rank 0.
+    fn collect(&mut self, lists: &mut Lists) -> Result<(), ModelError> {
+        let Self { config, lister, peers, part, .. } = self;
+        match peers.as_mut().filter(|peers| peers.has_others()) {
+            None => lister.collect((None, *part), std::iter::once(config.vocabulary), lists),
+            Some(peers) => {
+                let tokens: Vec<usize> = peers.tokens().collect();
+                lister.collect((Some(peers.group()), *part), tokens.into_iter(), lists)
+            }
+        }
+    }
+
+    /// A device that fails ends the group: the others wait for it.
+    fn watch<T>(&self, result: Result<T, ModelError>) -> Result<T, ModelError> {
+        if let (Err(ModelError::Device(reason)), Some(peers)) = (&result, &self.peers) {
+            peers.abort(reason);
+        }
+        result
+    }
+
+    fn leads(&self) -> bool {
+        self.peers.as_ref().is_none_or(Peers::leads)
     }
 
     fn limits(&self) -> Limits {
@@ -178,8 +205,28 @@ impl Forward for CudaLlama {
     }
 
     fn forward(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.forward_listed((rows, &[]), (logits, &mut Lists::default()))
+    }
+
+    fn gives_lists(&self) -> bool {
+        true
+    }
+
+    fn forward_listed(
+        &mut self,
+        (rows, wanted): (&[Row<'_>], &[Option<Likeliest>]),
+        found: (&mut Vec<f32>, &mut Lists),
+    ) -> Result<(), ModelError> {
         self.prepare(rows)?;
-        self.compute((rows, &[]), (logits, &mut Lists::default()))
+        self.compute((rows, wanted), found)
+    }
+
+    fn listed_rows(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        if !self.keeps(numbers) {
+            let reason = "the row behind a list is not kept any more".to_owned();
+            return Err(ModelError::Invalid { field: "numbers", reason });
+        }
+        self.hand_over(numbers, logits)
     }
 }
 
@@ -200,8 +247,14 @@ impl RankForward for CudaLlama {
         Self::block_bytes(self)
     }
 
+    fn makes_lists(&self) -> bool {
+        true
+    }
+
+    /// Lists are made on the device, where a kernel has the ranking that ranks on CPUs are given.
     fn join(&mut self, group: Box<dyn Collective>, _: Option<Ranking>) -> Result<(), ModelError> {
         self.peers = Some(Peers::with(group, self.part, (&self.device, &self.config))?);
+        self.lister.restart();
         Ok(())
     }
 
@@ -217,10 +270,9 @@ impl RankForward for CudaLlama {
         self.plan.prepare(rows, &self.limits(), &self.config).map(|_| ())
     }
 
-    /// It makes no lists, so that none are wanted.
     fn compute(
         &mut self,
-        (rows, _): (&[Row<'_>], &[Option<Likeliest>]),
+        (rows, wanted): (&[Row<'_>], &[Option<Likeliest>]),
         (logits, lists): (&mut Vec<f32>, &mut Lists),
     ) -> Result<(), ModelError> {
         lists.clear();
@@ -228,17 +280,37 @@ impl RankForward for CudaLlama {
             let reason = "this part of a model has joined none".to_owned();
             return Err(ModelError::Invalid { field: "group", reason });
         }
-        let leads = self.peers.as_ref().is_none_or(Peers::leads);
-        let wanted: usize = rows.iter().map(Row::wanted).sum();
-        logits.resize(if leads { wanted * self.config.vocabulary } else { 0 }, 0.0);
+        self.lister.begin(rows, wanted);
+        let whole = if self.leads() { self.lister.whole() } else { 0 };
+        logits.resize(whole * self.config.vocabulary, 0.0);
         if rows.is_empty() {
             return Ok(());
         }
-        let computed = self.fill(rows).and_then(|()| self.step(logits));
-        if let (Err(ModelError::Device(reason)), Some(peers)) = (&computed, &self.peers) {
-            peers.abort(reason);
+        let mut computed = self.fill(rows).and_then(|()| self.step(logits));
+        if self.lister.lists() > 0 {
+            computed = computed.and_then(|()| self.collect(lists));
         }
-        computed
+        self.watch(computed)
+    }
+
+    fn keeps(&self, numbers: &[u64]) -> bool {
+        self.lister.keeps(numbers)
+    }
+
+    fn hand_over(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
+        let (rows, vocabulary) = (numbers.len(), self.config.vocabulary);
+        logits.resize(if self.leads() { rows * vocabulary } else { 0 }, 0.0);
+        let Self { device, lister, peers, .. } = self;
+        let handed = lister.read_kept(device, numbers).and_then(|own| {
+            match peers.as_mut().filter(|peers| peers.has_others()) {
+                None => {
+                    logits.copy_from_slice(own);
+                    Ok(0)
+                }
+                Some(peers) => peers.collect(own, (rows, vocabulary), logits),
+            }
+        });
+        self.watch(handed)
     }
 }
 

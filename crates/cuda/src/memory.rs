@@ -51,14 +51,10 @@ impl<T: DeviceRepr + ValidAsZeroBits> Memory<T> {
             .map_err(|error| refused("a copy to the device", error))
     }
 
-    /// Copies the first numbers to the host, once everything before is computed.
-    pub fn read(&self, device: &Device, numbers: &mut [T]) -> Result<(), ModelError> {
-        let place = self.numbers.slice(..numbers.len());
-        device
-            .stream()
-            .memcpy_dtoh(&place, numbers)
-            .map_err(|error| refused("a copy from the device", error))?;
-        device.finish()
+    /// Copies numbers from number `first` on to locked memory of the host, where they are when the device has finished.
+    pub fn read(&self, device: &Device, first: usize, numbers: &mut [T]) -> Result<(), ModelError> {
+        let place = self.numbers.slice(first..first + numbers.len());
+        device.stream().memcpy_dtoh(&place, numbers).map_err(|error| refused("a copy from the device", error))
     }
 
     /// Where number `index` lies.
@@ -92,8 +88,8 @@ impl<T: DeviceRepr + ValidAsZeroBits> Growing<T> {
         Ok(self.memory.as_mut().expect("memory that was reserved"))
     }
 
-    /// As [`Memory::read`], of memory that was reserved.
+    /// As [`Memory::read`], of memory that was reserved, from the first number on.
     pub fn read(&self, device: &Device, numbers: &mut [T]) -> Result<(), ModelError> {
-        self.memory.as_ref().expect("memory that was reserved").read(device, numbers)
+        self.memory.as_ref().expect("memory that was reserved").read(device, 0, numbers)
     }
 }

@@ -86,11 +86,11 @@ impl Peers {
         self.bounds.at(columns as usize * (self.divisions.len() + 1))
     }
 
-    /// `parts`, those of all ranks of `rows` rows, gets the parts that are computed elsewhere.
+    /// `parts`, those of all ranks of `rows` rows, gets of the first `count` of these what is computed elsewhere.
     pub fn gather(
         &mut self,
         device: &Device,
-        (columns, rows): (Columns, usize),
+        (columns, rows, count): (Columns, usize, usize),
         parts: u64,
         receivers: Receivers,
     ) -> Result<(), ModelError> {
@@ -98,8 +98,8 @@ impl Peers {
             .divisions
             .iter()
             .map(|division| {
-                let Range { start, end } = division.columns(columns);
-                rows * start..rows * end
+                let own = division.columns(columns);
+                rows * own.start..rows * own.start + count * own.len()
             })
             .collect();
         self.spread(device, parts, &stretches, receivers)
@@ -132,6 +132,41 @@ impl Peers {
         // the device's primary context.
         unsafe { on_device(&mut *self.group).transfer(device.raw_stream(), &outgoing, &incoming) }?;
         Ok(())
+    }
+
+    /// Tokens of the vocabulary that each rank has.
+    pub fn tokens(&self) -> impl Iterator<Item = usize> + Clone {
+        self.divisions.iter().map(|division| division.columns(Columns::Vocabulary).len())
+    }
+
+    /// Brings rows of logits to rank 0, where `whole` gets them, (rows, vocabulary), from the host memory of all ranks: `own`
+    /// are this one's columns. For a few rows now and then, which are not worth a way between devices. Returns how many bytes
+    /// have come from others.
+    pub fn collect(
+        &mut self,
+        own: &[f32],
+        (rows, vocabulary): (usize, usize),
+        whole: &mut [f32],
+    ) -> Result<usize, ModelError> {
+        if !self.leads() {
+            self.group.send(0, own)?;
+            return Ok(0);
+        }
+        let (mut part, mut received) = (Vec::new(), 0);
+        for (rank, division) in self.divisions.iter().enumerate() {
+            let columns = division.columns(Columns::Vocabulary);
+            if rank == 0 {
+                part.extend_from_slice(own);
+            } else {
+                part.resize(rows * columns.len(), 0.0);
+                self.group.recv(rank, &mut part)?;
+                received += size_of_val(part.as_slice());
+            }
+            for (row, part) in whole.chunks_exact_mut(vocabulary).zip(part.chunks_exact(columns.len())) {
+                row[columns.clone()].copy_from_slice(part);
+            }
+        }
+        Ok(received)
     }
 
     /// Waits until everything is computed.

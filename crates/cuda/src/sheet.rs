@@ -6,6 +6,8 @@ use uniarm_model::{Config, Division, ModelError, Plan, Row};
 
 use crate::adapters::{Adapters, Extent, Group};
 use crate::device::Device;
+use crate::lister::Lister;
+use crate::locked::Locked;
 use crate::memory::Growing;
 use crate::peers::Peers;
 
@@ -23,6 +25,8 @@ pub(crate) struct Sheet {
     states: Vec<(u64, u32)>,
     /// In a group, tokens whose embeddings each rank has, as they are gathered: one rank's behind the other's.
     owned: Vec<Range<usize>>,
+    /// The words, for the device to read.
+    outbox: Locked<u32>,
     memory: Growing<u32>,
     address: u64,
 }
@@ -35,8 +39,9 @@ struct Places {
     positions: usize,
     slots: usize,
     tables: usize,
-    /// Tokens whose logits are wanted.
+    /// Tokens whose logits are wanted, and of the last ones of them their lists.
     wanted: usize,
+    lists: usize,
     /// In a group, rows of this rank's embeddings that are wanted; and per token, its place among the gathered ones.
     own_ids: usize,
     order: usize,
@@ -57,6 +62,7 @@ impl Sheet {
                 slots: 0,
                 tables: 0,
                 wanted: 0,
+                lists: 0,
                 own_ids: 0,
                 order: 0,
                 adapters: 0,
@@ -70,6 +76,7 @@ impl Sheet {
             extents: Vec::new(),
             states: Vec::new(),
             owned: Vec::new(),
+            outbox: Locked::new(),
             memory: Growing::new(),
             address: 0,
         }
@@ -80,7 +87,7 @@ impl Sheet {
         &mut self,
         device: &Device,
         (config, division, peers): (&Config, &Division, Option<&Peers>),
-        (plan, rows): (&Plan, &[Row<'_>]),
+        (plan, rows, lister): (&Plan, &[Row<'_>], &Lister),
         adapters: &mut Adapters,
     ) -> Result<(), ModelError> {
         self.words.clear();
@@ -90,7 +97,8 @@ impl Sheet {
         self.places.ids = self.put(plan.tokens.iter().map(|token| token.id));
         self.places.positions = self.put(plan.tokens.iter().map(|token| token.position as u32));
         self.places.slots = self.put(plan.tokens.iter().map(|token| token.slot as u32));
-        self.places.wanted = self.put(plan.wanted.iter().map(|token| *token as u32));
+        self.places.wanted = self.put(lister.order().map(|position| plan.wanted[position] as u32));
+        self.places.lists = self.put(lister.records());
         if let Some(peers) = peers {
             self.put_owners(plan, peers);
         }
@@ -98,7 +106,10 @@ impl Sheet {
         self.put_adapters(device, (config, division), (plan, rows), adapters)?;
         // Sizes differ from step to step: memory for twice as many words spares an allocation each time.
         let memory = self.memory.reserve(device, self.words.len().next_power_of_two(), "a step's tokens")?;
-        memory.write(device, 0, &self.words)?;
+        // The step before is done, and with it the copy of what stands there.
+        let outbox = self.outbox.reserve(device, self.words.len())?;
+        outbox.copy_from_slice(&self.words);
+        memory.write(device, 0, outbox)?;
         self.address = memory.at(0);
         Ok(())
     }
@@ -209,6 +220,10 @@ impl Sheet {
 
     pub fn wanted_rows(&self) -> u64 {
         self.at(self.places.wanted)
+    }
+
+    pub fn lists(&self) -> u64 {
+        self.at(self.places.lists)
     }
 
     pub fn own_ids(&self) -> u64 {

@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
-use uniarm_model::{Columns, Config, Division, Linear, ModelError};
+use uniarm_model::{Columns, Config, Division, ModelError};
 
 use crate::adapters::Group;
 use crate::device::Argument::{Address, Float, Integer};
 use crate::device::{Argument, Device, Grid};
 use crate::llama::{Cache, CudaLlama, Rope};
-use crate::memory::{Growing, Memory};
+use crate::memory::Memory;
 use crate::peers::{LAYERS_IN_FLIGHT, Peers, Receivers};
 use crate::sheet::Sheet;
 use crate::weights::{Layer, LlamaWeights, Matrix, WeightFormat};
+use crate::workspace::Buffers;
 
 // As in the kernels.
 const WARP: u32 = 32;
@@ -23,41 +24,6 @@ const ADAPTER_THREADS: u32 = 256;
 
 /// Linear layers of a group, at most.
 const PARTS_MAX: usize = 3;
-
-/// Activations of a step, (tokens, …) each; grown to the largest step seen.
-pub(crate) struct Workspace {
-    /// The residual stream: (tokens, hidden)
-    residual: Growing<f32>,
-    /// (tokens, hidden)
-    normed: Growing<f32>,
-    /// (tokens, own queries + 2 × own keys)
-    qkv: Growing<f32>,
-    /// (tokens, queries)
-    attended: Growing<f32>,
-    /// (tokens, 2 × own intermediate)
-    gate_up: Growing<f32>,
-    /// (tokens, intermediate)
-    gated: Growing<f32>,
-    /// A · x of adapters: (adapted tokens, ranks)
-    features: Growing<f32>,
-    /// (wanted tokens, vocabulary)
-    logits: Growing<f32>,
-    /// In a group, rows of any of these in parts.
-    parts: Growing<f32>,
-}
-
-/// Where the activations of this step lie.
-struct Buffers {
-    residual: u64,
-    normed: u64,
-    qkv: u64,
-    attended: u64,
-    gate_up: u64,
-    gated: u64,
-    features: u64,
-    logits: u64,
-    parts: u64,
-}
 
 /// One step's view of the model.
 struct Step<'a> {
@@ -83,10 +49,11 @@ struct Gathered {
 }
 
 impl CudaLlama {
-    /// Computes what the sheet says and fills `logits`, (wanted, vocabulary); a rank other than 0, which hands over its own,
-    /// has room for none.
+    /// Computes what the sheet says, makes its lists, and fills `logits` with the rows that are wanted whole, (rows, vocabulary);
+    /// a rank other than 0, which hands over its own, has room for none.
     pub(crate) fn step(&mut self, logits: &mut [f32]) -> Result<(), ModelError> {
-        let Self { device, config, division, weights, rope, cache, workspace, sheet, peers, .. } = self;
+        let Self { device, config, division, weights, rope, cache, workspace, sheet, lister, peers, .. } =
+            self;
         let mut peers = peers.as_mut().filter(|peers| peers.has_others());
         let at = workspace.reserve(device, (config, division), sheet, peers.is_some())?;
         let mut step =
@@ -100,69 +67,23 @@ impl CudaLlama {
             }
         }
         if sheet.wanted > 0 {
-            step.head()?;
+            let scores = step.head(lister.whole())?;
+            if lister.lists() > 0 {
+                lister.make(device, scores, sheet.lists())?;
+            }
         }
+        if !logits.is_empty() {
+            workspace.read_logits(device, logits.len())?;
+        }
+        // The one time that the host waits, but for what a group makes it wait for.
         match peers {
             None => device.finish()?,
             Some(peers) => peers.drain(device)?,
         }
-        match logits {
-            [] => Ok(()),
-            logits => workspace.logits.read(device, logits),
+        if !logits.is_empty() {
+            logits.copy_from_slice(workspace.logits(logits.len()));
         }
-    }
-}
-
-impl Workspace {
-    pub const fn new() -> Self {
-        Self {
-            residual: Growing::new(),
-            normed: Growing::new(),
-            qkv: Growing::new(),
-            attended: Growing::new(),
-            gate_up: Growing::new(),
-            gated: Growing::new(),
-            features: Growing::new(),
-            logits: Growing::new(),
-            parts: Growing::new(),
-        }
-    }
-
-    fn reserve(
-        &mut self,
-        device: &Device,
-        (config, division): (&Config, &Division),
-        sheet: &Sheet,
-        in_group: bool,
-    ) -> Result<Buffers, ModelError> {
-        // Steps of nearly one size shall not each allocate.
-        let (tokens, wanted) = (sheet.tokens.next_power_of_two(), sheet.wanted.next_power_of_two());
-        let Config { hidden, intermediate, vocabulary, heads, head_dim, .. } = *config;
-        let own = |linear: Linear| division.outputs(linear).rows.len();
-        let reserve = |memory: &mut Growing<f32>, numbers: usize| {
-            memory.reserve(device, numbers, "a step's activations").map(|memory| memory.at(0))
-        };
-        let gathered = tokens * hidden.max(heads * head_dim).max(intermediate);
-        Ok(Buffers {
-            residual: reserve(&mut self.residual, tokens * hidden)?,
-            normed: reserve(&mut self.normed, tokens * hidden)?,
-            qkv: reserve(&mut self.qkv, tokens * (own(Linear::Query) + 2 * own(Linear::Key)))?,
-            attended: reserve(&mut self.attended, tokens * heads * head_dim)?,
-            gate_up: reserve(&mut self.gate_up, tokens * 2 * own(Linear::Gate))?,
-            gated: reserve(&mut self.gated, tokens * intermediate)?,
-            features: match sheet.adapted {
-                0 => 0,
-                _ => reserve(&mut self.features, tokens * sheet.ranks_max())?,
-            },
-            logits: match sheet.wanted {
-                0 => 0,
-                _ => reserve(&mut self.logits, wanted * vocabulary)?,
-            },
-            parts: match in_group {
-                false => 0,
-                true => reserve(&mut self.parts, gathered.max(wanted * vocabulary))?,
-            },
-        })
+        Ok(())
     }
 }
 
@@ -198,7 +119,7 @@ impl Step<'_> {
         self.adapt((index, Group::Qkv), (normed, &layer.qkv), qkv)?;
         self.rotate_and_append(index, layer)?;
         self.attend(index, self.own(attended))?;
-        self.gather(attended, Receivers::All)?;
+        self.gather_all(attended)?;
         self.add((index, Group::Output), (attended.address, &layer.output))
     }
 
@@ -210,7 +131,7 @@ impl Step<'_> {
         self.multiply(&layer.gate_up, (normed, gate_up, tokens), false)?;
         self.adapt((index, Group::GateUp), (normed, &layer.gate_up), gate_up)?;
         self.gate(self.own(gated))?;
-        self.gather(gated, Receivers::All)?;
+        self.gather_all(gated)?;
         self.add((index, Group::Down), (gated.address, &layer.down))
     }
 
@@ -224,11 +145,12 @@ impl Step<'_> {
         }
         self.multiply(matrix, (input, own, residual.rows), true)?;
         self.adapt(place, (input, matrix), own)?;
-        self.gather(residual, Receivers::All)
+        self.gather_all(residual)
     }
 
-    /// Logits of the wanted tokens, in the caller's order.
-    fn head(&mut self) -> Result<(), ModelError> {
+    /// Logits of the wanted tokens, in the sheet's order; the first `whole` rows of them come together. Returns where this rank's
+    /// part of the others lies.
+    fn head(&mut self, whole: usize) -> Result<u64, ModelError> {
         let LlamaWeights { norm, head, .. } = self.weights;
         let (normed, wanted) = (self.at.normed, self.sheet.wanted);
         let logits = Gathered {
@@ -237,9 +159,13 @@ impl Step<'_> {
             width: self.config.vocabulary,
             address: self.at.logits,
         };
+        let own = self.own(logits);
         self.normalise(norm, (normed, wanted), self.sheet.wanted_rows())?;
-        self.multiply(head, (normed, self.own(logits), wanted), false)?;
-        self.gather(logits, Receivers::Leader)
+        self.multiply(head, (normed, own, wanted), false)?;
+        if whole > 0 {
+            self.gather(logits, whole, Receivers::Leader)?;
+        }
+        Ok(own + bytes(whole * head.outputs))
     }
 }
 
@@ -270,16 +196,21 @@ impl Step<'_> {
         self.parts(gathered) + bytes(gathered.rows * first)
     }
 
-    /// Gives the receivers what all ranks have computed.
-    fn gather(&mut self, gathered: Gathered, receivers: Receivers) -> Result<(), ModelError> {
+    /// Gives all ranks what all have computed.
+    fn gather_all(&mut self, gathered: Gathered) -> Result<(), ModelError> {
+        self.gather(gathered, gathered.rows, Receivers::All)
+    }
+
+    /// Gives the receivers the first `count` rows of what all ranks have computed.
+    fn gather(&mut self, gathered: Gathered, count: usize, receivers: Receivers) -> Result<(), ModelError> {
         let parts = self.parts(gathered);
         let Gathered { columns, rows, .. } = gathered;
         let Some(peers) = &mut self.peers else { return Ok(()) };
-        peers.gather(self.device, (columns, rows), parts, receivers)?;
+        peers.gather(self.device, (columns, rows, count), parts, receivers)?;
         let bounds = peers.bounds(columns);
         match parts == gathered.address || receivers == Receivers::Leader && !peers.leads() {
             true => Ok(()),
-            false => self.place(gathered, bounds),
+            false => self.place(gathered, count, bounds),
         }
     }
 
@@ -300,7 +231,8 @@ impl Step<'_> {
         self.launch("cut", columns_of_rows(whole.rows, own.len()), &arguments)
     }
 
-    fn place(&self, whole: Gathered, bounds: u64) -> Result<(), ModelError> {
+    /// The first `count` rows.
+    fn place(&self, whole: Gathered, count: usize, bounds: u64) -> Result<(), ModelError> {
         let arguments = [
             Address(self.at.parts),
             Address(bounds),
@@ -308,7 +240,7 @@ impl Step<'_> {
             integer(whole.rows),
             integer(whole.width),
         ];
-        self.launch("place", columns_of_rows(whole.rows, whole.width), &arguments)
+        self.launch("place", columns_of_rows(count, whole.width), &arguments)
     }
 }
 
@@ -501,6 +433,6 @@ fn bytes(numbers: usize) -> u64 {
 }
 
 /// Dimensions have less than 24 bits each, and widths of rows less than 31.
-fn integer(number: usize) -> Argument {
+pub(crate) fn integer(number: usize) -> Argument {
     Integer(i32::try_from(number).expect("dimensions of a checked model"))
 }

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use uniarm_collective::{Collective, Fault, Faulty, Group, Local, Nccl, Payload, Schedule, Tcp};
 use uniarm_cuda::{CudaLlama, CudaOptions, WeightFormat};
+use uniarm_engine::likeliest::rank;
 use uniarm_model::{
-    Adapter, Conditioned, Forward, LlamaOptions, ModelError, ModelFiles, OpenOptions, Part, Row, Shard, open,
+    Adapter, Conditioned, Forward, Likeliest, Lists, LlamaOptions, ModelError, ModelFiles, NoiseAt,
+    OpenOptions, Part, Row, Shard, open,
 };
 
 #[path = "support/fakes.rs"]
@@ -38,9 +40,12 @@ const CACHE_BLOCKS: usize = 32;
 const ORDER_BYTES: u64 = 32 + (16 << 10);
 
 fn main() {
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 9] = [
         ("any number of ranks has the bits of one gpu", any_number_of_ranks_has_the_bits_of_one_gpu),
+        ("any number of ranks has the lists of one gpu", any_number_of_ranks_has_the_lists_of_one_gpu),
+        ("followers keep their rows and count anew", followers_keep_their_rows_and_count_anew),
         ("a step copies orders and logits alone", a_step_copies_orders_and_logits_alone),
+        ("a step of lists copies no logits", a_step_of_lists_copies_no_logits),
         ("a rank that is lost at any call ends the step", a_rank_that_is_lost_at_any_call_ends_the_step),
         ("a rank that hangs is named at the timeout", a_rank_that_hangs_is_named_at_the_timeout),
         ("ranks that cannot be are refused", ranks_that_cannot_be_are_refused),
@@ -62,7 +67,7 @@ fn free_address() -> String {
 }
 
 fn load(files: &ModelFiles, weights: WeightFormat, part: Part) -> Shard {
-    Shard::over(Box::new(CudaLlama::load_part(files, &options(weights), part).unwrap()))
+    Shard::over(Box::new(CudaLlama::load_part(files, &options(weights), part).unwrap())).ranked_by(rank)
 }
 
 /// Joins as processes do: over TCP first, and then over NCCL.
@@ -192,6 +197,127 @@ fn any_number_of_ranks_has_the_bits_of_one_gpu() {
     }
 }
 
+/// Of a step: rows that came whole, lists, and the rows behind these, the last one first.
+type Listed = (Vec<u32>, Vec<Vec<[u32; 3]>>, Vec<u32>);
+
+/// Steps of which some positions are listed, or all, or none.
+fn listed_script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Listed> {
+    assert!(model.gives_lists());
+    let noise = |position| Some(NoiseAt { seed: 1 << 40 | 3, choice: 1, position });
+    let noisy = |position| Some(Likeliest { count: 5, scale: 0.9, noise: noise(position) });
+    let long = Some(Likeliest { count: 60, scale: 1.7, noise: noise(7) });
+    let greedy = Some(Likeliest { count: 9, scale: 1.0, noise: None });
+    let (tokens, more) = (prompt(7, 12), prompt(8, 9));
+    let row = |tokens, blocks, wanted: usize| {
+        let logits_from = <[u32]>::len(tokens) - wanted;
+        Row { tokens, start: 0, blocks, logits_from, adapter: None }
+    };
+    let (a, b, c) = (row(&tokens, &[0], 3), row(&more, &[1], 1), row(&tokens[3..], &[2], 2));
+    let adapted = Row { adapter: Some(&adapters[1]), ..b };
+    let steps = [
+        (vec![a, adapted, c], vec![noisy(4), greedy, None]),
+        // One position, whose row needs no placing; then as a row.
+        (vec![b], vec![greedy]),
+        (vec![b], vec![None]),
+        (vec![a, b, c], vec![None, long, None]),
+        (vec![c, a, adapted], vec![long, noisy(9), noisy(0)]),
+    ];
+    let of = |(rows, wanted): &(Vec<Row<'_>>, Vec<Option<Likeliest>>)| {
+        let (mut logits, mut lists, mut behind) = (Vec::new(), Lists::default(), Vec::new());
+        model.forward_listed((rows, wanted), (&mut logits, &mut lists)).unwrap();
+        let count = lists.iter().count() as u64;
+        let numbers: Vec<u64> = (lists.first..lists.first + count).rev().collect();
+        model.listed_rows(&numbers, &mut behind).unwrap();
+        let listed: Vec<Likeliest> = (rows.iter().zip(wanted))
+            .flat_map(|(row, list)| (0..row.wanted()).filter_map(|offset| Some(list.as_ref()?.later(offset))))
+            .collect();
+        // They are what the CPU makes of the rows behind them.
+        for ((list, wanted), row) in lists.iter().zip(listed).zip(behind.rchunks_exact(VOCABULARY)) {
+            let (mut candidates, mut expected) = (Vec::new(), Lists::default());
+            rank(&wanted, (row, 0), &mut candidates);
+            expected.push(&wanted, VOCABULARY, candidates.into_iter());
+            assert!(!list.is_empty() && expected.iter().next() == Some(list), "{wanted:?}");
+        }
+        let token = |token: &uniarm_model::Candidate| [token.rank.to_bits(), token.id, token.logit.to_bits()];
+        let lists = lists.iter().map(|list| list.iter().map(token).collect()).collect();
+        (bits(&logits), lists, bits(&behind))
+    };
+    steps.iter().map(of).collect()
+}
+
+fn any_number_of_ranks_has_the_lists_of_one_gpu() {
+    for (shape, weights, sizes) in [(LLAMA, WeightFormat::F32, 1..=4), (QWEN2, WeightFormat::Bf16, 2..=3)] {
+        let scene = shape.scene();
+        let mut whole = CudaLlama::load(&scene.files, &options(weights)).unwrap();
+        let expected = listed_script(&mut whole, &scene.adapters);
+        for size in sizes {
+            let (found, ends) = among(
+                &mut followers(&scene.files, weights, size),
+                (group(size, TIMEOUT), None),
+                &adapters_of(&scene.adapters),
+                |leader| listed_script(leader, &scene.adapters),
+                (&scene.files, weights),
+            );
+            for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert!(found == expected, "step {step} of {size} ranks, {weights:?}");
+            }
+            assert!(ends.iter().all(|end| end.contains("rank 0 is gone")), "{ends:?}");
+        }
+    }
+}
+
+/// A follower has been in another group, and numbers its lists as a leader does who has not.
+fn followers_keep_their_rows_and_count_anew() {
+    let scene = LLAMA.scene();
+    let files = (&scene.files, WeightFormat::F32);
+    let mut shards = followers(files.0, files.1, 2);
+    let tokens = prompt(3, 5);
+    let row = Row { tokens: &tokens, start: 0, blocks: &[0], logits_from: 1, adapter: None };
+    let list = Some(Likeliest { count: 4, scale: 1.0, noise: None });
+    for _ in 0..2 {
+        let lead = |leader: &mut dyn Forward| {
+            let (mut logits, mut lists, mut behind) = (Vec::new(), Lists::default(), Vec::new());
+            leader.forward(&[row], &mut logits).unwrap();
+            for first in [0, 4] {
+                leader.forward_listed((&[row], &[list]), (&mut Vec::new(), &mut lists)).unwrap();
+                assert_eq!(lists.first, first);
+            }
+            let came = leader.listed_rows(&[6, 1], &mut behind).unwrap();
+            assert_eq!(came, 2 * size_of::<f32>() * VOCABULARY.div_ceil(2), "from one other rank");
+            let rows: Vec<&[f32]> = logits.chunks_exact(VOCABULARY).collect();
+            assert!(behind == [rows[2], rows[1]].concat());
+            let error = leader.listed_rows(&[8], &mut behind).unwrap_err();
+            assert!(error.to_string().contains("not kept"), "{error}");
+        };
+        among(&mut shards, (group(2, TIMEOUT), None), &[], lead, files);
+    }
+}
+
+fn a_step_of_lists_copies_no_logits() {
+    const COUNT: usize = 6;
+    let scene = LLAMA.scene();
+    let tokens = prompt(3, 5);
+    let row = Row { tokens: &tokens, start: 0, blocks: &[0], logits_from: 3, adapter: None };
+    let list = Some(Likeliest { count: COUNT, scale: 1.0, noise: None });
+    let ((copied, gathered), _) = among(
+        &mut followers(&scene.files, WeightFormat::F32, 3),
+        (group(3, TIMEOUT), None),
+        &[],
+        |leader| {
+            let mut lists = Lists::default();
+            leader.forward(&[row], &mut Vec::new()).unwrap();
+            let before = fakes::count("fake_bytes_to_host");
+            leader.forward_listed((&[row], &[list]), (&mut Vec::new(), &mut lists)).unwrap();
+            (fakes::count("fake_bytes_to_host") - before, lists.gathered_bytes)
+        },
+        (&scene.files, WeightFormat::F32),
+    );
+    // Each rank's list comes from its device, and from the other ranks in a message.
+    let list_bytes = 2 * COUNT * 3 * size_of::<u32>();
+    assert_eq!(copied, 2 * ORDER_BYTES + (3 * list_bytes) as u64 + 2 * ORDER_BYTES);
+    assert_eq!(gathered, 2 * (list_bytes + 2 * size_of::<u32>()));
+}
+
 fn a_step_copies_orders_and_logits_alone() {
     let scene = LLAMA.scene();
     let tokens = prompt(3, 5);
@@ -212,14 +338,22 @@ fn a_step_copies_orders_and_logits_alone() {
     assert_eq!(copied, 2 * ORDER_BYTES + (2 * VOCABULARY * size_of::<f32>()) as u64);
 }
 
-/// Steps until one fails: how, and how long all of them took.
-fn until_it_fails(leader: &mut dyn Forward) -> (String, Duration) {
+/// Steps until one fails: how, and how long all of them took. With a list, the row behind it is asked for after each.
+fn until_it_fails(leader: &mut dyn Forward, list: Option<Likeliest>) -> (String, Duration) {
     let tokens = prompt(5, 3);
     let began = Instant::now();
-    for start in [0, 3, 6] {
+    let mut step = |start| {
         let row = Row { tokens: &tokens, start, blocks: &[0], logits_from: 2, adapter: None };
-        if let Err(error) = leader.forward(&[row], &mut Vec::new()) {
-            let again = leader.forward(&[row], &mut Vec::new()).unwrap_err();
+        let (mut logits, mut lists) = (Vec::new(), Lists::default());
+        leader.forward_listed((&[row], &[list]), (&mut logits, &mut lists))?;
+        match list {
+            None => Ok(0),
+            Some(_) => leader.listed_rows(&[lists.first], &mut logits),
+        }
+    };
+    for start in [0, 3, 6] {
+        if let Err(error) = step(start) {
+            let again = step(start).unwrap_err();
             assert_eq!(again.to_string(), error.to_string(), "the group is over");
             return (error.to_string(), began.elapsed());
         }
@@ -228,18 +362,23 @@ fn until_it_fails(leader: &mut dyn Forward) -> (String, Duration) {
 }
 
 /// Calls of rank 1 until a step is done, joining included: what ranks agree on, what a former group left, the order,
-/// embeddings, four gathers for each of two layers, logits, and the wait for all of them.
+/// embeddings, four gathers for each of two layers, logits, and the wait for all of them; in place of logits a list behind
+/// that, the next order, and the row.
 const CALLS: u64 = 3 + 1 + 4 * 2 + 1 + 1;
+const CALLS_OF_A_LIST: u64 = CALLS + 2;
 
 fn a_rank_that_is_lost_at_any_call_ends_the_step() {
     let scene = LLAMA.scene();
     let files = (&scene.files, WeightFormat::F32);
     let mut shards = followers(files.0, files.1, 3);
-    for call in 2..=CALLS {
+    let list = Some(Likeliest { count: 4, scale: 1.0, noise: None });
+    let calls = (2..=CALLS).map(|call| (call, None)).chain((2..=CALLS_OF_A_LIST).map(|call| (call, list)));
+    for (call, list) in calls {
         for fault in [Fault::Abort, Fault::Death] {
             let schedule = Schedule::once(call, fault);
+            let fails = |leader: &mut dyn Forward| until_it_fails(leader, list);
             let ((error, took), ends) =
-                among(&mut shards, (group(3, TIMEOUT), Some(schedule)), &[], until_it_fails, files);
+                among(&mut shards, (group(3, TIMEOUT), Some(schedule)), &[], fails, files);
             assert!(error.contains("rank 1"), "{fault:?} at call {call}: {error}, {ends:?}");
             assert!(took < TIMEOUT / 2, "{fault:?} at call {call}: {took:?}");
         }
@@ -266,8 +405,9 @@ fn a_rank_that_hangs_is_named_at_the_timeout() {
     // In an order, in the midst of a step, and at its end.
     for call in [2, 6, CALLS - 1] {
         let schedule = Schedule::once(call, Fault::Silence);
+        let fails = |leader: &mut dyn Forward| until_it_fails(leader, None);
         let ((error, took), ends) =
-            among(&mut shards, (group(3, timeout), Some(schedule)), &[], until_it_fails, files);
+            among(&mut shards, (group(3, timeout), Some(schedule)), &[], fails, files);
         assert!(error.contains("rank 1"), "at call {call}: {error}, {ends:?}");
         assert!(took < 3 * timeout, "at call {call}: {took:?}");
     }

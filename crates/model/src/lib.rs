@@ -18,6 +18,7 @@ mod tokenizer;
 
 mod forward;
 mod likeliest;
+mod listing;
 
 pub mod kernels;
 
@@ -46,6 +47,7 @@ pub use error::ModelError;
 pub use forward::{Forward, Limits, Row};
 pub use hub::cache_folder;
 pub use likeliest::{Candidate, Likeliest, Lists, NoiseAt, Ranking};
+pub use listing::Listing;
 pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};
 pub use rope::RopeTable;
 pub use scripted::{ScriptedForward, ScriptedLists, ScriptedOptions};

@@ -18,6 +18,8 @@
 
 #include "../../src/kernels/group.cu"
 
+#include "../../src/kernels/likeliest.cu"
+
 namespace {
 
 template <auto KERNEL>
@@ -44,7 +46,7 @@ const Kernel ALL[] = {
     KERNEL(matmul_f32_8),  KERNEL(matmul_bf16_1), KERNEL(matmul_bf16_2),  KERNEL(matmul_bf16_4),
     KERNEL(matmul_bf16_8), KERNEL(attention_32),  KERNEL(attention_64),   KERNEL(attention_128),
     KERNEL(attention_256), KERNEL(adapter_down),  KERNEL(adapter_up),     KERNEL(cut),
-    KERNEL(place),
+    KERNEL(place),         KERNEL(list_parts),    KERNEL(list_rows),
 };
 
 } // namespace

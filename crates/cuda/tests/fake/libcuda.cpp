@@ -43,6 +43,12 @@ size_t allocated_bytes = 0;
 std::atomic<uint64_t> allocations_made = 0, launches_made = 0, bytes_to_host = 0, copies_to_device = 0;
 std::atomic<int> frees_to_come = 0;
 std::atomic<int> contexts = 0;
+// Pages of the host, and copies of them that are under way.
+struct Locked {
+    size_t bytes;
+    int copies;
+};
+std::map<uintptr_t, Locked> locked; // by address
 char context_handle;
 thread_local Handle current_context = nullptr;
 
@@ -61,6 +67,14 @@ bool is_inside(Address address, size_t bytes) {
     if (after == allocations.begin()) return false;
     auto [start, size] = *std::prev(after);
     return address - start + bytes <= size;
+}
+
+// The locked pages that a run of bytes of the host lies in; null: in none.
+Locked* pages_of(const void* address, size_t bytes) {
+    auto after = locked.upper_bound(uintptr_t(address));
+    if (after == locked.begin()) return nullptr;
+    auto& [start, pages] = *std::prev(after);
+    return uintptr_t(address) - start + bytes <= pages.bytes ? &pages : nullptr;
 }
 
 Result allocate(Address* address, size_t bytes) {
@@ -163,6 +177,40 @@ struct Launch {
 
 void run_launch(void* launch) { std::unique_ptr<Launch>(static_cast<Launch*>(launch))->run(); }
 
+// A copy from or to locked pages on its way through a stream.
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+    Locked* pages;
+};
+
+void run_copy(void* argument) {
+    std::unique_ptr<Copy> copy(static_cast<Copy*>(argument));
+    std::memcpy(copy->to, copy->from, copy->bytes);
+    std::lock_guard guard(lock);
+    copy->pages->copies--;
+}
+
+// Locked pages of the host are read and written in their turn. Other memory is at once, when the stream is done with what it has.
+void copy(void* to, const void* from, size_t bytes, const void* host, Stream stream) {
+    std::unique_lock guard(lock);
+    if (Locked* pages = pages_of(host, bytes)) {
+        pages->copies++;
+        stream_put(stream, run_copy, nullptr, new Copy{to, from, bytes, pages});
+        return;
+    }
+    guard.unlock();
+    stream_wait(stream);
+    std::memcpy(to, from, bytes);
+}
+
+// Whether the device has so many bytes there.
+bool is_there(Address address, size_t bytes) {
+    std::lock_guard guard(lock);
+    return is_inside(address, bytes);
+}
+
 void run_release(void* address) {
     if (release(Address(uintptr_t(address))) != SUCCESS) std::abort();
     frees_to_come--;
@@ -223,6 +271,10 @@ Result cuDevicePrimaryCtxRelease_v2(int) {
         refuse("the context goes, and memory is still there");
         std::abort();
     }
+    if (!locked.empty()) {
+        refuse("the context goes, and pages of the host are still locked");
+        std::abort();
+    }
     return SUCCESS;
 }
 
@@ -269,21 +321,39 @@ Result cuMemFreeAsync(Address address, Stream stream) {
     return SUCCESS;
 }
 
-// Copies of ordinary host memory wait for what the stream has before them.
-Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream stream) {
-    stream_wait(stream);
+Result cuMemHostAlloc(void** address, size_t bytes, unsigned) {
     std::lock_guard guard(lock);
-    if (!is_inside(to, bytes)) return refuse("a copy to the device beyond an allocation");
-    std::memcpy(reinterpret_cast<void*>(uintptr_t(to)), from, bytes);
+    if (bytes == 0) return refuse("no bytes to lock");
+    *address = std::malloc(bytes);
+    std::memset(*address, FRESH, bytes);
+    locked[uintptr_t(*address)] = {bytes, 0};
+    allocations_made++;
+    return SUCCESS;
+}
+
+Result cuMemFreeHost(void* address) {
+    std::lock_guard guard(lock);
+    auto found = locked.find(uintptr_t(address));
+    if (found == locked.end()) return refuse("pages are freed that were not locked, or were freed before");
+    if (found->second.copies > 0) {
+        refuse("pages are freed that a copy is under way from or to");
+        std::abort();
+    }
+    locked.erase(found);
+    std::free(address);
+    return SUCCESS;
+}
+
+Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream stream) {
+    if (!is_there(to, bytes)) return refuse("a copy to the device beyond an allocation");
+    copy(reinterpret_cast<void*>(uintptr_t(to)), from, bytes, from, stream);
     copies_to_device++;
     return SUCCESS;
 }
 
 Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream) {
-    stream_wait(stream);
-    std::lock_guard guard(lock);
-    if (!is_inside(from, bytes)) return refuse("a copy from the device beyond an allocation");
-    std::memcpy(to, reinterpret_cast<const void*>(uintptr_t(from)), bytes);
+    if (!is_there(from, bytes)) return refuse("a copy from the device beyond an allocation");
+    copy(to, reinterpret_cast<const void*>(uintptr_t(from)), bytes, to, stream);
     bytes_to_host += bytes;
     return SUCCESS;
 }

@@ -39,10 +39,16 @@ inline float __uint_as_float(unsigned bits) {
     return number;
 }
 
-inline float __shfl_xor_sync(unsigned, float number, int mask) {
-    uint32_t bits;
+inline unsigned __float_as_uint(float number) {
+    unsigned bits;
     std::memcpy(&bits, &number, sizeof bits);
-    return __uint_as_float(exchange(bits, unsigned(mask)));
+    return bits;
 }
+
+inline float __shfl_xor_sync(unsigned, float number, int mask) {
+    return __uint_as_float(exchange(__float_as_uint(number), unsigned(mask)));
+}
+
+inline int __shfl_xor_sync(unsigned, int number, int mask) { return int(exchange(uint32_t(number), unsigned(mask))); }
 
 inline int min(int a, int b) { return a < b ? a : b; }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use uniarm_collective::{Collective, CollectiveError};
 
-use super::listing::Listing;
+use super::listing::Lister;
 use super::matrix::Matrix;
 use crate::config::Config;
 use crate::division::{Columns, Division, Part};
@@ -15,6 +15,7 @@ use crate::error::ModelError;
 use crate::forward::Row;
 use crate::kernels::buffer::Buffer;
 use crate::likeliest::{Likeliest, Lists, Ranking};
+use crate::listing::Listing;
 
 /// The way from one rank to the others.
 #[derive(Default)]
@@ -38,6 +39,7 @@ struct Peers {
     /// Those of them that are handed over, where not all are.
     chosen: Buffer,
     listing: Listing,
+    lister: Lister,
 }
 
 impl Exchange {
@@ -49,9 +51,20 @@ impl Exchange {
     ) -> Result<Self, ModelError> {
         let divisions = Division::of_stage(config, part)?;
         let [own, parts, scores, chosen] = [(); 4].map(|()| Buffer::new());
-        let (counts, listing) = (Vec::new(), Listing::new(ranking));
+        let (counts, listing, lister) = (Vec::new(), Listing::default(), Lister::new(ranking));
         Ok(Self {
-            peers: Some(Peers { group, part, divisions, own, parts, counts, scores, chosen, listing }),
+            peers: Some(Peers {
+                group,
+                part,
+                divisions,
+                own,
+                parts,
+                counts,
+                scores,
+                chosen,
+                listing,
+                lister,
+            }),
         })
     }
 
@@ -138,7 +151,7 @@ impl Exchange {
         (whole, vocabulary): (&mut [f32], usize),
     ) -> Result<usize, CollectiveError> {
         self.peers.as_mut().map_or(Ok(0), |peers| {
-            peers.choose(numbers.len(), |peers, index, own| peers.listing.kept(numbers[index], own));
+            peers.choose(numbers.len(), |peers, index, own| peers.lister.kept(numbers[index], own));
             peers.collect_rows((numbers.len(), vocabulary), whole)
         })
     }
@@ -222,13 +235,13 @@ impl Peers {
         let (positions, listed) = (self.listing.positions(), self.listing.lists());
         if listed > 0 && self.part.is_last_stage() {
             let slice = self.division().columns(Columns::Vocabulary);
-            self.listing.make(&self.scores[..positions * slice.len()], slice)?;
+            self.lister.make(&self.listing, &self.scores[..positions * slice.len()], slice)?;
         }
         if positions > listed {
             match listed {
                 0 => std::mem::swap(&mut self.scores, &mut self.chosen),
                 _ => {
-                    let whole = self.listing.whole();
+                    let whole: Vec<usize> = self.listing.whole().collect();
                     self.choose(whole.len(), |peers, index, own| &peers.scores[whole[index] * own..][..own]);
                 }
             }
@@ -236,8 +249,9 @@ impl Peers {
             lists.gathered_bytes += received;
         }
         if listed > 0 {
-            lists.first = self.listing.first();
-            let received = self.collect_lists(lists)?;
+            let Self { group, part, divisions, listing, lister, .. } = self;
+            let tokens = divisions.iter().map(|division| division.columns(Columns::Vocabulary).len());
+            let received = listing.collect((Some(&mut **group), *part), tokens, &lister.own, lists)?;
             lists.gathered_bytes += received;
         }
         Ok(())
@@ -288,30 +302,6 @@ impl Peers {
                 place(part, range, whole, width);
             }
         }
-        Ok(received)
-    }
-
-    /// The same for lists.
-    fn collect_lists(&mut self, lists: &mut Lists) -> Result<usize, CollectiveError> {
-        let Self { group, part, divisions, listing, .. } = self;
-        if part.rank > 0 {
-            let own = bytemuck::cast_slice(&listing.own);
-            return if part.is_last_stage() { group.send(0, own).map(|()| 0) } else { Ok(0) };
-        }
-        let mut received = 0;
-        listing.all.clear();
-        for (rank, division) in (part.size - part.ranks()..).zip(divisions.iter()) {
-            if rank == 0 {
-                listing.all.extend_from_slice(&listing.own);
-                continue;
-            }
-            let start = listing.all.len();
-            let words = listing.words(division.columns(Columns::Vocabulary).len());
-            listing.all.resize(start + words, 0);
-            group.recv(rank, bytemuck::cast_slice_mut(&mut listing.all[start..]))?;
-            received += words * size_of::<u32>();
-        }
-        listing.merge(divisions.iter().map(|division| division.columns(Columns::Vocabulary).len()), lists);
         Ok(received)
     }
 

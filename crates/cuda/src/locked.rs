@@ -1,0 +1,94 @@
+//! Memory of the host whose pages are locked: the device reads and writes it by itself, in the order of the stream. From other
+//! memory the driver copies first, and waits for what the stream has before.
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::{slice, thread};
+
+use cudarc::driver::{CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result, sys};
+use uniarm_model::ModelError;
+
+use crate::device::{Device, refused};
+
+/// Memory that grows to the largest use seen, and loses what it holds when it grows: pages take longer to lock than to copy.
+pub(crate) struct Locked<T> {
+    pages: Option<Pages>,
+    numbers: PhantomData<T>,
+}
+
+struct Pages {
+    /// Whose copies they are for.
+    stream: Arc<CudaStream>,
+    address: *mut u8,
+    bytes: usize,
+}
+
+/// Safety: nobody else has the address; the driver takes it back on any thread.
+unsafe impl Send for Pages {}
+
+// === impl Locked ===
+
+impl<T: DeviceRepr + ValidAsZeroBits> Locked<T> {
+    pub const fn new() -> Self {
+        Self { pages: None, numbers: PhantomData }
+    }
+
+    /// Room for `count` numbers, of any content. Copies of what is here have to be done.
+    pub fn reserve(&mut self, device: &Device, count: usize) -> Result<&mut [T], ModelError> {
+        let bytes = count * size_of::<T>();
+        if self.pages.as_ref().is_none_or(|pages| pages.bytes < bytes) {
+            self.pages = None;
+            self.pages = Some(Pages::lock(device, bytes.max(1).next_power_of_two())?);
+        }
+        let pages = self.pages.as_mut().expect("pages that were locked");
+        // Safety: they are so many bytes at least, at the beginning of a page; zeros, or what a T was copied to.
+        Ok(unsafe { slice::from_raw_parts_mut(pages.address.cast(), count) })
+    }
+
+    /// The first numbers of a room for as many.
+    pub fn numbers(&self, count: usize) -> &[T] {
+        let pages = self.pages.as_ref().filter(|pages| count * size_of::<T>() <= pages.bytes);
+        let pages = pages.expect("pages that were locked for so many");
+        // Safety: as above.
+        unsafe { slice::from_raw_parts(pages.address.cast(), count) }
+    }
+}
+
+// === impl Pages ===
+
+impl Pages {
+    fn lock(device: &Device, bytes: usize) -> Result<Self, ModelError> {
+        let stream = Arc::clone(device.stream());
+        let locked = stream.context().bind_to_thread().and_then(|()| {
+            // Safety: the context is this thread's, and the driver gives so many bytes or none.
+            unsafe {
+                let address: *mut u8 = result::malloc_host(bytes, 0)?.cast();
+                address.write_bytes(0, bytes);
+                Ok::<_, DriverError>(address)
+            }
+        });
+        let address = locked.map_err(|error| refused(&format!("{bytes} bytes of locked memory"), error))?;
+        Ok(Self { stream, address, bytes })
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let (stream, address) = (Arc::clone(&self.stream), self.address as usize);
+        let is_idle = stream.context().bind_to_thread().is_ok()
+            // Safety: the stream is there as long as this.
+            && unsafe { sys::cuStreamQuery(stream.cu_stream()) } == sys::CUresult::CUDA_SUCCESS;
+        let free = move || {
+            if stream.synchronize().is_ok() {
+                // Safety: the driver gave this address, and no copy is under way. What it says of that, nobody can mend.
+                let _ = unsafe { result::free_host(address as *mut c_void) };
+            }
+        };
+        match is_idle {
+            true => free(),
+            // A copy may stand behind a transfer whose peer is gone. That wait has no end, and is not this thread's.
+            false => drop(thread::Builder::new().name("locked memory".to_owned()).spawn(free)),
+        }
+    }
+}
