@@ -42,7 +42,8 @@ async fn base_and_reward_workers_on_a_gpu_answer_as_those_on_the_cpu() {
         answers.into_iter().map(|answer| answer.choices[0].tokens.clone()).collect::<Vec<_>>()
     };
     let flags = ["--model", demo_model(), "--kv-tokens", "512", "--device", "cuda", "--gpu-weights", "f32"];
-    let base = Running::start_on(&host, "base", &flags);
+    // In lock-step, where reward workers hand over lists too.
+    let base = Running::start_on(&host, "base", &[&flags[..], &["--draft-window", "0"]].concat());
     // A group of one: it meets, agrees and computes as larger ones do, whose ranks the stand-in for NCCL has as threads only.
     let meeting = free_address();
     let group = ["--group", "g0", "--rank", "0", "--size", "1", "--group-address", &meeting];
@@ -50,8 +51,11 @@ async fn base_and_reward_workers_on_a_gpu_answer_as_those_on_the_cpu() {
     let reward = Running::start_on(&host, "reward", &flags_of_reward);
     let found = answers(&base, &reward).await;
     // Both rankings of them: with noise, and without.
-    let lists = base.metric("uniarm_base_positions_total{form=\"list\"}");
-    assert!(lists >= 4.0, "{lists} positions came as lists");
+    let lists = |worker: &Running, role: &str| {
+        worker.metric(&format!("uniarm_{role}_positions_total{{form=\"list\"}}"))
+    };
+    let made = [lists(&base, "base"), lists(&reward, "reward")];
+    assert!(made.iter().all(|lists| *lists >= 4.0), "{made:?} positions came as lists");
     drop((base, reward));
     let expected = answers(&worker("base", &[]), &worker("reward", &["--adapter", &adapter])).await;
     assert_eq!(found, expected);

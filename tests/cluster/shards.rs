@@ -181,7 +181,8 @@ async fn a_reward_worker_of_several_processes_steers_as_one() {
     let _machine = machine();
     let adapter = format!("shipped={}", repository().join("adapters/positive-concise").display());
     let (meeting, requests) = (free_address(), long_requests());
-    let base = worker("base", &["--threads", "1"]);
+    // In lock-step, where its ranks hand over lists.
+    let base = worker("base", &["--threads", "1", "--draft-window", "0"]);
     let steered = async |rewards: &[Running]| {
         let peers = ["--base-peer", &base.address, "--reward-peer", &rewards[0].address];
         let router = Running::start("router", &peers);
@@ -190,7 +191,10 @@ async fn a_reward_worker_of_several_processes_steers_as_one() {
     };
     let one = steered(&[worker("reward", &["--adapter", &adapter])]).await;
     let flags = ranks(3, &["--group-address", &meeting, "--adapter", &adapter]);
-    assert!(steered(&start_all("reward", &flags)).await == one);
+    let group = start_all("reward", &flags);
+    assert!(steered(&group).await == one);
+    let lists = group[0].metric("uniarm_reward_positions_total{form=\"list\"}");
+    assert!(lists >= 100.0, "{lists} positions came as lists");
 }
 
 /// Memory of a process that no file stands behind, in MiB.
