@@ -1,15 +1,19 @@
 //! Memory of the host whose pages are locked: the device reads and writes it by itself, in the order of the stream. From other
 //! memory the driver copies first, and waits for what the stream has before.
 
-use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use std::{slice, thread};
 
 use cudarc::driver::{CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result, sys};
 use uniarm_model::ModelError;
 
 use crate::device::{Device, refused};
+
+/// How long whoever gives pages back waits for the stream: steps take less, and what was aborted ends sooner.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// Memory that grows to the largest use seen, and loses what it holds when it grows: pages take longer to lock than to copy.
 pub(crate) struct Locked<T> {
@@ -74,21 +78,20 @@ impl Pages {
 }
 
 impl Drop for Pages {
+    /// The driver takes them back when the stream has nothing left to do. Behind a transfer that hangs, they stay until the process ends.
     fn drop(&mut self) {
-        let (stream, address) = (Arc::clone(&self.stream), self.address as usize);
-        let is_idle = stream.context().bind_to_thread().is_ok()
-            // Safety: the stream is there as long as this.
-            && unsafe { sys::cuStreamQuery(stream.cu_stream()) } == sys::CUresult::CUDA_SUCCESS;
-        let free = move || {
-            if stream.synchronize().is_ok() {
-                // Safety: the driver gave this address, and no copy is under way. What it says of that, nobody can mend.
-                let _ = unsafe { result::free_host(address as *mut c_void) };
-            }
-        };
-        match is_idle {
-            true => free(),
-            // A copy may stand behind a transfer whose peer is gone. That wait has no end, and is not this thread's.
-            false => drop(thread::Builder::new().name("locked memory".to_owned()).spawn(free)),
+        if self.stream.context().bind_to_thread().is_err() {
+            return;
+        }
+        let began = Instant::now();
+        // Safety: the stream is there as long as this.
+        let state = || unsafe { sys::cuStreamQuery(self.stream.cu_stream()) };
+        while state() == sys::CUresult::CUDA_ERROR_NOT_READY && began.elapsed() < PATIENCE {
+            thread::sleep(PAUSE);
+        }
+        if state() == sys::CUresult::CUDA_SUCCESS {
+            // Safety: the driver gave this address, and no copy is under way. What it says of that, nobody can mend.
+            let _ = unsafe { result::free_host(self.address.cast()) };
         }
     }
 }
