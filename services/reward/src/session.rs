@@ -172,15 +172,20 @@ impl Session {
             Logits::Row(row) => HeldLogits::Row(row.to_vec()),
             Logits::List(list, number) => HeldLogits::List(list, number),
         };
-        self.is_row_wanted &= matches!(logits, HeldLogits::List(..));
-        if let Some(held) = self.rows.iter_mut().find(|row| row.position == position) {
-            held.logits = logits;
-            return;
+        let is_row = matches!(logits, HeldLogits::Row(_));
+        match self.rows.iter_mut().find(|row| row.position == position) {
+            Some(held) => held.logits = logits,
+            None => {
+                if self.rows.len() == ROWS_HELD_MAX {
+                    self.rows.pop_front();
+                }
+                self.rows.push_back(HeldRow { position, logits, answered: false });
+            }
         }
-        if self.rows.len() == ROWS_HELD_MAX {
-            self.rows.pop_front();
+        if is_row {
+            // A short step brings the first of several.
+            self.is_row_wanted = self.asked.iter().any(|(position, _)| self.list_number(*position).is_some());
         }
-        self.rows.push_back(HeldRow { position, logits, answered: false });
     }
 
     /// The number of the list that is held for a position, if there is no row.
@@ -222,11 +227,10 @@ impl Session {
 
     /// The questions that can be answered now, or never.
     pub(crate) fn asked(&mut self) -> Vec<(u32, Vec<u32>)> {
-        let Self { asked, rows, .. } = self;
-        let is_list = |position: u32| {
-            rows.iter().any(|row| row.position == position && matches!(row.logits, HeldLogits::List(..)))
-        };
-        asked.extract_if(.., |(position, _)| !is_list(*position)).collect()
+        let asked = std::mem::take(&mut self.asked);
+        let (later, now) = asked.into_iter().partition(|(position, _)| self.list_number(*position).is_some());
+        self.asked = later;
+        now
     }
 
     fn position_after(&self, index: usize) -> u32 {
