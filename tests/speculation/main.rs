@@ -267,7 +267,7 @@ async fn models_that_give_lists_choose_the_tokens_of_whole_rows() {
                 line.unwrap().parse::<u64>().unwrap()
             };
             assert!(count("positions_total{form=\"list\"}") > 100, "{metrics}");
-            // Half of the requests are asked with lists too short for many of their tokens.
+            // Filters, penalties and short lists: base workers ask for more of many rows.
             let ways = ["fetched", "repeated"];
             let [fetched, repeated] =
                 ways.map(|way| count(&format!("undecided_lists_total{{way=\"{way}\"}}")));

@@ -223,8 +223,7 @@ impl Forward for CudaLlama {
 
     fn listed_rows(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
         if !self.keeps(numbers) {
-            let reason = "the row behind a list is not kept any more".to_owned();
-            return Err(ModelError::Invalid { field: "numbers", reason });
+            return Err(ModelError::row_not_kept());
         }
         self.hand_over(numbers, logits)
     }

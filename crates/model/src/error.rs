@@ -76,4 +76,9 @@ impl ModelError {
     pub(crate) fn unsupported(file: &Path, feature: impl Into<String>) -> Self {
         Self::Unsupported { file: file.to_owned(), feature: feature.into() }
     }
+
+    /// Of [`Forward::listed_rows`](crate::Forward::listed_rows): a row is asked for too late.
+    pub fn row_not_kept() -> Self {
+        Self::Invalid { field: "numbers", reason: "the row behind a list is not kept any more".to_owned() }
+    }
 }

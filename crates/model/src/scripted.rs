@@ -211,9 +211,7 @@ impl Forward for ScriptedForward {
         let first = self.listed - self.behind.len() as u64;
         for number in numbers {
             let row = number.checked_sub(first).and_then(|index| self.behind.get(index as usize));
-            let reason = || format!("the row behind list {number} is not kept");
-            let row = row.ok_or_else(|| ModelError::Invalid { field: "numbers", reason: reason() })?;
-            logits.extend_from_slice(row);
+            logits.extend_from_slice(row.ok_or_else(ModelError::row_not_kept)?);
         }
         Ok(0)
     }

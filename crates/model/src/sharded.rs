@@ -308,8 +308,7 @@ impl Forward for Leader {
 
     fn listed_rows(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
         if !self.model.keeps(numbers) {
-            let reason = "the row behind a list is not kept any more".to_owned();
-            return Err(ModelError::Invalid { field: "numbers", reason });
+            return Err(ModelError::row_not_kept());
         }
         let (order, group) = self.group();
         let told = order.send_again(group, numbers);
