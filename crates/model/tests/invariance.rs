@@ -115,6 +115,41 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch() {
 }
 
 #[test]
+fn threads_that_share_a_long_context_do_not_show() {
+    /// Longer than two segments of attention, and a row of less than one.
+    const LENGTHS: [usize; 2] = [1100, 500];
+    const BLOCKS: u32 = 69;
+    let long = |scene: &Scene| scene.files.config.context_tokens >= LENGTHS[0];
+    let mut compared = 0;
+    for Scene { files, _folder, .. } in scenes().into_iter().filter(long) {
+        compared += 1;
+        let options = |threads| LlamaOptions { threads, kv_blocks: 2 * BLOCKS as usize, block_tokens: 16 };
+        let mut model = Llama::load(&files, &options(1)).expect("a sound model");
+        let tokens = prompt(4, model.vocabulary());
+        let rows =
+            LENGTHS.map(|length| -> Vec<u32> { tokens.iter().copied().cycle().take(length).collect() });
+        let expected =
+            rows.each_ref().map(|row| bits(&step(&mut model, &mut [Sequence::new(row, 0..BLOCKS, None)])[0]));
+        let mut model = model.share(&options(2)).expect("threads");
+        let mut batch = [
+            Sequence::new(&rows[0][..LENGTHS[0] - 1], 0..BLOCKS, None),
+            Sequence::new(&rows[1][..LENGTHS[1] - 1], BLOCKS..2 * BLOCKS, None),
+        ];
+        step(&mut model, &mut batch);
+        for (sequence, row) in batch.iter_mut().zip(&rows) {
+            sequence.tokens.clone_from(row);
+        }
+        let alone = Sequence { computed: batch[0].computed, ..Sequence::new(&rows[0], 0..BLOCKS, None) };
+        assert!(bits(&step(&mut model, &mut [alone])[0]) == expected[0], "{}", files.name);
+        let found = step(&mut model, &mut batch);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(bits(found) == *expected, "{}", files.name);
+        }
+    }
+    assert!(compared > 1, "no model has a long context");
+}
+
+#[test]
 fn chunks_and_blocks_do_not_show() {
     for Scene { files, adapters, _folder } in scenes() {
         let mut model = load(&files, 2);

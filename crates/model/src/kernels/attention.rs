@@ -1,10 +1,11 @@
 //! Causal attention of a few query vectors over one key-value head of the paged cache.
 //!
-//! Two passes: all scores, their maximum and exponentials; then the weighted sum of the values. A sum over
-//! keys runs in the order of positions and is never split, so neither the cut into chunks nor the blocks that
-//! hold the cache show in the result. (Online softmax would save the score buffer and cost a rescaling per
-//! block.) Queries that share a key-value head, by grouping or by following one another, are taken together
-//! and read the cache once.
+//! Positions are cut into segments, by where they stand in the sequence. For each segment there are two passes: all scores,
+//! their maximum and exponentials; then the weighted sum of the values, in the order of positions. Then the segments'
+//! sums are added, in their order, each with the factor that its maximum makes due. So neither the cut into chunks, nor the blocks
+//! that hold the cache, nor the threads that share the segments show in the result. (Online softmax would save
+//! the score buffer and cost a rescaling per block.) Queries that share a key-value head, by grouping or by following
+//! one another, are taken together and read the cache once.
 
 use std::ops::Range;
 
@@ -15,6 +16,9 @@ use super::tile::{Tile, panels_together};
 /// Query vectors taken together, at most.
 const QUERIES_WIDE: usize = 12;
 const QUERIES_NARROW: usize = 6;
+
+/// Positions of a segment: their scores stay in the first cache, and threads that share one sequence's find enough of them.
+const SEGMENT: usize = 512;
 
 /// Cache lines of values that are asked for with each 16 exponentials: while these are computed, memory would rest.
 const FETCH_LINES: usize = 8;
@@ -47,16 +51,28 @@ pub struct Queries<'a> {
     pub blocks: &'a [u32],
 }
 
-/// One call's work.
+/// What the segments of some queries come to: for each segment and query, the weighted sum of its values, the sum of the
+/// weights and the greatest score; (segments, queries, head_dim + 16).
+#[derive(Clone, Copy)]
+pub struct Partials {
+    pub start: *mut f32,
+    pub head_dim: usize,
+}
+
+/// The work over one segment.
 struct Attention<'a> {
     isa: Isa,
     queries: &'a Queries<'a>,
     cache: LayerCache,
+    /// Positions of the segment, up to the last that a query sees.
+    keys: Range<usize>,
     /// (head_dim, queries)
     packed: *mut f32,
     /// (queries, score_stride)
     scores: *mut f32,
     score_stride: usize,
+    /// The segment's results: (queries, head_dim + 16)
+    results: *mut f32,
 }
 
 /// Scores of one query → weights, in place, and their sum behind them.
@@ -75,10 +91,13 @@ struct Weigh<'a> {
     keys: Range<usize>,
 }
 
-/// row · scale, over a multiple of 16 floats.
-struct Scale<'a> {
-    row: &'a mut [f32],
-    scale: f32,
+/// Adds the segments of one query.
+struct Merge {
+    partials: Partials,
+    /// From a segment's result to the next one's.
+    stride: usize,
+    segments: usize,
+    output: *mut f32,
 }
 
 // Safety: a pointer and dimensions; users keep writers of one slot apart (`LayerCache::write`).
@@ -104,24 +123,51 @@ const fn queries_max(wide: bool) -> usize {
 /// Writes the attention of `queries` over their sequence so far, which includes themselves.
 ///
 /// # Safety
-/// `queries` points to as many floats as it says, its output to memory that nobody else uses, its blocks to
-/// blocks of `cache` whose positions up to the last query are written and not being written.
+/// As of [`attend_segment`] and [`merge`].
 pub unsafe fn attend(isa: Isa, queries: &Queries<'_>, cache: LayerCache, scratch: &mut Buffer) {
-    let count = queries.tokens * queries.heads;
-    debug_assert!(count <= queries_max(isa.is_wide()));
-    // The extra vector keeps rows of a power-of-two context out of one cache set.
-    let score_stride = (queries.position + queries.tokens).next_multiple_of(LANES) + LANES;
-    scratch.reserve(count * (cache.head_dim + score_stride));
-    let (packed, scores) = scratch.split_at_mut(count * cache.head_dim);
-    let (packed, scores) = (packed.as_mut_ptr(), scores.as_mut_ptr());
-    let attention = Attention { isa, queries, cache, packed, scores, score_stride };
-    // Safety: as promised by the caller.
+    let head_dim = cache.head_dim;
+    let own = Attention::floats(queries, head_dim);
+    scratch.reserve(own + Partials::floats(queries, head_dim));
+    let (own, partials) = scratch.split_at_mut(own);
+    let partials = Partials { start: partials.as_mut_ptr(), head_dim };
     unsafe {
-        attention.pack_queries();
-        attention.score();
-        attention.softmax();
-        attention.weigh();
-        attention.normalise();
+        for segment in 0..queries.segments() {
+            Attention::new(isa, (queries, cache), segment, own, partials).run();
+        }
+        merge(isa, queries, partials);
+    }
+}
+
+/// The part of [`attend`] that concerns one segment; others may be another thread's.
+///
+/// # Safety
+/// `queries` points to as many floats as it says, its blocks to blocks of `cache` whose positions up to the last query are
+/// written and not being written; `partials` to [`Partials::floats`], of which nobody uses this segment's.
+pub unsafe fn attend_segment(
+    isa: Isa,
+    (queries, cache): (&Queries<'_>, LayerCache),
+    segment: usize,
+    partials: Partials,
+    scratch: &mut Buffer,
+) {
+    scratch.reserve(Attention::floats(queries, cache.head_dim));
+    unsafe { Attention::new(isa, (queries, cache), segment, scratch, partials).run() };
+}
+
+/// Writes the output of queries whose segments are all done.
+///
+/// # Safety
+/// The partials are those of these queries, whose output nobody else uses.
+pub unsafe fn merge(isa: Isa, queries: &Queries<'_>, partials: Partials) {
+    let Queries { heads, output, output_stride, .. } = *queries;
+    let Partials { start, head_dim } = partials;
+    for query in 0..queries.count() {
+        isa.run(Merge {
+            partials: Partials { start: start.wrapping_add(query * partials.row_floats()), head_dim },
+            stride: queries.count() * partials.row_floats(),
+            segments: queries.segments(),
+            output: output.wrapping_add(query / heads * output_stride + query % heads * head_dim),
+        });
     }
 }
 
@@ -167,36 +213,100 @@ impl LayerCache {
     }
 }
 
-impl Attention<'_> {
-    /// Queries in order of token, then head.
+impl Queries<'_> {
+    /// In order of token, then head.
     #[inline(always)]
     fn count(&self) -> usize {
-        self.queries.tokens * self.queries.heads
+        self.tokens * self.heads
     }
 
-    /// Keys that a query sees: those up to its own position.
+    /// Segments that they see: the same for all, because they lie in one run of 16 positions.
+    pub fn segments(&self) -> usize {
+        self.position / SEGMENT + 1
+    }
+}
+
+impl Partials {
+    /// Room for those of some queries.
+    pub fn floats(queries: &Queries<'_>, head_dim: usize) -> usize {
+        queries.segments() * queries.count() * (head_dim + LANES)
+    }
+
+    fn row_floats(self) -> usize {
+        self.head_dim + LANES
+    }
+}
+
+impl<'a> Attention<'a> {
+    /// Of queries and scores; an extra vector keeps rows of a whole segment out of one cache set.
+    fn floats(queries: &Queries<'_>, head_dim: usize) -> usize {
+        queries.count() * (head_dim + Self::score_stride(queries))
+    }
+
+    fn score_stride(queries: &Queries<'_>) -> usize {
+        (queries.position + queries.tokens).min(SEGMENT).next_multiple_of(LANES) + LANES
+    }
+
+    fn new(
+        isa: Isa,
+        (queries, cache): (&'a Queries<'a>, LayerCache),
+        segment: usize,
+        scratch: &mut [f32],
+        partials: Partials,
+    ) -> Self {
+        let (packed, scores) = scratch.split_at_mut(queries.count() * cache.head_dim);
+        let start = segment * SEGMENT;
+        let results = segment * queries.count() * partials.row_floats();
+        Self {
+            isa,
+            queries,
+            cache,
+            keys: start..(queries.position + queries.tokens).min(start + SEGMENT),
+            packed: packed.as_mut_ptr(),
+            scores: scores.as_mut_ptr(),
+            score_stride: Self::score_stride(queries),
+            results: partials.start.wrapping_add(results),
+        }
+    }
+
+    unsafe fn run(&self) {
+        debug_assert!(self.count() <= queries_max(self.isa.is_wide()));
+        unsafe {
+            self.pack_queries();
+            self.score();
+            self.softmax();
+            self.weigh();
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.queries.count()
+    }
+
+    /// Keys of the segment that a query sees: those up to its own position.
     #[inline(always)]
     fn visible(&self, query: usize) -> usize {
-        self.queries.position + query / self.queries.heads + 1
+        (self.queries.position + query / self.queries.heads + 1).min(self.keys.end) - self.keys.start
     }
 
+    /// Panels are counted from the segment's first.
     fn key_panel(&self, panel: usize) -> *const f32 {
-        let per_block = self.cache.block_tokens / LANES;
+        let (panel, per_block) = (self.keys.start / LANES + panel, self.cache.block_tokens / LANES);
         let block = self.queries.blocks[panel / per_block] as usize;
         self.cache.keys(block, self.queries.kv_head, panel % per_block)
     }
 
     #[inline(always)]
     fn value_panel(&self, panel: usize) -> *const f32 {
-        let per_block = self.cache.block_tokens / LANES;
+        let (panel, per_block) = (self.keys.start / LANES + panel, self.cache.block_tokens / LANES);
         let block = self.queries.blocks[panel / per_block] as usize;
         self.cache.values(block, self.queries.kv_head, panel % per_block)
     }
 
+    /// The weighted values of a query; behind them the sum of its weights, and its greatest score.
     #[inline(always)]
-    fn output(&self, query: usize) -> *mut f32 {
-        let Queries { heads, output, output_stride, .. } = *self.queries;
-        output.wrapping_add(query / heads * output_stride + query % heads * self.cache.head_dim)
+    fn result(&self, query: usize) -> *mut f32 {
+        self.results.wrapping_add(query * (self.cache.head_dim + LANES))
     }
 
     /// (queries, head_dim) → (head_dim, queries)
@@ -241,12 +351,6 @@ impl Attention<'_> {
         self.scores.wrapping_add(query * self.score_stride)
     }
 
-    /// Where the sum of a query's weights is kept: past its last panel.
-    #[inline(always)]
-    fn sum(&self, query: usize) -> *mut f32 {
-        self.scores(query + 1).wrapping_sub(LANES)
-    }
-
     /// Asks for the values in [`FETCH_LINES`] cache lines, counted from the first that the queries see.
     #[inline(always)]
     fn fetch_values<V: F32x16>(&self, first: usize) {
@@ -269,14 +373,15 @@ impl Attention<'_> {
     /// First over the panels that all queries see whole, then token by token over the last one.
     unsafe fn weigh(&self) {
         let Queries { position, tokens, heads, .. } = *self.queries;
+        let first = self.visible(0);
         unsafe {
-            if tokens == 1 {
-                return self.weigh_queries(0..heads, 0..position + 1);
+            if tokens == 1 || position >= self.keys.end {
+                return self.weigh_queries(0..self.count(), 0..first);
             }
-            let common = position / LANES * LANES;
-            self.weigh_queries(0..tokens * heads, 0..common);
+            let common = (position - self.keys.start) / LANES * LANES;
+            self.weigh_queries(0..self.count(), 0..common);
             for token in 0..tokens {
-                self.weigh_queries(token * heads..(token + 1) * heads, common..position + token + 1);
+                self.weigh_queries(token * heads..(token + 1) * heads, common..first + token);
             }
         }
     }
@@ -300,13 +405,6 @@ impl Attention<'_> {
             }
         }
     }
-
-    unsafe fn normalise(&self) {
-        for query in 0..self.count() {
-            let row = unsafe { std::slice::from_raw_parts_mut(self.output(query), self.cache.head_dim) };
-            self.isa.run(Scale { row, scale: 1.0 / unsafe { *self.sum(query) } });
-        }
-    }
 }
 
 impl Kernel for Softmax<'_> {
@@ -317,7 +415,7 @@ impl Kernel for Softmax<'_> {
         let panels = visible.div_ceil(LANES);
         let scores = attention.scores(query);
         let at = |panel: usize| scores.wrapping_add(panel * LANES);
-        // Safety: scores have whole panels, and the sum lies beyond them.
+        // Safety: scores have whole panels.
         unsafe {
             // Whatever lies there, NaN included, is not this sequence's past.
             for key in visible..panels * LANES {
@@ -327,7 +425,8 @@ impl Kernel for Softmax<'_> {
             for panel in 0..panels {
                 greatest = V::load(at(panel)).max(greatest);
             }
-            let offset = V::splat(-greatest.greatest());
+            let greatest = greatest.greatest();
+            let offset = V::splat(-greatest);
             let mut sum = V::splat(0.0);
             for panel in 0..panels {
                 let weight = V::load(at(panel)).add(offset).exp();
@@ -335,7 +434,9 @@ impl Kernel for Softmax<'_> {
                 sum = sum.add(weight);
                 attention.fetch_values::<V>((query * panels + panel) * FETCH_LINES);
             }
-            *attention.sum(query) = sum.sum();
+            let result = attention.result(query).add(attention.cache.head_dim);
+            *result = sum.sum();
+            *result.add(1) = greatest;
         }
     }
 }
@@ -377,7 +478,7 @@ impl Weigh<'_> {
         let mut outputs = [std::ptr::null_mut(); R];
         let mut weights = [std::ptr::null(); R];
         for r in 0..R {
-            outputs[r] = attention.output(first + r).wrapping_add(column * LANES);
+            outputs[r] = attention.result(first + r).wrapping_add(column * LANES);
             weights[r] = attention.scores.wrapping_add((first + r) * attention.score_stride).cast_const();
         }
         let mut sums = [[V::splat(0.0); P]; R];
@@ -420,12 +521,32 @@ impl Weigh<'_> {
     }
 }
 
-impl Kernel for Scale<'_> {
+impl Kernel for Merge {
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        for vector in self.row.chunks_exact_mut(LANES) {
-            // Safety: 16 floats.
-            unsafe { V::load(vector.as_ptr()).mul(V::splat(self.scale)).store(vector.as_mut_ptr()) };
+        let Self { partials: Partials { start, head_dim }, stride, segments, output } = self;
+        let row = |segment: usize| start.wrapping_add(segment * stride);
+        // Safety: as promised to `merge`.
+        unsafe {
+            let sum = |segment: usize| row(segment).add(head_dim);
+            let greatest = |segment: usize| row(segment).add(head_dim + 1);
+            let greatest_of_all =
+                (0..segments).fold(f32::NEG_INFINITY, |most, segment| most.max(*greatest(segment)));
+            let mut total = 0.0;
+            for segment in 0..segments {
+                let factor = V::splat(*greatest(segment) - greatest_of_all).exp().lanes()[0];
+                total += factor * *sum(segment);
+                *greatest(segment) = factor;
+            }
+            let scale = V::splat(1.0 / total);
+            for column in (0..head_dim).step_by(LANES) {
+                let mut sums = V::splat(0.0);
+                for segment in 0..segments {
+                    let factor = V::splat(*greatest(segment));
+                    sums = factor.mul_add(V::load(row(segment).add(column)), sums);
+                }
+                sums.mul(scale).store(output.add(column));
+            }
         }
     }
 }
@@ -436,6 +557,9 @@ mod tests {
 
     const KV_HEADS: usize = 2;
     const GROUP: usize = 3;
+
+    /// A prime: every stride visits all of them.
+    const BLOCKS: usize = 127;
 
     fn number(seed: usize) -> f32 {
         let x = (seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -455,8 +579,9 @@ mod tests {
     impl Scene {
         fn new(tokens: usize, head_dim: usize, block_tokens: usize, stride: usize) -> Self {
             let blocks: Vec<u32> =
-                (0..tokens.div_ceil(block_tokens)).map(|b| (b * stride % 11) as u32).collect();
-            let mut cache = vec![f32::NAN; 11 * LayerCache::block_floats(KV_HEADS, head_dim, block_tokens)];
+                (0..tokens.div_ceil(block_tokens)).map(|b| (b * stride % BLOCKS) as u32).collect();
+            let block_floats = LayerCache::block_floats(KV_HEADS, head_dim, block_tokens);
+            let mut cache = vec![f32::NAN; BLOCKS * block_floats];
             let layout = LayerCache { start: cache.as_mut_ptr(), kv_heads: KV_HEADS, head_dim, block_tokens };
             for token in 0..tokens {
                 let (keys, values) = (Self::rows(token, 1, head_dim), Self::rows(token, 2, head_dim));
@@ -473,10 +598,35 @@ mod tests {
 
         /// Attention of all tokens from `from` on, at most `together` at once.
         fn attend(&mut self, isa: Isa, from: usize, together: usize) -> Vec<f32> {
+            let mut scratch = Buffer::new();
+            self.each(isa, (from, together), |queries, cache| unsafe {
+                attend(isa, queries, cache, &mut scratch);
+            })
+        }
+
+        /// The same, one segment after another, the last one first.
+        fn attend_in_segments(&mut self, isa: Isa, from: usize, together: usize) -> Vec<f32> {
+            let (mut scratch, mut memory) = (Buffer::new(), Buffer::new());
+            self.each(isa, (from, together), |queries, cache| {
+                memory.reserve(Partials::floats(queries, cache.head_dim));
+                memory.fill(f32::NAN);
+                let partials = Partials { start: memory.as_mut_ptr(), head_dim: cache.head_dim };
+                for segment in (0..queries.segments()).rev() {
+                    unsafe { attend_segment(isa, (queries, cache), segment, partials, &mut scratch) };
+                }
+                unsafe { merge(isa, queries, partials) };
+            })
+        }
+
+        fn each(
+            &mut self,
+            isa: Isa,
+            (from, together): (usize, usize),
+            mut attend: impl FnMut(&Queries<'_>, LayerCache),
+        ) -> Vec<f32> {
             self.layout.start = self.cache.as_mut_ptr();
             let stride = KV_HEADS * GROUP * self.layout.head_dim;
             let mut output = vec![0.0; self.tokens * stride];
-            let mut scratch = Buffer::new();
             for kv_head in 0..KV_HEADS {
                 let mut token = from;
                 while token < self.tokens {
@@ -493,7 +643,7 @@ mod tests {
                         output_stride: stride,
                         blocks: &self.blocks,
                     };
-                    unsafe { attend(isa, &queries, self.layout, &mut scratch) };
+                    attend(&queries, self.layout);
                     token += tokens;
                 }
             }
@@ -525,10 +675,20 @@ mod tests {
 
     #[test]
     fn attention_is_the_definition_and_ignores_what_lies_in_unused_slots() {
-        for (head_dim, block_tokens) in [(64, 16), (80, 32), (16, 16)] {
-            let mut scene = Scene::new(75, head_dim, block_tokens, 4);
-            let output = scene.attend(Isa::best(), 0, usize::MAX);
-            for token in [0, 1, 15, 16, 17, 40, 74] {
+        const LONG: usize = 2 * SEGMENT + 75;
+        for (head_dim, block_tokens, from, tokens) in [
+            (64, 16, 0, &[0, 1, 15, 16, 17, 40, 74][..]),
+            (80, 32, 0, &[0, 1, 15, 16, 17, 40, 74]),
+            (
+                16,
+                16,
+                SEGMENT - 20,
+                &[SEGMENT - 20, SEGMENT - 1, SEGMENT, SEGMENT + 1, SEGMENT + 16, LONG - 1],
+            ),
+        ] {
+            let mut scene = Scene::new(tokens[tokens.len() - 1] + 1, head_dim, block_tokens, 4);
+            let output = scene.attend(Isa::best(), from, usize::MAX);
+            for &token in tokens {
                 for head in 0..KV_HEADS * GROUP {
                     let found = &output[(token * KV_HEADS * GROUP + head) * head_dim..][..head_dim];
                     for (y, exact) in found.iter().zip(scene.reference(token, head)) {
@@ -543,13 +703,26 @@ mod tests {
     }
 
     #[test]
-    fn bits_do_not_depend_on_tiles_blocks_or_instruction_set() {
+    fn bits_do_not_depend_on_tiles_blocks_segments_of_threads_or_instruction_set() {
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let expected = bits(&Scene::new(75, 80, 16, 1).attend(Isa::best(), 0, 1));
-        for isa in Isa::available() {
-            for together in [1, 2, 3, 16] {
-                let output = Scene::new(75, 80, 32, 4).attend(isa, 0, together);
-                assert_eq!(bits(&output), expected, "{} {together} together", isa.name());
+        for (tokens, from) in [(75, 0), (2 * SEGMENT + 40, 2 * SEGMENT - 20)] {
+            let expected = bits(&Scene::new(tokens, 80, 16, 1).attend(Isa::best(), from, 1));
+            for isa in Isa::available() {
+                for together in [1, 2, 3, 16] {
+                    let mut scene = Scene::new(tokens, 80, 32, 4);
+                    assert_eq!(
+                        bits(&scene.attend(isa, from, together)),
+                        expected,
+                        "{} {together} together",
+                        isa.name()
+                    );
+                    assert_eq!(
+                        bits(&scene.attend_in_segments(isa, from, together)),
+                        expected,
+                        "{} {together} together, in segments",
+                        isa.name()
+                    );
+                }
             }
         }
     }

@@ -12,7 +12,9 @@ use super::{Layer, Llama, LlamaWeights};
 use crate::adapter::{Conditioned, Group};
 use crate::division::{Columns, Division};
 use crate::forward::Row;
-use crate::kernels::attention::{LayerCache, Queries, attend, heads_together, tokens_together};
+use crate::kernels::attention::{
+    LayerCache, Partials, Queries, attend, attend_segment, heads_together, merge, tokens_together,
+};
 use crate::kernels::buffer::Buffer;
 use crate::kernels::elementwise::{add_rms_norm, gated_silu, rotate};
 use crate::kernels::gemm::{Output, Start, multiply};
@@ -25,6 +27,10 @@ use crate::rope::RopeTable;
 /// Shares that each thread gets of a region, on average: more even out a core that others use as well,
 /// fewer cost less.
 const SHARES_PER_THREAD: usize = 2;
+
+/// Where attention has fewer shares than this for each thread, segments of contexts are shared out: three heads of a long
+/// context take two threads as long as four would.
+const ATTENTION_SHARES: usize = 16;
 
 /// A share of elementwise work is at least this many floats: less is not worth handing out.
 const SHARE_FLOATS: usize = 8192;
@@ -44,6 +50,8 @@ pub(super) struct Workspace {
     qkv: Buffer,
     /// (m, queries)
     attended: Buffer,
+    /// Attention's, where segments are shared out.
+    partials: Buffer,
     /// (m, 2 × intermediate)
     gate_up: Buffer,
     /// (m, intermediate)
@@ -162,7 +170,7 @@ impl Step<'_> {
 
         let queries = layer.output.inputs();
         let attended = exchange.target(Columns::Queries, self.m, (&mut work.attended, queries)); // (m, queries)
-        self.attend((&work.runs, &work.heads), qkv, attended, cache);
+        self.attend((&work.runs, &work.heads), (qkv, attended), cache, &mut work.partials);
         exchange.gather(Columns::Queries, self.m, &mut work.attended[..self.m * queries])?;
 
         let attended = &work.attended[..self.m * queries];
@@ -294,12 +302,19 @@ impl Step<'_> {
     }
 
     /// Attention of every token over its sequence in the cache.
-    fn attend(&self, (runs, heads): (&[Run], &[Heads]), qkv: Matrix, attended: Matrix, cache: LayerCache) {
-        self.team.share(runs.len() * heads.len(), |task| {
+    fn attend(
+        &self,
+        (runs, heads): (&[Run], &[Heads]),
+        (qkv, attended): (Matrix, Matrix),
+        cache: LayerCache,
+        partials: &mut Buffer,
+    ) {
+        let head_dim = self.weights.config.head_dim;
+        let queries = |task: usize| {
             let Run { row, token, tokens } = runs[task / heads.len()];
             let Heads { first, count, kv_head } = heads[task % heads.len()];
-            let column = first * self.weights.config.head_dim;
-            let queries = Queries {
+            let column = first * head_dim;
+            Queries {
                 position: self.plan.tokens[token].position,
                 tokens,
                 heads: count,
@@ -309,10 +324,39 @@ impl Step<'_> {
                 output: attended.output.row(token).column(column).start(),
                 output_stride: attended.width,
                 blocks: self.rows[row].blocks,
-            };
-            // Safety: every (token, head) is in one task; the cache was written in an earlier region.
-            SCORES.with_borrow_mut(|scores| unsafe { attend(self.isa, &queries, cache, scores) });
+            }
+        };
+        let tasks = runs.len() * heads.len();
+        let most = |size: &dyn Fn(&Queries<'_>) -> usize| {
+            (0..tasks).map(|task| size(&queries(task))).max().unwrap_or(0)
+        };
+        let threads = self.team.threads();
+        let segments = match threads > 1 && tasks < threads * ATTENTION_SHARES {
+            true => most(&|queries| queries.segments()),
+            false => 1,
+        };
+        if segments == 1 {
+            return self.team.share(tasks, |task| {
+                // Safety: every (token, head) is in one task; the cache was written in an earlier region.
+                SCORES.with_borrow_mut(|scores| unsafe { attend(self.isa, &queries(task), cache, scores) });
+            });
+        }
+        let size = most(&|queries| Partials::floats(queries, head_dim));
+        partials.reserve(tasks * size);
+        let partials = Matrix::new(partials, size);
+        let partials = |task: usize| Partials { start: partials.output.row(task).start(), head_dim };
+        self.team.share(tasks * segments, |share| {
+            let (task, segment) = (share / segments, share % segments);
+            let queries = queries(task);
+            if segment < queries.segments() {
+                // Safety: as above, and every segment has results of its own.
+                SCORES.with_borrow_mut(|scores| unsafe {
+                    attend_segment(self.isa, (&queries, cache), segment, partials(task), scores);
+                });
+            }
         });
+        // Safety: the segments were computed in an earlier region.
+        self.team.share(tasks, |task| unsafe { merge(self.isa, &queries(task), partials(task)) });
     }
 
     /// Cuts this rank's query heads into those that attend together: of one key-value head, and not too many.

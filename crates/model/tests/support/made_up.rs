@@ -122,7 +122,7 @@ fn model(folder: &Path, model_type: &str, qwen2: bool) {
     let config = json!({
         "model_type": model_type, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": INTERMEDIATE,
-        "vocab_size": VOCABULARY, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "vocab_size": VOCABULARY, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": !qwen2, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
     });
     tensors.save(folder, "model.safetensors", ("config.json", &config));
