@@ -1,8 +1,8 @@
-// Products with weights of f32, by plain multiply-adds, for comparisons: a warp computes two columns of up to eight rows, its lanes
-// stride over the inputs.
+// Products with weights of f32, by plain multiply-adds, for comparisons: a warp computes two columns of up to eight rows,
+// its lanes stride over the inputs.
 //
-// The weights of a warp are read once for all of its rows. Where a row stands among
-// others, and how many there are, does not show in its sums: an instance for more rows does the same for each of them.
+// The weights of a warp are read once for all of its rows. Where a row stands among others, and how many there are, does
+// not show in its sums: an instance for more rows does the same for each of them.
 
 constexpr int MATMUL_WARPS = 8;
 constexpr int MATMUL_COLUMNS = 2;

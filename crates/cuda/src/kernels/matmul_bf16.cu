@@ -1,18 +1,20 @@
 // Products with weights of bf16 on tensor cores: a block computes 16 outputs of 8 rows, or 2 or 4 times as many of both.
 //
-// Activations stay f32: each is cut into three terms of bf16, which together are the activation, and the weights are multiplied with
-// all three. Products of two bf16 are exact in the sums, which are f32.
+// Activations stay f32: each is cut into three terms of bf16, which together are the activation, and the weights are
+// multiplied with all three. Products of two bf16 are exact in the sums, which are f32.
 //
-// Sums have one order. Inputs are taken in parts of 32, part p by warp p mod 8 of the block. The sum of a part begins with nothing, takes
-// the smallest terms first, and is then added to the warp's; in the end the sums of the eight warps are added in their order. Where an f32
-// would be rounded, tensor cores cut off, always towards zero: so no sum that goes through them is longer than a part. All of
-// that follows from the number of inputs, and a column of a product knows nothing of the others: how many rows there are, where a row
-// stands among them, and which instance computes it do not show.
+// Sums have one order. Inputs are taken in parts of 32, part p by warp p mod 8 of the block. The sum of a part begins
+// with nothing, takes the smallest terms first, and is then added to the warp's; in the end the sums of the eight warps
+// are added in their order. Where an f32 would be rounded, tensor cores cut off, always towards zero: so no sum that goes
+// through them is longer than a part. All of that follows from the number of inputs, and a column of a product knows
+// nothing of the others: how many rows there are, where a row stands among them, and which instance computes it do not
+// show.
 //
-// Decoding is bound by reading the weights. Its floor is 2 · inputs · outputs bytes / bandwidth: 10 µs for 4096 × 4096 at the 3.35 TB/s
-// of an H100. To get there, bandwidth × latency bytes have to be on their way (Little's law): at 0.7 µs 18 KB for each of its 132
-// SMs, and 25 KB at the 4.8 TB/s of an H200. A block of any instance has 128 bytes on their way to each lane, 32 KB: one to an SM is
-// enough. Activations come from the L2 cache, as often as there are blocks of outputs: instances for more rows take more outputs, too.
+// Decoding is bound by reading the weights. Its floor is 2 · inputs · outputs bytes / bandwidth: 10 µs for 4096 × 4096 at
+// the 3.35 TB/s of an H100. To get there, bandwidth × latency bytes have to be on their way (Little's law): at 0.7 µs
+// 18 KB for each of its 132 SMs, and 25 KB at the 4.8 TB/s of an H200. A block of any instance has 128 bytes on their way to
+// each lane, 32 KB: one to an SM is enough. Activations come from the L2 cache, as often as there are blocks of outputs:
+// instances for more rows take more outputs, too.
 
 constexpr int TENSOR_WARPS = 8;
 
@@ -20,8 +22,8 @@ constexpr int TENSOR_WARPS = 8;
 constexpr int TILE_OUTPUTS = 16;
 constexpr int TILE_ROWS = 8;
 
-// Of a part: two products of 16, of which a lane has 8 of each of its outputs and rows, side by side: 16 bytes of weights. Which input
-// stands where in a product is free, as long as weights and activations agree.
+// Of a part: two products of 16, of which a lane has 8 of each of its outputs and rows, side by side: 16 bytes of
+// weights. Which input stands where in a product is free, as long as weights and activations agree.
 constexpr int PART_INPUTS = 32;
 constexpr int LANE_INPUTS = 8;
 
@@ -91,8 +93,8 @@ __device__ inline PartRows<TILES> load_rows(const Operands& of, int part) {
     return numbers;
 }
 
-// terms[term][product] are the words of a fragment. A term is the upper half of what those before it leave, 8 of 24 bits; rounding
-// would leave no less, and could make an infinity. Of numbers above 10^-33 nothing is left in the end.
+// terms[term][product] are the words of a fragment. A term is the upper half of what those before it leave, 8 of 24 bits;
+// rounding would leave no less, and could make an infinity. Of numbers above 10^-33 nothing is left in the end.
 __device__ inline void cut_terms(const float (&numbers)[2][4], unsigned (&terms)[TERMS][2][2]) {
     constexpr unsigned UPPER = 0xffff0000u;
 #pragma unroll
@@ -159,8 +161,8 @@ __device__ inline void join_warps(const Operands& of, const float (&sums)[TILES]
     }
 }
 
-// output[row][i] = Σ input[row][k] · weight[i][k], or += where `add` is set, for rows and outputs of a grid of (rows / (8 · TILES),
-// outputs / (16 · TILES)) blocks: those that share weights run side by side. `inputs` is a multiple of 8.
+// output[row][i] = Σ input[row][k] · weight[i][k], or += where `add` is set. `inputs` is a multiple of 8. Grid:
+// (rows / 8 / TILES, outputs / 16 / TILES), so that blocks that share weights run side by side.
 template <int TILES>
 __device__ inline void matmul_bf16(const Operands& of) {
     constexpr int AHEAD = PARTS_AHEAD / TILES;

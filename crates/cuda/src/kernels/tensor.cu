@@ -1,8 +1,8 @@
-// Products of tensor cores. This file alone has instructions of the device, and only NVRTC compiles it: for the tests, tests/fake/
-// has a function of the same name, which meets the other lanes of the warp and multiplies what they bring.
+// Products of tensor cores. This file alone has instructions of the device, and only NVRTC compiles it: for the tests,
+// tests/fake/ has a function of the same name, which meets the other lanes of the warp and multiplies what they bring.
 
-// sums += a · b over a warp: sums are 16 outputs × 8 rows, `a` 16 outputs × 16 inputs, `b` 16 inputs × 8 rows. With lane = 4 · group
-// + member, a lane brings and gets, two neighbours to a word of `a` and `b`, the first in its lower half:
+// sums += a · b over a warp: sums are 16 outputs × 8 rows, `a` 16 outputs × 16 inputs, `b` 16 inputs × 8 rows. With
+// lane = 4 · group + member, a lane has the following; of `a` and `b` two inputs in a word, the first in its lower half:
 //     sums: (group, 2 · member), (group, 2 · member + 1), and both 8 outputs further
 //     a:    (group, 2 · member…), (group + 8, 2 · member…), and both 8 inputs further
 //     b:    (2 · member…, group), (2 · member + 8…, group)
