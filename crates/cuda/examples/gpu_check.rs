@@ -1,12 +1,12 @@
-//! A model on a real GPU beside the same model on the CPU: errors of logits, bits of batches, lists of the likeliest tokens, and
-//! the speed of decoding.
+//! A model on a real GPU beside the same model on the CPU: errors of products and logits, bits of batches, lists of the likeliest
+//! tokens, and the speed of decoding.
 //!
 //!     cargo run --release -p uniarm-cuda --example gpu_check -- MODEL
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use uniarm_cuda::{CudaLlama, CudaOptions, WeightFormat, list_rows};
+use uniarm_cuda::{CudaLlama, CudaOptions, Products, WeightFormat, list_rows};
 use uniarm_engine::likeliest::rank;
 use uniarm_model::{
     Forward, Likeliest, Lists, Llama, LlamaOptions, ModelError, ModelFiles, NoiseAt, OpenOptions, Row, open,
@@ -24,6 +24,9 @@ const BLOCKS: usize = BATCHES[BATCHES.len() - 1] * BLOCKS_OF_A_ROW;
 
 /// Of the largest logit. Weights of 16 bits are compared with those of 32.
 const TOLERANCES: [(WeightFormat, f32); 2] = [(WeightFormat::F32, 1e-4), (WeightFormat::Bf16, 2e-2)];
+
+/// Of the sum of magnitudes: products of bf16 beside sums in f64. A term that is lost would show by 1e-5.
+const PRODUCT_TOLERANCE: f64 = 1e-6;
 
 fn main() -> ExitCode {
     let Some(model) = std::env::args().nth(1) else {
@@ -56,7 +59,9 @@ fn check(files: &ModelFiles) -> Result<bool, ModelError> {
     let expected = prompt_logits(&mut Llama::load_widened(files, &options)?)?;
     let listed = lists_are_the_cpu_s(gpu.vocabulary())?;
     println!("lists equal to the CPU's of the same logits: {listed}");
-    let mut sound = listed;
+    let product_error = product_error()?;
+    println!("products of bf16: {product_error:.1e} from sums in f64 (allowed {PRODUCT_TOLERANCE:.0e})");
+    let mut sound = listed && product_error <= PRODUCT_TOLERANCE;
     for (weights, tolerance) in TOLERANCES {
         if weights != WeightFormat::F32 {
             drop(gpu);
@@ -145,6 +150,37 @@ fn lists_are_the_cpu_s(vocabulary: usize) -> Result<bool, ModelError> {
     }
     // No zero is among their places, so that equal numbers have equal bits.
     Ok(expected.iter().eq(found.iter().map(Vec::as_slice)))
+}
+
+/// The largest error of products on tensor cores, of 1 to 40 rows: dense ones, and ones with a single number.
+fn product_error() -> Result<f64, ModelError> {
+    const INPUTS: usize = 1040;
+    const OUTPUTS: usize = 91;
+    let number = |i: usize| {
+        let hash = (i as u32 + 1).wrapping_mul(2_654_435_761);
+        (hash >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let weights: Vec<f32> =
+        (0..OUTPUTS * INPUTS).map(|i| f32::from_bits(number(i).to_bits() & 0xffff_0000)).collect();
+    let products = Products::of(0, (&weights, INPUTS), WeightFormat::Bf16)?;
+    let mut largest: f64 = 0.0;
+    for count in [1, 8, 9, 17, 40] {
+        let is_there = |row: usize, k: usize| row.is_multiple_of(2) || k == row * 37 % INPUTS;
+        let at = |i: usize| if is_there(i / INPUTS, i % INPUTS) { number(i + 7) } else { 0.0 };
+        let rows: Vec<f32> = (0..count * INPUTS).map(at).collect();
+        let found = products.with(&rows, None)?;
+        for (row, found) in rows.chunks_exact(INPUTS).zip(found.chunks_exact(OUTPUTS)) {
+            for (weights, found) in weights.chunks_exact(INPUTS).zip(found) {
+                let (sum, size) = row.iter().zip(weights).fold((0.0, 0.0), |(sum, size), (x, w)| {
+                    let product = f64::from(*x) * f64::from(*w);
+                    (sum + product, size + product.abs())
+                });
+                let error = (f64::from(*found) - sum).abs() / size;
+                largest = if error <= largest { largest } else { error };
+            }
+        }
+    }
+    Ok(largest)
 }
 
 fn time_decoding(model: &mut CudaLlama, rows: usize) -> Result<(), ModelError> {

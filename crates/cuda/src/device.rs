@@ -13,7 +13,9 @@ use uniarm_model::ModelError;
 /// The kernels, one program.
 const SOURCE: &str = concat!(
     include_str!("kernels/common.cu"),
+    include_str!("kernels/tensor.cu"),
     include_str!("kernels/matmul.cu"),
+    include_str!("kernels/matmul_bf16.cu"),
     include_str!("kernels/rows.cu"),
     include_str!("kernels/attention.cu"),
     include_str!("kernels/adapter.cu"),
@@ -21,7 +23,7 @@ const SOURCE: &str = concat!(
     include_str!("kernels/likeliest.cu"),
 );
 
-const KERNELS: [&str; 23] = [
+const KERNELS: [&str; 22] = [
     "embed_f32",
     "embed_bf16",
     "rms_norm",
@@ -31,10 +33,9 @@ const KERNELS: [&str; 23] = [
     "matmul_f32_2",
     "matmul_f32_4",
     "matmul_f32_8",
-    "matmul_bf16_1",
-    "matmul_bf16_2",
-    "matmul_bf16_4",
     "matmul_bf16_8",
+    "matmul_bf16_16",
+    "matmul_bf16_32",
     "attention_32",
     "attention_64",
     "attention_128",
@@ -76,6 +77,7 @@ pub(crate) struct Device {
     stream: Arc<CudaStream>,
     kernels: HashMap<&'static str, CudaFunction>,
     name: String,
+    capability: (u32, u32),
 }
 
 /// One argument of a kernel.
@@ -109,7 +111,8 @@ impl Device {
         let stream = context.new_stream().map_err(|error| refused("a stream", error))?;
         let (major, minor) =
             context.compute_capability().map_err(|error| refused("the device's version", error))?;
-        let code = compile(Architecture::Virtual(major.unsigned_abs(), minor.unsigned_abs()))?;
+        let capability = (major.unsigned_abs(), minor.unsigned_abs());
+        let code = compile(Architecture::Virtual(capability.0, capability.1))?;
         let module = context.load_module(code).map_err(|error| {
             ModelError::Device(format!(
                 "the driver does not take the kernels: {error}. It has to be as new as the compiler (libnvrtc): update the \
@@ -120,11 +123,16 @@ impl Device {
             KERNELS.into_iter().map(|name| Ok((name, module.load_function(name)?))).collect();
         let kernels = kernels.map_err(|error| refused("the kernels", error))?;
         let name = context.name().map_err(|error| refused("the device's name", error))?;
-        Ok(Self { context, stream, kernels, name })
+        Ok(Self { context, stream, kernels, name, capability })
     }
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Major and minor, as 9.0 of an H100.
+    pub fn capability(&self) -> (u32, u32) {
+        self.capability
     }
 
     pub fn bandwidth(&self) -> Option<f64> {

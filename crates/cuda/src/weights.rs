@@ -12,12 +12,16 @@ use crate::memory::Memory;
 /// Numbers that are decoded and copied at a time: a matrix at once would take gigabytes of the host.
 const PIECE_NUMBERS: usize = 1 << 24;
 
+/// From which version on devices multiply bf16 on tensor cores: that of an A100.
+const BF16_CAPABILITY: (u32, u32) = (8, 0);
+
 /// How the device holds weights. Norms, biases, adapters, activations and sums are f32 in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightFormat {
     /// As exact as the file, for files of at most 32 bits.
     F32,
-    /// Half the bytes, and so nearly half the time of a step over few rows. Exact for files of bf16.
+    /// Half the bytes, and so nearly half the time of a step over few rows. Exact for files of bf16. For devices of version 8.0 or
+    /// later.
     Bf16,
 }
 
@@ -72,6 +76,22 @@ struct Loader<'a> {
     format: WeightFormat,
 }
 
+impl WeightFormat {
+    /// Refuses a device that cannot multiply with weights of this format.
+    pub(crate) fn check(self, device: &Device) -> Result<(), ModelError> {
+        let (major, minor) = device.capability();
+        if self == Self::F32 || (major, minor) >= BF16_CAPABILITY {
+            return Ok(());
+        }
+        let (name, needed) = (device.name(), BF16_CAPABILITY);
+        Err(ModelError::Device(format!(
+            "weights of bf16 need tensor cores of compute capability {}.{} or later, and {name} has {major}.{minor}: take \
+             --gpu-weights f32",
+            needed.0, needed.1
+        )))
+    }
+}
+
 impl LlamaWeights {
     /// The outputs that a rank holds; nothing else is read.
     pub fn load(
@@ -80,6 +100,7 @@ impl LlamaWeights {
         format: WeightFormat,
         division: &Division,
     ) -> Result<Self, ModelError> {
+        format.check(device)?;
         let ModelFiles { config, weights, .. } = files;
         let loader = Loader { device, weights, config, division, format };
         let Config { vocabulary, hidden, .. } = *config;
@@ -111,6 +132,24 @@ impl LlamaWeights {
 }
 
 impl Matrix {
+    /// Of numbers by themselves, (outputs, inputs).
+    pub fn of(
+        device: &Device,
+        (numbers, inputs): (&[f32], usize),
+        format: WeightFormat,
+    ) -> Result<Self, ModelError> {
+        let outputs = numbers.len() / inputs;
+        let what = "the weights";
+        let numbers = match format {
+            WeightFormat::F32 => Numbers::F32(Memory::of(device, numbers, what)?),
+            WeightFormat::Bf16 => {
+                let halves: Vec<bf16> = numbers.iter().copied().map(bf16::from_f32).collect();
+                Numbers::Bf16(Memory::of(device, &halves, what)?)
+            }
+        };
+        Ok(Self { numbers, outputs, inputs })
+    }
+
     pub fn address(&self) -> u64 {
         match &self.numbers {
             Numbers::F32(memory) => memory.at(0),

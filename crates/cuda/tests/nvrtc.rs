@@ -18,8 +18,8 @@ mod made_up;
 /// Set in the process that finds the compiler.
 const COMPILER: &str = "UNIARM_TEST_NVRTC";
 
-/// A100, H100.
-const ARCHITECTURES: [(u32, u32); 2] = [(8, 0), (9, 0)];
+/// A T4, for weights of f32; A100, H100.
+const ARCHITECTURES: [(u32, u32); 3] = [(7, 5), (8, 0), (9, 0)];
 
 fn main() {
     if std::env::var_os(COMPILER).is_some() {
@@ -45,7 +45,7 @@ fn every_kernel_compiles() {
             check_kernels(architecture).unwrap();
         }
     }
-    println!("ok      every kernel compiles for sm_80 and sm_90");
+    println!("ok      every kernel compiles for sm_75, sm_80 and sm_90");
     let Err(ModelError::Device(message)) = check_kernels(Architecture::Real(1, 0)) else { panic!() };
     assert!(message.contains("sm_10") && message.contains("gpu-architecture"), "{message}");
     println!("ok      the compiler's words are part of the error");

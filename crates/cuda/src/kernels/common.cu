@@ -1,5 +1,5 @@
 // What the kernels share. The files of this folder are one program, compiled by NVRTC when a model is loaded, and by a
-// plain C++ compiler for the tests: no headers, no inline assembly.
+// plain C++ compiler for the tests: no headers, and no inline assembly but in tensor.cu, which the tests replace.
 //
 // Every sum has one order, which follows from the model's shape alone: no atomics, no split that depends on the number
 // of rows. Multiply-adds are written as fmaf, and the compiler is told to fuse nothing by itself, or two instances of one
@@ -13,10 +13,6 @@ struct bf16 {
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// Numbers in the 16 bytes that a lane reads at once.
-template <typename Number>
-constexpr int VECTOR = 16 / int(sizeof(Number));
-
 __device__ inline float widen(float number) { return number; }
 
 __device__ inline float widen(bf16 number) { return __uint_as_float(unsigned(number.bits) << 16); }
@@ -27,16 +23,6 @@ __device__ inline void load(const float* from, float (&to)[4]) {
     to[1] = four.y;
     to[2] = four.z;
     to[3] = four.w;
-}
-
-__device__ inline void load(const bf16* from, float (&to)[8]) {
-    const uint4 pairs = *reinterpret_cast<const uint4*>(from);
-    const unsigned words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        to[2 * i] = __uint_as_float(words[i] << 16);
-        to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
 }
 
 // Sums COUNT values of each lane over a warp. Lane l returns the sum of value l / (32 / COUNT). In every round a lane gives

@@ -34,6 +34,21 @@ struct Warp {
     bool left; // a lane has returned
 };
 
+typedef float EightRows __attribute__((vector_size(8 * sizeof(float))));
+
+// A product of tensor cores in the making: (16 outputs, 8 rows) += (16 outputs, 16 inputs) · (16 inputs, 8 rows).
+struct Product {
+    float a[16][16];
+    EightRows b[16], sums[16];
+
+    // One input after the other; products of two bf16 are exact.
+    void multiply() {
+        for (int output = 0; output < 16; output++) {
+            for (int k = 0; k < 16; k++) sums[output] += a[output][k] * b[k];
+        }
+    }
+};
+
 struct Fiber {
     jmp_buf context;
     unsigned index;
@@ -46,6 +61,7 @@ struct Fiber {
 struct Block {
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Warp> warps;
+    std::vector<Product> products; // two of each warp, as of what lanes give
     Fiber* current = nullptr;
     jmp_buf caller;
     unsigned threads = 0;
@@ -58,6 +74,9 @@ struct Block {
     void add_fiber();
     void turn_to(Fiber* next);
     void wait_turn();
+    Warp& meet();
+    bool arrive(Warp& warp);
+    void wait_for(const Warp& warp);
     void live();
 };
 
@@ -111,6 +130,25 @@ void Block::wait_turn() {
     if (!_setjmp(self->context)) turn_to(self->next);
 }
 
+// The warp of this fiber, whose lanes are about to meet.
+Warp& Block::meet() {
+    Warp& warp = warps[current->index / WARP];
+    if (warp.left) fail("a warp meets after one of its lanes has returned");
+    return warp;
+}
+
+// Whether this is the last lane, and nobody has to wait.
+bool Block::arrive(Warp& warp) {
+    current->meetings++;
+    idle_turns = 0;
+    return ++warp.arrivals == current->meetings * WARP;
+}
+
+void Block::wait_for(const Warp& warp) {
+    const uint64_t all = current->meetings * WARP;
+    while (warp.arrivals < all) wait_turn();
+}
+
 } // namespace
 
 void __syncthreads() {
@@ -122,17 +160,37 @@ void __syncthreads() {
 }
 
 uint32_t exchange(uint32_t bits, unsigned mask) {
-    Fiber* self = block.current;
-    Warp& warp = block.warps[self->index / WARP];
-    if (warp.left) fail("a warp meets after one of its lanes has returned");
+    const Fiber* self = block.current;
+    Warp& warp = block.meet();
     const unsigned lane = self->index % WARP;
     uint32_t* given = warp.given[self->meetings % 2];
     given[lane] = bits;
-    const uint64_t all = ++self->meetings * WARP;
-    warp.arrivals++;
-    block.idle_turns = 0;
-    while (warp.arrivals < all) block.wait_turn();
+    block.arrive(warp);
+    block.wait_for(warp);
     return given[(lane ^ mask) % WARP];
+}
+
+// The fragments of mma.m16n8k16 for bf16, as the PTX ISA lays them out.
+void multiply_add(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    const Fiber* self = block.current;
+    Warp& warp = block.meet();
+    Product& product = block.products[self->index / WARP * 2 + self->meetings % 2];
+    const unsigned group = self->index % WARP / 4, pair = self->index % 4 * 2;
+    const auto first = [](unsigned word) { return __uint_as_float(word << 16); };
+    const auto second = [](unsigned word) { return __uint_as_float(word & 0xffff0000u); };
+    for (unsigned i = 0; i < 4; i++) {
+        float* to = &product.a[group + i % 2 * 8][pair + i / 2 * 8];
+        to[0] = first(a[i]);
+        to[1] = second(a[i]);
+        product.sums[group + i / 2 * 8][pair + i % 2] = sums[i];
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        product.b[pair + i * 8][group] = first(b[i]);
+        product.b[pair + i * 8 + 1][group] = second(b[i]);
+    }
+    if (block.arrive(warp)) product.multiply();
+    block.wait_for(warp);
+    for (unsigned i = 0; i < 4; i++) sums[i] = product.sums[group + i / 2 * 8][pair + i % 2];
 }
 
 void __syncwarp() { exchange(0, 0); }
@@ -149,6 +207,7 @@ void run_block(Dim3 at, unsigned threads, void (*kernel)(void* const*), void* co
         fiber.meetings = fiber.barriers = 0;
     }
     block.warps.assign(threads / WARP, Warp{});
+    if (block.products.size() < threads / WARP * 2) block.products.resize(threads / WARP * 2);
     block.threads = threads;
     block.arrivals = 0;
     block.left = false;

@@ -10,6 +10,7 @@
 #include "../../src/kernels/common.cu"
 
 #include "../../src/kernels/matmul.cu"
+#include "../../src/kernels/matmul_bf16.cu"
 #include "../../src/kernels/rows.cu"
 
 #include "../../src/kernels/attention.cu"
@@ -41,12 +42,12 @@ struct Call<KERNEL> {
 #define KERNEL(NAME) {#NAME, Call<NAME>::call, Call<NAME>::SIZES, std::size(Call<NAME>::SIZES)}
 
 const Kernel ALL[] = {
-    KERNEL(embed_f32),     KERNEL(embed_bf16),    KERNEL(rms_norm),       KERNEL(rotate_and_append),
-    KERNEL(gate),          KERNEL(matmul_f32_1),  KERNEL(matmul_f32_2),   KERNEL(matmul_f32_4),
-    KERNEL(matmul_f32_8),  KERNEL(matmul_bf16_1), KERNEL(matmul_bf16_2),  KERNEL(matmul_bf16_4),
-    KERNEL(matmul_bf16_8), KERNEL(attention_32),  KERNEL(attention_64),   KERNEL(attention_128),
-    KERNEL(attention_256), KERNEL(adapter_down),  KERNEL(adapter_up),     KERNEL(cut),
-    KERNEL(place),         KERNEL(list_parts),    KERNEL(list_rows),
+    KERNEL(embed_f32),    KERNEL(embed_bf16),    KERNEL(rms_norm),       KERNEL(rotate_and_append),
+    KERNEL(gate),         KERNEL(matmul_f32_1),  KERNEL(matmul_f32_2),   KERNEL(matmul_f32_4),
+    KERNEL(matmul_f32_8), KERNEL(matmul_bf16_8), KERNEL(matmul_bf16_16), KERNEL(matmul_bf16_32),
+    KERNEL(attention_32), KERNEL(attention_64),  KERNEL(attention_128),  KERNEL(attention_256),
+    KERNEL(adapter_down), KERNEL(adapter_up),    KERNEL(cut),            KERNEL(place),
+    KERNEL(list_parts),   KERNEL(list_rows),
 };
 
 } // namespace

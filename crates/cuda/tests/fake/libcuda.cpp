@@ -1,4 +1,4 @@
-// A libcuda for tests: one device whose memory is the host's and whose kernels run on the CPU, in the order of their stream. A
+// A libcuda for tests: a device whose memory is the host's and whose kernels run on the CPU, in the order of their stream. A
 // launch returns at once, and so waits for no peer that work of the tests' libnccl before it waits for.
 //
 // What a real driver would punish late or never is refused at once, with a line on standard error: copies beyond an
@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "fibers.h"
@@ -31,6 +32,8 @@ namespace {
 
 constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600;
 constexpr int ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76, ATTRIBUTE_MEMORY_POOLS = 115;
+// The same twice, but that the second says that it is of 2018.
+constexpr int DEVICES = 2, OLD_DEVICE = 1;
 constexpr size_t DEVICE_BYTES = size_t(4) << 30;
 constexpr size_t ALIGNMENT = 256, ZONE_BYTES = 256;
 constexpr unsigned char FRESH = 0xff, ZONE = 0xa5;
@@ -233,13 +236,13 @@ Result cuDriverGetVersion(int* version) {
 }
 
 Result cuDeviceGetCount(int* count) {
-    *count = 1;
+    *count = DEVICES;
     return SUCCESS;
 }
 
 Result cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;
-    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+    return ordinal < DEVICES ? SUCCESS : INVALID_DEVICE;
 }
 
 Result cuDeviceGetName(char* name, int bytes, int) {
@@ -252,8 +255,9 @@ Result cuDeviceTotalMem_v2(size_t* bytes, int) {
     return SUCCESS;
 }
 
-Result cuDeviceGetAttribute(int* value, int attribute, int) {
-    *value = attribute == ATTRIBUTE_MAJOR ? 9 : attribute == ATTRIBUTE_MINOR ? 0 : attribute == ATTRIBUTE_MEMORY_POOLS;
+Result cuDeviceGetAttribute(int* value, int attribute, int device) {
+    const auto [major, minor] = device == OLD_DEVICE ? std::pair{7, 5} : std::pair{9, 0};
+    *value = attribute == ATTRIBUTE_MAJOR ? major : attribute == ATTRIBUTE_MINOR ? minor : attribute == ATTRIBUTE_MEMORY_POOLS;
     return SUCCESS;
 }
 

@@ -33,6 +33,9 @@ void __syncwarp();
 // What lane `lane ^ mask` gives in the same meeting of its warp.
 uint32_t exchange(uint32_t bits, unsigned mask);
 
+// Stands for the function of kernels/tensor.cu, and lays out fragments as the device does.
+void multiply_add(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+
 inline float __uint_as_float(unsigned bits) {
     float number;
     std::memcpy(&number, &bits, sizeof number);
