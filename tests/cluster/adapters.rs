@@ -12,7 +12,10 @@ use serde_json::Value;
 use uniarm_cluster::testing::EtcdServer;
 use uniarm_proto::{ClusterClient, Code, Event, GenerateRequest, GuidanceTerm, Transcript};
 
-use crate::harness::{Running, knows_its_workers, machine, repository, request, worker};
+use crate::{
+    harness::{Running, knows_its_workers, machine, ranks, repository, request, worker},
+    shards::start_all,
+};
 
 /// What a router needs to see a record that a worker has written, on a busy machine.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
@@ -195,6 +198,40 @@ async fn a_stream_ends_on_the_version_that_it_began_with_whatever_is_put_or_lost
     let ended = world.client().complete(steered("my@2", SHORT_TOKENS), None).await.unwrap();
     assert_eq!(ended.choices, new.choices);
     assert_eq!(world.listed("my", 2)["state"], "removed");
+}
+
+/// Ranks that follow know nothing of the store's list: they get adapters from rank 0.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reward_worker_of_several_processes_serves_what_is_put_as_one_does() {
+    let _machine = machine();
+    let Some(mut world) = World::start().await else { return };
+    let client = world.client();
+    world.put("my", &world.folder("one", "16.0"));
+    world.routers_see("my", Some(1)).await;
+    let by_one = client.complete(steered("my", SHORT_TOKENS), None).await.unwrap();
+
+    let address = world.etcd.address();
+    let flags = [&["--store", &address][..], &LEASE].concat();
+    let mut group = tokio::task::block_in_place(|| start_all("reward", &ranks(2, &flags)));
+    world.rewards.clear();
+    let rank_0 = group[0].address.clone();
+    world.rewards.push(group.remove(0));
+    let by_group = client.complete(steered("my", SHORT_TOKENS), None).await.unwrap();
+    assert_eq!(by_group.choices, by_one.choices);
+
+    let began = Instant::now();
+    while world.listed("my", 1)["served_by"].as_array().map(Vec::len) != Some(1) {
+        assert!(began.elapsed() < SEEN_WITHIN, "the former workers stay in the list");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let put = world.put("my", &world.folder("two", "-16.0"));
+    assert!(put["served_by"].to_string().contains(&rank_0), "{put}, and not {rank_0}");
+    world.routers_see("my", Some(2)).await;
+    let answer = async |reward: &str| client.complete(steered(reward, SHORT_TOKENS), None).await.unwrap();
+    let (old, new) = (answer("my@1").await, answer("my").await);
+    assert_eq!(old.choices, by_one.choices);
+    assert_ne!(new.choices, by_one.choices, "two versions, one answer");
+    assert!(world.rewards[0].is_alive() && group[0].is_alive());
 }
 
 #[tokio::test(flavor = "multi_thread")]

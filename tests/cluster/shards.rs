@@ -93,7 +93,7 @@ fn seen(transcripts: &[Transcript]) -> Vec<Vec<(Vec<u32>, String)>> {
     transcripts.iter().map(answers).collect()
 }
 
-fn start_all(role: &str, flags: &[Vec<String>]) -> Vec<Running> {
+pub fn start_all(role: &str, flags: &[Vec<String>]) -> Vec<Running> {
     thread::scope(|scope| {
         let starting: Vec<_> =
             flags.iter().map(|flags| scope.spawn(move || worker(role, &borrowed(flags)))).collect();

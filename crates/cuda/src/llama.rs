@@ -238,6 +238,10 @@ impl RankForward for CudaLlama {
         Terms { fingerprint: &self.fingerprint, part: self.part, arithmetic }
     }
 
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
     fn weight_bytes(&self) -> usize {
         Self::weight_bytes(self)
     }

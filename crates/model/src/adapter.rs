@@ -18,7 +18,7 @@ mod plain;
 mod projection;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -29,7 +29,9 @@ use crate::error::ModelError;
 use crate::kernels::panels::Panels;
 
 pub use factors::{Factors, Mixing, StackedFactors};
+pub(crate) use files::AdapterContents;
 pub use files::AdapterFiles;
+pub(crate) use load::{CONFIG_BYTES_MAX, TENSOR_BYTES_MAX};
 pub use plain::PlainLora;
 
 /// Two preferences closer than this to the simplex are taken as on it.
@@ -62,6 +64,8 @@ pub struct Adapter {
     layers: Vec<LayerAdapter>,
     /// Floats of a [`Conditioned`].
     state_floats: usize,
+    /// For the other ranks of a group, until they have it.
+    contents: Mutex<Option<AdapterContents>>,
 }
 
 /// An adapter under one preference: what a row of a batch carries. A clone is two reference counts.
@@ -182,6 +186,33 @@ impl Adapter {
         load::load(folder, config, backbone_fingerprint, Some(digest))
     }
 
+    /// As `load_known`, with a copy of the files: rank 0 of a group hands it to the other ranks, once.
+    ///
+    /// # Errors
+    /// As of `load_known`.
+    pub fn load_to_share(
+        folder: &Path,
+        config: &Config,
+        backbone_fingerprint: &[u8; 32],
+        digest: &[u8; 32],
+    ) -> Result<Self, ModelError> {
+        load::load_to_share(folder, config, backbone_fingerprint, digest)
+    }
+
+    /// The adapter that another process has read.
+    pub(crate) fn of_contents(
+        contents: AdapterContents,
+        config: &Config,
+        backbone_fingerprint: &[u8; 32],
+    ) -> Result<Self, ModelError> {
+        load::of_contents(contents, config, backbone_fingerprint)
+    }
+
+    /// Its files, where nobody has taken them yet.
+    pub(crate) fn take_contents(&self) -> Option<AdapterContents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// An adapter without weights, to be conditioned in tests over a
     /// [`ScriptedForward`](crate::ScriptedForward): it has objectives and keys, and no layers.
     pub fn scripted(objectives: Vec<Objective>) -> Self {
@@ -198,6 +229,7 @@ impl Adapter {
             embeddings: Vec::new(),
             layers: Vec::new(),
             state_floats: 0,
+            contents: Mutex::new(None),
         }
     }
 

@@ -257,6 +257,10 @@ impl RankForward for Llama {
         Terms { fingerprint, part: *part, arithmetic: Arithmetic::Cpu }
     }
 
+    fn config(&self) -> &Config {
+        &self.weights.config
+    }
+
     fn weight_bytes(&self) -> usize {
         Self::weight_bytes(self)
     }

@@ -8,7 +8,7 @@ mod order;
 mod rank;
 
 use std::collections::{HashMap, hash_map::Entry};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use uniarm_collective::{Collective, CollectiveError};
@@ -38,6 +38,8 @@ pub struct Shard {
     model: Box<dyn RankForward>,
     ranking: Option<Ranking>,
     order: Order,
+    /// Adapters that rank 0 has given.
+    given: Vec<Arc<Adapter>>,
     conditioned: HashMap<u64, Conditioned>,
 }
 
@@ -46,6 +48,8 @@ pub struct Leader {
     model: Box<dyn RankForward>,
     gives_lists: bool,
     order: Order,
+    /// Adapters that the followers were given, by fingerprint.
+    given: Vec<([u8; 32], Weak<Adapter>)>,
     told_at: Instant,
     /// Called once, when the group is over.
     on_loss: Option<OnLoss>,
@@ -72,7 +76,7 @@ impl Shard {
 
     /// A part that is loaded, wherever it computes.
     pub fn over(model: Box<dyn RankForward>) -> Self {
-        Self { model, ranking: None, order: Order::default(), conditioned: HashMap::new() }
+        Self { model, ranking: None, order: Order::default(), given: Vec::new(), conditioned: HashMap::new() }
     }
 
     /// Hands over short lists where whole rows are not needed, if it can; `ranking` is the same at all ranks.
@@ -110,12 +114,16 @@ impl Shard {
     pub fn lead(self, on_loss: impl FnOnce(&CollectiveError) + Send + 'static) -> Leader {
         let Self { model, ranking, order, .. } = self;
         let gives_lists = ranking.is_some();
-        Leader { model, gives_lists, order, told_at: Instant::now(), on_loss: Some(Box::new(on_loss)) }
+        let (given, told_at) = (Vec::new(), Instant::now());
+        Leader { model, gives_lists, order, given, told_at, on_loss: Some(Box::new(on_loss)) }
     }
 
     /// Any other rank of a group that it has joined: computes what the leader says, until the group is over. Rows may be
-    /// under any of `adapters`. Returns why it ended; the weights are there for the next group.
+    /// under any of `adapters`, and of those that the leader gives. Returns why it ended; the weights are there for the next
+    /// group.
     pub fn follow(&mut self, adapters: &[Arc<Adapter>]) -> ModelError {
+        // Another leader gives its own.
+        self.given.clear();
         let ended = loop {
             if let Err(error) = self.follow_once(adapters) {
                 break error;
@@ -126,7 +134,7 @@ impl Shard {
     }
 
     fn follow_once(&mut self, adapters: &[Arc<Adapter>]) -> Result<(), ModelError> {
-        let Self { model, order, conditioned, .. } = self;
+        let Self { model, order, given, conditioned, .. } = self;
         let Some(group) = model.group() else {
             return Err(ModelError::Invalid { field: "group", reason: "it has joined none".to_owned() });
         };
@@ -138,12 +146,25 @@ impl Shard {
                 return Err(ModelError::Invalid { field: "numbers", reason });
             }
             Heard::Again(numbers) => return model.hand_over(&numbers, &mut Vec::new()).map(|_| ()),
+            Heard::Adapter(contents) => {
+                let adapter = Adapter::of_contents(contents, model.config(), model.terms().fingerprint)?;
+                given.push(Arc::new(adapter));
+                return Ok(());
+            }
+            Heard::Forget(fingerprint) => {
+                given.retain(|adapter| adapter.fingerprint() != fingerprint);
+                conditioned.retain(|_, conditioned| conditioned.adapter().fingerprint() != fingerprint);
+                return Ok(());
+            }
         };
         if conditioned.len() > CONDITIONED_MAX {
             conditioned.clear();
         }
+        let find = |fingerprint: &[u8; 32]| {
+            adapters.iter().chain(&*given).find(|adapter| adapter.fingerprint() == *fingerprint)
+        };
         for (fingerprint, preference) in told.iter().filter_map(|row| row.adapter.as_ref()) {
-            let Some(adapter) = adapters.iter().find(|adapter| adapter.fingerprint() == *fingerprint) else {
+            let Some(adapter) = find(fingerprint) else {
                 let reason = "the leader has an adapter that this rank has not".to_owned();
                 return Err(ModelError::Invalid { field: "adapter", reason });
             };
@@ -152,8 +173,7 @@ impl Shard {
             }
         }
         let adapter = |(fingerprint, preference): &([u8; 32], Vec<f32>)| {
-            let adapter = adapters.iter().find(|adapter| adapter.fingerprint() == *fingerprint)?;
-            conditioned.get(&adapter.key(preference))
+            conditioned.get(&find(fingerprint)?.key(preference))
         };
         let rows: Vec<Row<'_>> = told
             .iter()
@@ -250,9 +270,32 @@ impl Leader {
     }
 
     fn tell(&mut self, rows: &[Row<'_>], wanted: &[Option<Likeliest>]) -> Result<(), ModelError> {
+        self.give_adapters(rows)?;
         let (order, group) = self.group();
         order.send(group, rows, wanted)?;
         self.told_at = Instant::now();
+        Ok(())
+    }
+
+    /// Gives the followers those adapters of a step that they have not, and lets go what nobody here has any more.
+    fn give_adapters(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
+        while let Some(index) = self.given.iter().position(|(_, adapter)| adapter.strong_count() == 0) {
+            let (fingerprint, _) = self.given.swap_remove(index);
+            // Two versions may have the same files.
+            if self.given.iter().all(|(other, _)| *other != fingerprint) {
+                let (order, group) = self.group();
+                order.send_forget(group, &fingerprint)?;
+            }
+        }
+        for adapter in rows.iter().filter_map(|row| row.adapter).map(Conditioned::adapter) {
+            let Some(contents) = adapter.take_contents() else { continue };
+            let fingerprint = adapter.fingerprint();
+            if self.given.iter().all(|(other, _)| *other != fingerprint) {
+                let (order, group) = self.group();
+                order.send_adapter(group, &contents)?;
+            }
+            self.given.push((fingerprint, Arc::downgrade(adapter)));
+        }
         Ok(())
     }
 }

@@ -398,6 +398,13 @@ pub(crate) fn read_file(path: &Path, bytes_max: u64) -> Result<Mmap, ModelError>
     memory.make_read_only().map_err(failed)
 }
 
+/// The same of bytes that are in memory.
+pub(crate) fn read_only(bytes: &[u8]) -> std::io::Result<Mmap> {
+    let mut memory = MmapMut::map_anon(bytes.len())?;
+    memory.copy_from_slice(bytes);
+    memory.make_read_only()
+}
+
 /// The tensors of an architecture in the order of the forward pass: Hugging Face name and shape.
 pub(crate) fn layout(config: &Config) -> Vec<(String, Vec<usize>)> {
     let (hidden, intermediate) = (config.hidden, config.intermediate);

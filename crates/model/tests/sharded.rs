@@ -12,8 +12,8 @@ use support::{Sequence, bits, demo_model, made_up, shared};
 use tempfile::TempDir;
 use uniarm_collective::{Collective, Fault, Faulty, Group, Local, Payload, Schedule};
 use uniarm_model::{
-    Adapter, Candidate, Conditioned, Forward, Likeliest, Lists, Llama, LlamaOptions, ModelError, ModelFiles,
-    NoiseAt, Part, Row, Shard,
+    Adapter, AdapterFiles, Candidate, Conditioned, Forward, Likeliest, Lists, Llama, LlamaOptions,
+    ModelError, ModelFiles, NoiseAt, Part, Row, Shard,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -567,6 +567,41 @@ fn a_leader_without_work_notices_that_a_rank_hangs() {
         }
     };
     sharded((&files, 1, 1), ranks, &[], lead);
+}
+
+/// Adapters of which the followers know nothing, one after the other, and one that comes again.
+#[test]
+fn followers_are_given_the_adapters_that_they_have_not() {
+    let (files, _, folder) = made_up::scene("llama");
+    let load = |name: &str| {
+        let folder = folder.path().join(name);
+        let digest = AdapterFiles::digest(&folder).expect("an adapter's files");
+        let adapter = Adapter::load_to_share(&folder, &files.config, &files.fingerprint, &digest);
+        Arc::new(adapter.expect("a sound adapter"))
+    };
+    let script = |model: &mut dyn Forward| -> Vec<Vec<u32>> {
+        let mut logits = Vec::new();
+        let mut ask = |adapter: Option<&Conditioned>| {
+            let row = Row { tokens: &[1, 9, 4], start: 0, blocks: &[0], logits_from: 0, adapter };
+            model.forward(&[row], &mut logits).expect("both are there");
+            bits(&logits)
+        };
+        let kept = load("moslora").condition(&[0.3, 0.7]).expect("on the simplex");
+        let mut found = vec![ask(None), ask(Some(&kept))];
+        for preference in [[0.3, 0.7], [1.0, 0.0]] {
+            // With other files, with the same ones, and again when nobody has them any more.
+            for (name, preference) in [("lora", &[][..]), ("moslora", &preference)] {
+                let gone = load(name).condition(preference).expect("on the simplex");
+                found.push(ask(Some(&gone)));
+            }
+            found.push(ask(Some(&kept)));
+        }
+        found
+    };
+    let expected = script(&mut Llama::load(&files, &options(1)).expect("a model"));
+    let (found, ended) = sharded((&files, 1, 1), local(group(2)), &[], script);
+    assert!(found == expected);
+    assert!(matches!(ended[..], [ModelError::Group(_)]), "{ended:?}");
 }
 
 #[test]

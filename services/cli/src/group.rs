@@ -208,9 +208,7 @@ pub async fn reward(mut process: Process, seat: Seat, args: RewardArgs) -> anyho
     let config = files.config.clone();
     let (handle, member) = worker::start_reward(files, model, &args.models, &args.engine, &process.metrics)?;
     let Some(member) = process.member(seat.sign(member)).await? else { return Ok(()) };
-    // Ranks that follow load the adapters of their flags when they start, and a step names one that all of them have.
-    let follower = AdapterFollower::new(handle.clone(), config, &process.metrics)
-        .refusing("a reward worker of several processes (--group) serves the adapters of its flags alone");
+    let follower = AdapterFollower::new(handle.clone(), config, &process.metrics).sharing();
     let Some(member) = catalogue::follow(&process, follower, &handle, member).await else { return Ok(()) };
     process.serve(member, Served::Reward(handle), None).await
 }

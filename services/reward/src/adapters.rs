@@ -29,8 +29,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(30);
 pub struct AdapterFollower {
     handle: RewardHandle,
     config: Config,
-    /// Why this worker serves no listed adapter at all.
-    refuses: Option<&'static str>,
+    /// Whether this worker has other ranks, which get its adapters from it.
+    shares: bool,
     refused: BTreeMap<(String, u64), Refused>,
     /// Versions that were loaded once: what is let go does not come back.
     had: BTreeSet<(String, u64)>,
@@ -63,7 +63,7 @@ impl AdapterFollower {
         Self {
             handle,
             config,
-            refuses: None,
+            shares: false,
             refused: BTreeMap::new(),
             had: BTreeSet::new(),
             served: metrics.gauge("adapters_served", "Adapters of the store's catalogue for new requests"),
@@ -74,10 +74,10 @@ impl AdapterFollower {
         }
     }
 
-    /// Serves none of them, and says why.
+    /// Of rank 0 of a group: the other ranks get what is loaded from it.
     #[must_use]
-    pub fn refusing(self, why: &'static str) -> Self {
-        Self { refuses: Some(why), ..self }
+    pub fn sharing(self) -> Self {
+        Self { shares: true, ..self }
     }
 
     /// Serves what the store lists now, so that a worker comes with it. A store that says nothing for `patience` is waited
@@ -170,8 +170,8 @@ impl AdapterFollower {
             return self.refuse(version, fault, None);
         }
         let own = self.handle.catalogue().backbone.fingerprint;
-        let (wanted, config) = (version.clone(), self.config.clone());
-        let loading = tokio::task::spawn_blocking(move || load(&wanted, &config, &own));
+        let (wanted, config, shares) = (version.clone(), self.config.clone(), self.shares);
+        let loading = tokio::task::spawn_blocking(move || load(&wanted, (&config, &own), shares));
         let loaded = loading.await.unwrap_or_else(|_| Err("loading it panicked".to_owned()));
         match loaded {
             Ok(adapter) => {
@@ -197,9 +197,6 @@ impl AdapterFollower {
     fn objection(&self, name: &str, version: &AdapterVersion) -> Option<AdapterFault> {
         let fault = |reason: &str, other| Some(AdapterFault::new(name, version.version, reason, other));
         let catalogue = self.handle.catalogue();
-        if let Some(why) = self.refuses {
-            return fault(why, false);
-        }
         let own = catalogue.backbone.fingerprint;
         if let Some(backbone) = version.backbone.filter(|backbone| *backbone != own) {
             let (backbone, own) = (hexadecimal(&backbone), hexadecimal(&own));
@@ -261,8 +258,16 @@ fn wanted(record: &AdapterRecord, now: SystemTime) -> Vec<(&AdapterVersion, Want
 }
 
 /// Its files are what they were when it was put.
-fn load(version: &AdapterVersion, config: &Config, backbone: &[u8; 32]) -> Result<Adapter, String> {
-    let loaded = Adapter::load_known(Path::new(&version.source), config, backbone, &version.digest);
+fn load(
+    version: &AdapterVersion,
+    (config, backbone): (&Config, &[u8; 32]),
+    to_share: bool,
+) -> Result<Adapter, String> {
+    let (folder, digest) = (Path::new(&version.source), &version.digest);
+    let loaded = match to_share {
+        true => Adapter::load_to_share(folder, config, backbone, digest),
+        false => Adapter::load_known(folder, config, backbone, digest),
+    };
     loaded.map_err(|error| error.to_string())
 }
 

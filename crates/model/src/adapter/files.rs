@@ -22,6 +22,13 @@ pub struct AdapterFiles {
     pub backbone: Option<String>,
 }
 
+/// Both files of an adapter in memory.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct AdapterContents {
+    pub text: String,
+    pub tensors: Vec<u8>,
+}
+
 impl AdapterFiles {
     /// Reads all of both files; that the tensors are those of an adapter shows only over a backbone.
     ///

@@ -2,18 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
+use memmap2::Mmap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::projection::{Projection, matches, names, projections, short};
 use super::{
-    Adapter, Backbone, Group, GroupAdapter, Head, LayerAdapter, Method, Modulation, Objective, Part,
+    Adapter, AdapterContents, Backbone, Group, GroupAdapter, Head, LayerAdapter, Method, Modulation,
+    Objective, Part,
 };
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::kernels::panels::{Format, Numbers, Panels};
-use crate::weights::{Weights, read_file};
+use crate::weights::{Weights, read_file, read_only};
 
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 pub(super) const TENSOR_FILE: &str = "adapter_model.safetensors";
@@ -25,9 +28,9 @@ const OBJECTIVES_TENSOR: &str = "moslora_objectives";
 /// A rank above this is no low-rank adapter, but a corrupt file about to become an allocation.
 const RANK_MAX: usize = 1024;
 const OBJECTIVES_MAX: usize = 64;
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Rank 1024 on every layer of a model of 8 billion parameters, in f32, is below it.
-const TENSOR_BYTES_MAX: u64 = 16 << 30;
+pub(crate) const TENSOR_BYTES_MAX: u64 = 16 << 30;
 
 /// The folder's JSON, checked.
 pub(super) struct Description {
@@ -63,15 +66,53 @@ pub(super) fn load(
     fingerprint: &[u8; 32],
     digest: Option<&[u8; 32]>,
 ) -> Result<Adapter, ModelError> {
-    let config_file = folder.join(CONFIG_FILE);
-    let file = folder.join(TENSOR_FILE);
-    // Both are read once, and what was read is what is checked: they may change at any moment.
-    let text = read_config(&config_file)?;
-    let tensors = read_file(&file, TENSOR_BYTES_MAX)?;
+    let (text, tensors) = read(folder, digest)?;
+    adapter(folder, (&text, tensors), (config, fingerprint))
+}
+
+pub(super) fn load_to_share(
+    folder: &Path,
+    config: &Config,
+    fingerprint: &[u8; 32],
+    digest: &[u8; 32],
+) -> Result<Adapter, ModelError> {
+    let (text, tensors) = read(folder, Some(digest))?;
+    let copy = tensors.to_vec();
+    let mut adapter = adapter(folder, (&text, tensors), (config, fingerprint))?;
+    adapter.contents = Mutex::new(Some(AdapterContents { text, tensors: copy }));
+    Ok(adapter)
+}
+
+pub(super) fn of_contents(
+    contents: AdapterContents,
+    config: &Config,
+    fingerprint: &[u8; 32],
+) -> Result<Adapter, ModelError> {
+    let folder = Path::new("the adapter of rank 0");
+    let AdapterContents { text, tensors } = contents;
+    let tensors = read_only(&tensors).map_err(|error| ModelError::io(folder, error))?;
+    adapter(folder, (&text, tensors), (config, fingerprint))
+}
+
+/// Both files are read once, and what was read is what is checked: they may change at any moment.
+fn read(folder: &Path, digest: Option<&[u8; 32]>) -> Result<(String, Mmap), ModelError> {
+    let text = read_config(&folder.join(CONFIG_FILE))?;
+    let tensors = read_file(&folder.join(TENSOR_FILE), TENSOR_BYTES_MAX)?;
     if let Some(digest) = digest {
         check_digest(folder, &Sha256::new().chain_update(&text).chain_update(&tensors).finalize(), digest)?;
     }
-    let json: Value = serde_json::from_str(&text)
+    Ok((text, tensors))
+}
+
+/// `folder` is for errors.
+fn adapter(
+    folder: &Path,
+    (text, tensors): (&str, Mmap),
+    (config, fingerprint): (&Config, &[u8; 32]),
+) -> Result<Adapter, ModelError> {
+    let config_file = folder.join(CONFIG_FILE);
+    let file = folder.join(TENSOR_FILE);
+    let json: Value = serde_json::from_str(text)
         .map_err(|error| ModelError::malformed(&config_file, format!("not JSON: {error}")))?;
     let fields = Fields { json: &json, file: &config_file };
     fields.check_backbone(config, fingerprint)?;
@@ -79,7 +120,7 @@ pub(super) fn load(
 
     let weights = Weights::from_memory(&file, tensors)?;
     let mut loader = Loader { description, weights, file, config, used: BTreeSet::new(), state_floats: 0 };
-    loader.adapter(&text)
+    loader.adapter(text)
 }
 
 fn check_digest(folder: &Path, found: &[u8], wanted: &[u8; 32]) -> Result<(), ModelError> {
@@ -325,6 +366,7 @@ impl Loader<'_> {
             embeddings,
             layers: adapted,
             state_floats: self.state_floats,
+            contents: Mutex::new(None),
         })
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use uniarm_collective::Collective;
 
+use crate::config::Config;
 use crate::division::Part;
 use crate::error::ModelError;
 use crate::forward::{Forward, Row};
@@ -13,6 +14,9 @@ use crate::likeliest::{Likeliest, Lists, Ranking};
 /// each prepares and computes the same rows.
 pub trait RankForward: Forward {
     fn terms(&self) -> Terms<'_>;
+
+    /// Of the whole model.
+    fn config(&self) -> &Config;
 
     /// Bytes of its part of the matrices.
     fn weight_bytes(&self) -> usize;
