@@ -39,7 +39,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-const HTTPS: &str = "https://";
+const HTTP: &str = "http";
+const HTTPS: &str = "https";
 
 /// HTTP/2 window of worker streams: a few dense rows in flight.
 const WORKER_WINDOW_BYTES: u32 = 8 << 20;
@@ -69,12 +70,31 @@ struct Network {
 #[derive(Debug, Clone)]
 pub struct ApiKey(MetadataValue<Ascii>);
 
-/// Where to dial: `host:port`, or a whole URI.
+/// An address as it is dialled, `http://host:port` or `https://host:port`: a scheme that is neither would otherwise carry keys in
+/// plain text, and what stands behind the port would be nobody's.
 ///
 /// # Errors
-/// When the address is not a URI.
-pub fn endpoint(address: &str) -> Result<Endpoint, Error> {
-    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+/// What is wrong with it.
+pub fn address(text: &str) -> Result<String, String> {
+    let (scheme, host) = text.split_once("://").unwrap_or((HTTP, text));
+    let scheme = scheme.to_ascii_lowercase();
+    let host = host.trim_end_matches('/');
+    if scheme != HTTP && scheme != HTTPS {
+        return Err(format!("has the scheme {scheme:?}, wants http:// or https://"));
+    }
+    if host.is_empty() || host.contains(['/', '?', '#', '@']) || host.contains(char::is_whitespace) {
+        return Err("wants a host and a port alone, as http://127.0.0.1:7000".to_owned());
+    }
+    Ok(format!("{scheme}://{host}"))
+}
+
+/// Where to dial: `host:port`, or an [`address`].
+///
+/// # Errors
+/// When the address is none.
+pub fn endpoint(text: &str) -> Result<Endpoint, Error> {
+    // What is no address is no URI either, with its blanks.
+    let uri = address(text).unwrap_or_else(|reason| format!("{text}: {reason}"));
     Ok(Endpoint::from_shared(uri)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -149,9 +169,10 @@ impl Dialer {
         }
     }
 
-    fn way(&self, address: &str) -> Result<(Endpoint, Option<Network>), Error> {
-        let Some(host) = address.strip_prefix(HTTPS) else {
-            return Ok((endpoint(address)?, self.network.clone()));
+    fn way(&self, text: &str) -> Result<(Endpoint, Option<Network>), Error> {
+        let address = address(text).unwrap_or_default();
+        let Some((HTTPS, host)) = address.split_once("://") else {
+            return Ok((endpoint(text)?, self.network.clone()));
         };
         let doors =
             self.doors.clone().or_else(|| ClientTls::of_front_doors(None, None).ok().map(Network::tls));
@@ -162,7 +183,6 @@ impl Dialer {
 
 /// `host:port` of what follows `https://`, whose port is 443 where it says none.
 fn with_port(host: &str) -> String {
-    let host = host.trim_end_matches('/');
     let has_port =
         host.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|digit| digit.is_ascii_digit()));
     if has_port { host.to_owned() } else { format!("{host}:443") }

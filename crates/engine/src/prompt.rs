@@ -53,11 +53,10 @@ impl Reader<'_> {
             },
             Prompt::Chat(messages) => {
                 let template = self.template.ok_or(PromptError::NoTemplate)?;
-                let rendered = match system {
-                    None => template.render(messages, true)?,
-                    Some(system) => template.render(&with_system(messages, system), true)?,
-                };
-                self.tokenizer.encode(&rendered, false)?
+                match system {
+                    None => template.encode(self.tokenizer, messages)?,
+                    Some(system) => template.encode(self.tokenizer, &with_system(messages, system))?,
+                }
             }
             Prompt::Tokens(ids) => match system {
                 None => ids.to_vec(),

@@ -8,6 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context
 use minijinja_contrib::pycompat;
 
 use crate::error::ModelError;
+use crate::tokenizer::Tokenizer;
 
 /// Instructions a template may take: some thousand messages' worth, a fraction of a second.
 const FUEL: u64 = 20_000_000;
@@ -15,6 +16,8 @@ const FUEL: u64 = 20_000_000;
 const PROMPT_BYTES_MAX: usize = 64 << 20;
 /// Source bytes of a template; the largest published ones (tool calling) have some 10 KiB.
 const SOURCE_BYTES_MAX: usize = 1 << 20;
+/// Characters of nobody, of which one that no message has breaks the special tokens that messages spell.
+const MARKS: std::ops::RangeInclusive<char> = '\u{e000}'..='\u{e0ff}';
 const NAME: &str = "chat_template";
 
 /// One message of a conversation.
@@ -85,6 +88,45 @@ impl ChatTemplate {
         let rendered = template.render_captured_to(context, &mut prompt);
         rendered.map_err(|error| ModelError::Template(sentence(&error)))?;
         Ok(String::from_utf8(prompt.0).expect("a template renders text"))
+    }
+}
+
+// What people say is no token of the template's.
+impl ChatTemplate {
+    /// Token ids of a conversation's prompt. Special tokens are the template's own: where a message spells one, its text is
+    /// read as text, or a user could end its turn and begin the system's.
+    ///
+    /// # Errors
+    /// As of [`ChatTemplate::render`] and [`Tokenizer::encode`].
+    pub fn encode(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>, ModelError> {
+        let spoken = || messages.iter().flat_map(|message| [&message.role, &message.content]);
+        let spelled: Vec<&str> =
+            tokenizer.specials().filter(|special| spoken().any(|text| text.contains(special))).collect();
+        if spelled.is_empty() {
+            return tokenizer.encode(&self.render(messages, true)?, false);
+        }
+        // A mark behind the first character of each breaks it; the text is then read in the pieces between the marks.
+        let Some(mark) = MARKS.clone().find(|mark| !spoken().any(|text| text.contains(*mark))) else {
+            return Err(ModelError::Template(
+                "the messages spell special tokens in too many ways".to_owned(),
+            ));
+        };
+        let broken = |text: &str| {
+            spelled.iter().fold(text.to_owned(), |text, special| {
+                let first = special.chars().next().map_or(0, char::len_utf8);
+                text.replace(special, &format!("{}{mark}{}", &special[..first], &special[first..]))
+            })
+        };
+        let messages: Vec<Message> = messages
+            .iter()
+            .map(|message| Message { role: broken(&message.role), content: broken(&message.content) })
+            .collect();
+        let rendered = self.render(&messages, true)?;
+        let mut tokens = Vec::new();
+        for piece in rendered.split(mark) {
+            tokens.extend(tokenizer.encode(piece, false)?);
+        }
+        Ok(tokens)
     }
 }
 

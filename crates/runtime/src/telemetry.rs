@@ -114,15 +114,16 @@ impl Export {
         let exporter = {
             // The channel spawns its worker on the runtime that is current when it is built.
             let _context = runtime.enter();
-            SpanExporter::builder()
-                .with_tonic()
-                .with_endpoint(endpoint)
-                .with_timeout(EXPORT_TIMEOUT)
-                .build()
-                .map_err(|error| RuntimeError::Exporter {
-                    endpoint: endpoint.to_owned(),
-                    reason: error.to_string(),
-                })?
+            SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_TIMEOUT).build()
+        };
+        let exporter = match exporter {
+            Ok(exporter) => exporter,
+            Err(error) => {
+                // Dropping a runtime inside another one panics; this does not.
+                runtime.shutdown_background();
+                let (endpoint, reason) = (endpoint.to_owned(), error.to_string());
+                return Err(RuntimeError::Exporter { endpoint, reason });
+            }
         };
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
@@ -144,7 +145,7 @@ impl Drop for Export {
             tracing::warn!(%error, "the last spans were not exported");
         }
         if let Some(runtime) = self.runtime.take() {
-            // Dropping a runtime inside another one panics; this does not.
+            // As above.
             runtime.shutdown_background();
         }
     }

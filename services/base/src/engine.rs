@@ -322,8 +322,11 @@ impl Engine {
             self.sessions.remove(&term.session);
         }
         if let Some(request) = self.requests.get_mut(&choice.request) {
-            let cached = self.executor.cached_tokens(sequence).min(choice.prompt_tokens);
-            request.usage.cached_prompt_tokens += cached as u32;
+            // The prompt counts once, and the other answers find what the first one has computed.
+            if choice.number == 0 {
+                let cached = self.executor.cached_tokens(sequence).min(choice.prompt_tokens);
+                request.usage.cached_prompt_tokens = cached as u32;
+            }
         }
         self.executor.remove(sequence);
         Some(choice.request)

@@ -6,14 +6,23 @@ use anyhow::Context as _;
 use clap::Args;
 use tonic::Status;
 use tonic_types::StatusExt as _;
-use uniarm_proto::{ClusterClient, Dice, Event, GenerateRequest, Transcript, client::ApiKey};
+use uniarm_proto::{
+    ClusterClient, Dice, Event, GenerateRequest, Transcript,
+    client::{ApiKey, address},
+};
 
 use crate::tls::TrustArgs;
 
 #[derive(Debug, Clone, Args)]
 pub struct EndpointArgs {
     /// A router; repeatable: when one is lost, the answer goes on at another
-    #[arg(long, env = "UNIARM_ENDPOINT", default_value = "http://127.0.0.1:7000", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "UNIARM_ENDPOINT",
+        default_value = "http://127.0.0.1:7000",
+        value_delimiter = ',',
+        value_parser = address
+    )]
     pub endpoint: Vec<String>,
     #[command(flatten)]
     pub key: KeyArgs,

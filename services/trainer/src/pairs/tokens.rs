@@ -110,16 +110,15 @@ impl PairReader<'_> {
     }
 
     fn prompt(&self, pair: &Pair) -> Result<Vec<u32>, ModelError> {
-        let rendered = match self.system {
-            None => self.template.render(&pair.messages, true)?,
+        match self.system {
+            None => self.template.encode(self.tokenizer, &pair.messages),
             Some(system) => {
                 let own = Message { role: "system".into(), content: system.into() };
                 let others = pair.messages.iter().filter(|message| message.role != "system");
                 let messages: Vec<_> = std::iter::once(own).chain(others.cloned()).collect();
-                self.template.render(&messages, true)?
+                self.template.encode(self.tokenizer, &messages)
             }
-        };
-        self.tokenizer.encode(&rendered, false)
+        }
     }
 }
 
