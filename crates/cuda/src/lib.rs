@@ -23,11 +23,15 @@
 //! back what is wanted: one of rows, and one of lists. A step's copies are from and to locked pages of the host; a step
 //! allocates only when it is larger than all before it.
 //!
-//! Not here yet: CUDA graphs (launches cost some 3 µs each), tensor cores (prefill is bound by arithmetic), a cache of
+//! **Graphs** (`src/graphs.rs`) take the place of the launches of small steps that come again, as those of a steady batch do: one
+//! call, with the very same kernels, grids and arguments (`tests/fake_graphs.rs`). Ranks of a group launch kernel by kernel.
+//!
+//! Not here yet: tensor cores (prefill is bound by arithmetic), a cache of
 //! 16 bits, choosing tokens on the device.
 
 mod adapters;
 mod device;
+mod graphs;
 mod lister;
 mod llama;
 mod locked;

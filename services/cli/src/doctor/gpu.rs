@@ -105,7 +105,8 @@ pub(super) fn compare(files: &ModelFiles) -> Option<Finding> {
     let what = format!("{} on cuda:0", files.name);
     let (kv_blocks, block_tokens) = (PROMPT / worker::BLOCK_TOKENS, worker::BLOCK_TOKENS);
     let compared = || {
-        let options = CudaOptions { device: 0, kv_blocks, block_tokens, weights: WeightFormat::Bf16 };
+        let options =
+            CudaOptions { device: 0, kv_blocks, block_tokens, weights: WeightFormat::Bf16, graphs: true };
         let gpu = logits(&mut CudaLlama::load(files, &options)?)?;
         let options = LlamaOptions { kv_blocks, block_tokens, ..LlamaOptions::default() };
         let cpu = logits(&mut Llama::load_widened(files, &options)?)?;
