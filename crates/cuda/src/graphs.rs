@@ -303,6 +303,36 @@ impl Drop for Draft {
 mod tests {
     use super::*;
 
+    fn list(launches: &[(&'static str, usize, &[u32])]) -> Launches {
+        let mut list = Launches::default();
+        for (kernel, blocks, arguments) in launches {
+            let arguments: Vec<Argument> = arguments.iter().copied().map(Argument::Float).collect();
+            let grid = Grid { blocks: [*blocks, 1, 1], threads: 32 };
+            // Safety: it stays a list.
+            unsafe { Launcher::List(&mut list).launch(kernel, grid, &arguments) }.expect("it only waits");
+        }
+        list
+    }
+
+    #[test]
+    fn lists_are_equal_to_the_last_bit_or_not_at_all() {
+        let one: &[(_, _, &[_])] = &[("gate", 3, &[7, 8]), ("place", 4, &[9])];
+        assert!(list(one) == list(one));
+        let zero = |zero: f32| list(&[("gate", 3, &[zero.to_bits()])]);
+        assert!(zero(0.0) != zero(-0.0));
+        let others: [&[(_, _, &[_])]; 6] = [
+            &[("cut", 3, &[7, 8]), ("place", 4, &[9])],
+            &[("gate", 2, &[7, 8]), ("place", 4, &[9])],
+            &[("gate", 3, &[7, 8]), ("place", 4, &[10])],
+            &[("gate", 3, &[7]), ("place", 4, &[8, 9])],
+            &[("place", 4, &[9]), ("gate", 3, &[7, 8])],
+            &[("gate", 3, &[7, 8])],
+        ];
+        for other in others {
+            assert!(list(one) != list(other), "{other:?}");
+        }
+    }
+
     /// The steps, counted from 0, in which these lists get a graph where none has one.
     fn built(lists: impl IntoIterator<Item = u64>) -> Vec<usize> {
         let mut recurrence = Recurrence::default();
