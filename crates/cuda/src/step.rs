@@ -11,14 +11,13 @@ use crate::graphs::{Launcher, TOKENS_MAX};
 use crate::llama::{Cache, CudaLlama, Rope};
 use crate::memory::Memory;
 use crate::peers::{LAYERS_IN_FLIGHT, Peers, Receivers};
+use crate::product::Product;
 use crate::sheet::Sheet;
 use crate::weights::{Layer, LlamaWeights, Matrix, WeightFormat};
 use crate::workspace::Buffers;
 
 // As in the kernels.
-const WARP: u32 = 32;
-const MATMUL_WARPS: u32 = 8;
-const MATMUL_COLUMNS: usize = 2;
+pub(crate) const WARP: u32 = 32;
 const ROW_THREADS: u32 = 256;
 const ATTENTION_WARPS: u32 = 4;
 const ADAPTER_THREADS: u32 = 256;
@@ -296,36 +295,9 @@ impl Step<'_> {
     }
 
     /// output = input · weightᵀ, or += where `add` is set.
-    fn multiply(
-        &mut self,
-        weight: &Matrix,
-        (input, output, rows): (u64, u64, usize),
-        add: bool,
-    ) -> Result<(), ModelError> {
-        // More rows to a warp than there are would be computed for nothing; no sum depends on the choice.
-        let together = rows.next_power_of_two().min(8);
-        let name = match (weight.format(), together) {
-            (WeightFormat::F32, 1) => "matmul_f32_1",
-            (WeightFormat::F32, 2) => "matmul_f32_2",
-            (WeightFormat::F32, 4) => "matmul_f32_4",
-            (WeightFormat::F32, _) => "matmul_f32_8",
-            (WeightFormat::Bf16, 1) => "matmul_bf16_1",
-            (WeightFormat::Bf16, 2) => "matmul_bf16_2",
-            (WeightFormat::Bf16, 4) => "matmul_bf16_4",
-            (WeightFormat::Bf16, _) => "matmul_bf16_8",
-        };
-        let columns = MATMUL_COLUMNS * MATMUL_WARPS as usize;
-        let blocks = [weight.outputs.div_ceil(columns), rows.div_ceil(together), 1];
-        let arguments = [
-            Address(weight.address()),
-            Address(input),
-            Address(output),
-            integer(rows),
-            integer(weight.inputs),
-            integer(weight.outputs),
-            Integer(i32::from(add)),
-        ];
-        self.launch(name, Grid { blocks, threads: MATMUL_WARPS * WARP }, &arguments)
+    fn multiply(&mut self, weight: &Matrix, at: (u64, u64, usize), add: bool) -> Result<(), ModelError> {
+        let Product { kernel, grid, arguments } = Product::new(weight, at, add);
+        self.launch(kernel, grid, &arguments)
     }
 
     fn rotate_and_append(&mut self, index: usize, layer: &Layer) -> Result<(), ModelError> {

@@ -111,6 +111,24 @@ impl LlamaWeights {
 }
 
 impl Matrix {
+    /// Of numbers by themselves, (outputs, inputs).
+    pub fn of(
+        device: &Device,
+        (numbers, inputs): (&[f32], usize),
+        format: WeightFormat,
+    ) -> Result<Self, ModelError> {
+        let outputs = numbers.len() / inputs;
+        let what = "the weights";
+        let numbers = match format {
+            WeightFormat::F32 => Numbers::F32(Memory::of(device, numbers, what)?),
+            WeightFormat::Bf16 => {
+                let halves: Vec<bf16> = numbers.iter().copied().map(bf16::from_f32).collect();
+                Numbers::Bf16(Memory::of(device, &halves, what)?)
+            }
+        };
+        Ok(Self { numbers, outputs, inputs })
+    }
+
     pub fn address(&self) -> u64 {
         match &self.numbers {
             Numbers::F32(memory) => memory.at(0),

@@ -413,6 +413,13 @@ Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream)
     return SUCCESS;
 }
 
+Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Stream stream) {
+    if (!is_there(to, bytes) || !is_there(from, bytes)) return refuse("a copy within the device beyond an allocation");
+    stream_wait(stream);
+    std::memcpy(reinterpret_cast<void*>(uintptr_t(to)), reinterpret_cast<const void*>(uintptr_t(from)), bytes);
+    return SUCCESS;
+}
+
 Result cuModuleLoadData(Handle* module, const void*) {
     *module = &context_handle;
     return SUCCESS;
