@@ -88,16 +88,25 @@ fn ranks_on_a_cpu_and_on_a_gpu_refuse_each_other() {
 }
 
 #[test]
-fn doctor_sees_the_device_and_compiles_kernels_for_it() {
+fn doctor_sees_the_device_compiles_kernels_for_it_and_times_them() {
     let folder = tempfile::tempdir().unwrap();
     let Some(host) = machine_with_gpu(folder.path()) else { return };
     let output = host.command(env!("CARGO_BIN_EXE_uniarm")).args(["doctor", "--json"]).output().unwrap();
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let state = |what: &str| {
+    let found = |what: &str| {
         let found = said["findings"].as_array().unwrap().iter().find(|finding| finding["what"] == what);
-        found.unwrap_or_else(|| panic!("nothing is said of {what}: {said}"))["state"].clone()
+        found.unwrap_or_else(|| panic!("nothing is said of {what}: {said}"))
     };
-    assert_eq!([state("cuda:0"), state("kernels")], ["ok", "ok"]);
+    for (what, rates) in [("cuda:0", 0), ("kernels", 0), ("cuda:0 products", 2), ("cuda:0 copies", 3)] {
+        let found = found(what);
+        assert_eq!(found["state"], "ok", "{found}");
+        let detail = found["detail"].as_str().unwrap();
+        let words: Vec<&str> = detail.split([' ', ',', ';']).collect();
+        let with_unit = words.windows(2).filter(|pair| ["GB/s", "TFLOP/s"].contains(&pair[1]));
+        let measured: Vec<f64> = with_unit.map(|pair| pair[0].parse().unwrap()).collect();
+        assert_eq!(measured.len(), rates, "{detail}");
+        assert!(measured.iter().all(|rate| *rate > 0.0 && rate.is_finite()), "{detail}");
+    }
 }
 
 #[test]

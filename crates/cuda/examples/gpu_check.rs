@@ -15,9 +15,10 @@ use uniarm_model::{
 const BLOCK_TOKENS: usize = 16;
 const BATCHES: [usize; 3] = [1, 8, 32];
 
-/// Tokens of each row when it decodes: those of its prompt, and those that are timed.
+/// Tokens of each row when it decodes: those of its prompt and those that follow, of which the first ones are not timed.
 const PROMPT: usize = 128;
-const DECODED: usize = 64;
+const DECODED: usize = 96;
+const WARM_UP: usize = 32;
 
 const BLOCKS_OF_A_ROW: usize = (PROMPT + DECODED).div_ceil(BLOCK_TOKENS);
 const BLOCKS: usize = BATCHES[BATCHES.len() - 1] * BLOCKS_OF_A_ROW;
@@ -45,14 +46,13 @@ fn main() -> ExitCode {
 
 /// Whether everything is as it should be.
 fn check(files: &ModelFiles) -> Result<bool, ModelError> {
-    let load = |weights| {
-        CudaLlama::load(
-            files,
-            &CudaOptions { device: 0, kv_blocks: BLOCKS, block_tokens: BLOCK_TOKENS, weights },
-        )
+    let load = |weights, graphs| {
+        let options =
+            CudaOptions { device: 0, kv_blocks: BLOCKS, block_tokens: BLOCK_TOKENS, weights, graphs };
+        CudaLlama::load(files, &options)
     };
     // Whether there is a GPU shows before the CPU is asked for anything.
-    let mut gpu = load(WeightFormat::F32)?;
+    let mut gpu = load(WeightFormat::F32, true)?;
     println!("{} on {}", files.name, gpu.device_name());
     let options =
         LlamaOptions { kv_blocks: BLOCKS_OF_A_ROW, block_tokens: BLOCK_TOKENS, ..LlamaOptions::default() };
@@ -65,7 +65,7 @@ fn check(files: &ModelFiles) -> Result<bool, ModelError> {
     for (weights, tolerance) in TOLERANCES {
         if weights != WeightFormat::F32 {
             drop(gpu);
-            gpu = load(weights)?;
+            gpu = load(weights, true)?;
         }
         let error = distance(&prompt_logits(&mut gpu)?, &expected);
         let same = is_invariant(&mut gpu)?;
@@ -73,9 +73,11 @@ fn check(files: &ModelFiles) -> Result<bool, ModelError> {
             "{weights:?}: logits {error:.1e} from the CPU's (allowed {tolerance:.0e}); bits of batches equal: {same}"
         );
         sound &= error <= tolerance && same;
-        for rows in BATCHES {
-            time_decoding(&mut gpu, rows)?;
-        }
+        let by_graphs = decoding(&mut gpu)?;
+        drop(gpu);
+        gpu = load(weights, false)?;
+        let by_kernels = decoding(&mut gpu)?;
+        report(&gpu, by_graphs, by_kernels);
     }
     Ok(sound)
 }
@@ -183,7 +185,40 @@ fn product_error() -> Result<f64, ModelError> {
     Ok(largest)
 }
 
-fn time_decoding(model: &mut CudaLlama, rows: usize) -> Result<(), ModelError> {
+/// Seconds of a step of each batch.
+fn decoding(model: &mut CudaLlama) -> Result<[f64; BATCHES.len()], ModelError> {
+    let mut seconds = [0.0; BATCHES.len()];
+    for (rows, seconds) in BATCHES.into_iter().zip(&mut seconds) {
+        *seconds = time_decoding(model, rows)?;
+    }
+    Ok(seconds)
+}
+
+/// Prints seconds of a step of each batch, with graphs and without.
+fn report(model: &CudaLlama, by_graphs: [f64; BATCHES.len()], by_kernels: [f64; BATCHES.len()]) {
+    for ((rows, seconds), without) in BATCHES.into_iter().zip(by_graphs).zip(by_kernels) {
+        let floor = match model.bandwidth() {
+            Some(bandwidth) => {
+                let floor = model.weight_bytes() as f64 / bandwidth;
+                format!(
+                    "reading the weights alone takes {:.3} ms ({:.0} %)",
+                    floor * 1e3,
+                    100.0 * floor / seconds
+                )
+            }
+            None => "the driver does not say how fast its memory is".to_owned(),
+        };
+        println!(
+            "  {rows:>2} rows: {:>8.0} tokens/s, {:.3} ms a step by graphs and {:.3} ms without; {floor}",
+            rows as f64 / seconds,
+            seconds * 1e3,
+            without * 1e3
+        );
+    }
+}
+
+/// Seconds of a step of so many rows.
+fn time_decoding(model: &mut CudaLlama, rows: usize) -> Result<f64, ModelError> {
     let tokens = tokens(model, PROMPT);
     let tables: Vec<Vec<u32>> = (0..rows).map(blocks).collect();
     let mut logits = Vec::new();
@@ -195,27 +230,13 @@ fn time_decoding(model: &mut CudaLlama, rows: usize) -> Result<(), ModelError> {
         let row = |blocks| Row { tokens: &tokens[..1], start, blocks, logits_from: 0, adapter: None };
         tables.iter().map(|blocks| row(blocks)).collect()
     };
-    model.forward(&step(PROMPT), &mut logits)?;
-    let began = Instant::now();
-    for start in PROMPT + 1..PROMPT + DECODED {
+    // A graph may be due only some steps after the one of the batch before.
+    for start in PROMPT..PROMPT + WARM_UP {
         model.forward(&step(start), &mut logits)?;
     }
-    let seconds = began.elapsed().as_secs_f64() / (DECODED - 1) as f64;
-    let floor = match model.bandwidth() {
-        Some(bandwidth) => {
-            let floor = model.weight_bytes() as f64 / bandwidth;
-            format!(
-                "reading the weights alone takes {:.3} ms ({:.0} %)",
-                floor * 1e3,
-                100.0 * floor / seconds
-            )
-        }
-        None => "the driver does not say how fast its memory is".to_owned(),
-    };
-    println!(
-        "  {rows:>2} rows: {:>8.0} tokens/s, {:.3} ms a step; {floor}",
-        rows as f64 / seconds,
-        seconds * 1e3
-    );
-    Ok(())
+    let began = Instant::now();
+    for start in PROMPT + WARM_UP..PROMPT + DECODED {
+        model.forward(&step(start), &mut logits)?;
+    }
+    Ok(began.elapsed().as_secs_f64() / (DECODED - WARM_UP) as f64)
 }

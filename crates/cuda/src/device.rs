@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUfunction};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg as _};
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 use libloading::Library;
@@ -81,14 +82,16 @@ pub(crate) struct Device {
 }
 
 /// One argument of a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Argument {
     Address(u64),
     Integer(i32),
-    Float(f32),
+    /// The bits of an f32: arguments are the same where all bits are.
+    Float(u32),
 }
 
 /// How many blocks of how many threads.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Grid {
     pub blocks: [usize; 3],
     pub threads: u32,
@@ -148,6 +151,11 @@ impl Device {
         self.stream.cu_stream().cast()
     }
 
+    /// A kernel, as the driver knows it; it is there as long as the device.
+    pub fn kernel(&self, name: &str) -> CUfunction {
+        self.kernels[name].cu_function()
+    }
+
     pub fn free_bytes(&self) -> usize {
         self.context.mem_get_info().map_or(0, |(free, _)| free)
     }
@@ -181,13 +189,28 @@ impl Device {
             match argument {
                 Argument::Address(address) => launch.arg(address),
                 Argument::Integer(integer) => launch.arg(integer),
-                Argument::Float(float) => launch.arg(float),
+                Argument::Float(bits) => launch.arg(bits),
             };
         }
         // Safety: as promised by the caller.
         match unsafe { launch.launch(config) } {
             Ok(_) => Ok(()),
             Err(error) => Err(refused(name, error)),
+        }
+    }
+}
+
+impl Argument {
+    pub fn float(number: f32) -> Self {
+        Self::Float(number.to_bits())
+    }
+
+    /// Where its value stands, as the driver wants to know it; it only reads there.
+    pub fn value(&self) -> *mut c_void {
+        match self {
+            Self::Address(address) => ptr::from_ref(address).cast_mut().cast(),
+            Self::Integer(integer) => ptr::from_ref(integer).cast_mut().cast(),
+            Self::Float(bits) => ptr::from_ref(bits).cast_mut().cast(),
         }
     }
 }

@@ -27,16 +27,21 @@
 //! cut into: nothing of it is lost, and the order of sums follows from the number of inputs (`kernels/matmul_bf16.cu`,
 //! `tests/fake_products.rs`). That takes devices of compute capability 8.0 or later; weights of f32 do not.
 //!
-//! Not here yet: CUDA graphs (launches cost some 3 µs each), a cache of 16 bits, choosing tokens on the device.
+//! **Graphs** (`src/graphs.rs`) take the place of the launches of small steps that come again, as those of a steady batch do: one
+//! call, with the very same kernels, grids and arguments (`tests/fake_graphs.rs`). Ranks of a group launch kernel by kernel.
+//!
+//! Not here yet: a cache of 16 bits, choosing tokens on the device.
 
 mod adapters;
 mod device;
+mod graphs;
 mod lister;
 mod llama;
 mod locked;
 mod memory;
 mod peers;
 mod product;
+mod rates;
 mod sheet;
 mod step;
 mod weights;
@@ -46,4 +51,5 @@ pub use device::{Architecture, Gpu, check_kernels, gpus};
 pub use lister::list_rows;
 pub use llama::{CudaLlama, CudaOptions};
 pub use product::Products;
+pub use rates::Rates;
 pub use weights::WeightFormat;

@@ -8,6 +8,7 @@ use uniarm_model::{Candidate, Likeliest, Listing, Lists, ModelError, NoiseAt, Pa
 
 use crate::device::Argument::Address;
 use crate::device::{Device, Grid};
+use crate::graphs::Launcher;
 use crate::locked::Locked;
 use crate::memory::{Growing, Memory};
 use crate::step::integer;
@@ -119,12 +120,18 @@ impl Lister {
         bytemuck::cast_slice(&self.records).iter().copied()
     }
 
-    /// Makes the step's lists of `scores`, (lists, slice.len()), keeps these rows, and copies the lists from the device.
-    pub fn make(&mut self, device: &Device, scores: u64, records: u64) -> Result<(), ModelError> {
+    /// Makes the step's lists of `scores`, (lists, slice.len()), and keeps these rows.
+    pub fn make(
+        &mut self,
+        (device, launcher): (&Device, &mut Launcher<'_>),
+        scores: u64,
+        records: u64,
+    ) -> Result<(), ModelError> {
         let lists = self.records.len();
         let parts = (self.slice.start % 4 + self.slice.len()).div_ceil(PART_TOKENS);
-        let stride = parts * self.records.iter().map(|record| record.count as usize).max().unwrap_or(0);
-        // Steps of nearly one size shall not each allocate.
+        let longest = self.records.iter().map(|record| record.count as usize).max().unwrap_or(0);
+        // Steps of nearly one size shall not each allocate, nor each differ in what they launch.
+        let stride = parts * longest.next_power_of_two();
         let (of_parts, of_rows) = (lists.next_power_of_two() * stride, self.tokens().next_power_of_two());
         let candidates = self.candidates.reserve(device, of_parts, "a step's lists")?.at(0);
         let listed = self.listed.reserve(device, of_rows * TOKEN_WORDS, "a step's lists")?.at(0);
@@ -140,7 +147,7 @@ impl Lister {
         ];
         let grid = |blocks| Grid { blocks, threads: LIST_THREADS };
         // Safety: these are the kernel's arguments, of memory that is there until the next step; so below.
-        unsafe { device.launch("list_parts", grid([parts, lists, 1]), &arguments) }?;
+        unsafe { launcher.launch("list_parts", grid([parts, lists, 1]), &arguments) }?;
         let arguments = [
             Address(scores),
             integer(columns),
@@ -152,7 +159,11 @@ impl Lister {
             Address(listed),
         ];
         // Safety: as above.
-        unsafe { device.launch("list_rows", grid([lists, 1, 1]), &arguments) }?;
+        unsafe { launcher.launch("list_rows", grid([lists, 1, 1]), &arguments) }
+    }
+
+    /// Copies the lists that were made from the device.
+    pub fn read(&mut self, device: &Device) -> Result<(), ModelError> {
         match self.tokens() {
             0 => Ok(()),
             tokens => self.listed.read(device, self.words.reserve(device, tokens * TOKEN_WORDS)?),
@@ -251,7 +262,8 @@ pub fn list_rows(
     lister.begin(&vec![row; wanted.len()], &wanted);
     let records: Vec<u32> = lister.records().collect();
     let (rows, records) = (Memory::of(&device, rows, "rows")?, Memory::of(&device, &records, "their lists")?);
-    lister.make(&device, rows.at(0), records.at(0))?;
+    lister.make((&device, &mut Launcher::Device(&device)), rows.at(0), records.at(0))?;
+    lister.read(&device)?;
     device.finish()?;
     let mut lists = Lists::default();
     lister.collect((None, Part::WHOLE), std::iter::once(columns), &mut lists)?;

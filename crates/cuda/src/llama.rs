@@ -8,6 +8,7 @@ use uniarm_model::{
 
 use crate::adapters::Adapters;
 use crate::device::Device;
+use crate::graphs::Graphs;
 use crate::lister::Lister;
 use crate::memory::Memory;
 use crate::peers::Peers;
@@ -31,6 +32,8 @@ pub struct CudaOptions {
     /// Positions per block, a multiple of 16.
     pub block_tokens: usize,
     pub weights: WeightFormat,
+    /// Launch steps that come again as graphs; without, each kernel by itself, to compare.
+    pub graphs: bool,
 }
 
 /// A loaded model with its cache, or one rank's part of both.
@@ -45,6 +48,8 @@ pub struct CudaLlama {
     pub(crate) workspace: Workspace,
     pub(crate) sheet: Sheet,
     pub(crate) lister: Lister,
+    /// None: each kernel is launched by itself.
+    pub(crate) graphs: Option<Graphs>,
     adapters: Adapters,
     plan: Plan,
     fingerprint: [u8; 32],
@@ -105,6 +110,7 @@ impl CudaLlama {
             workspace: Workspace::new(),
             sheet: Sheet::new(),
             lister: Lister::reserve(&device, division.columns(Columns::Vocabulary), config.vocabulary)?,
+            graphs: options.graphs.then(Graphs::default),
             adapters: Adapters::default(),
             plan: Plan::new(slots),
             fingerprint: files.fingerprint,

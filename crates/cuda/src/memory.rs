@@ -57,6 +57,14 @@ impl<T: DeviceRepr + ValidAsZeroBits> Memory<T> {
         device.stream().memcpy_dtoh(&place, numbers).map_err(|error| refused("a copy from the device", error))
     }
 
+    /// Copies all numbers of memory of the same size.
+    pub fn copy(&mut self, device: &Device, from: &Self) -> Result<(), ModelError> {
+        device
+            .stream()
+            .memcpy_dtod(&from.numbers, &mut self.numbers)
+            .map_err(|error| refused("a copy within the device", error))
+    }
+
     /// Where number `index` lies.
     pub fn at(&self, index: usize) -> u64 {
         debug_assert!(index < self.numbers.len());

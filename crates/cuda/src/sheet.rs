@@ -11,6 +11,9 @@ use crate::locked::Locked;
 use crate::memory::Growing;
 use crate::peers::Peers;
 
+/// Room for a step of usual size from the beginning: when it grows, everything gets another address.
+const WORDS_MIN: usize = 1 << 14;
+
 /// A laid out step in words of 32 bits, on the host and on the device.
 pub(crate) struct Sheet {
     words: Vec<u32>,
@@ -31,7 +34,8 @@ pub(crate) struct Sheet {
     address: u64,
 }
 
-/// Where what begins, in words.
+/// Where what begins, in words. Steps of one batch have everything in the same places, so that they launch the same: what
+/// grows with contexts comes last, behind what changes with preferences, which has room for twice as much.
 #[derive(Clone, Copy, Default)]
 struct Places {
     /// Per token: id, position, cache slot, begin of its block table in `blocks`.
@@ -48,8 +52,8 @@ struct Places {
     /// Per adapted token: its adapter's table (an address), and the begin of its state in `floats`.
     adapters: usize,
     states: usize,
-    blocks: usize,
     floats: usize,
+    blocks: usize,
 }
 
 impl Sheet {
@@ -67,8 +71,8 @@ impl Sheet {
                 order: 0,
                 adapters: 0,
                 states: 0,
-                blocks: 0,
                 floats: 0,
+                blocks: 0,
             },
             tokens: 0,
             adapted: 0,
@@ -97,15 +101,17 @@ impl Sheet {
         self.places.ids = self.put(plan.tokens.iter().map(|token| token.id));
         self.places.positions = self.put(plan.tokens.iter().map(|token| token.position as u32));
         self.places.slots = self.put(plan.tokens.iter().map(|token| token.slot as u32));
+        self.put_tables(plan, rows);
         self.places.wanted = self.put(lister.order().map(|position| plan.wanted[position] as u32));
         self.places.lists = self.put(lister.records());
         if let Some(peers) = peers {
             self.put_owners(plan, peers);
         }
-        self.put_tables(plan, rows);
         self.put_adapters(device, (config, division), (plan, rows), adapters)?;
+        self.put_blocks(plan, rows);
         // Sizes differ from step to step: memory for twice as many words spares an allocation each time.
-        let memory = self.memory.reserve(device, self.words.len().next_power_of_two(), "a step's tokens")?;
+        let count = self.words.len().next_power_of_two().max(WORDS_MIN);
+        let memory = self.memory.reserve(device, count, "a step's tokens")?;
         // The step before is done, and with it the copy of what stands there.
         let outbox = self.outbox.reserve(device, self.words.len())?;
         outbox.copy_from_slice(&self.words);
@@ -151,7 +157,12 @@ impl Sheet {
             self.words.extend(std::iter::repeat_n(begin, tokens.len()));
             begin += rows[*row].blocks.len() as u32;
         }
-        self.places.blocks = self.words.len();
+    }
+
+    fn put_blocks(&mut self, plan: &Plan, rows: &[Row<'_>]) {
+        let floats = self.words.len() - self.places.floats;
+        self.places.blocks = self.places.floats + floats.next_power_of_two();
+        self.words.resize(self.places.blocks, 0);
         for (row, _) in &plan.rows {
             self.words.extend_from_slice(rows[*row].blocks);
         }

@@ -5,8 +5,9 @@ use std::ops::Range;
 use uniarm_model::{Columns, Config, Division, ModelError};
 
 use crate::adapters::Group;
-use crate::device::Argument::{Address, Float, Integer};
+use crate::device::Argument::{Address, Integer};
 use crate::device::{Argument, Device, Grid};
+use crate::graphs::{Launcher, TOKENS_MAX};
 use crate::llama::{Cache, CudaLlama, Rope};
 use crate::memory::Memory;
 use crate::peers::{LAYERS_IN_FLIGHT, Peers, Receivers};
@@ -27,6 +28,7 @@ const PARTS_MAX: usize = 3;
 /// One step's view of the model.
 struct Step<'a> {
     device: &'a Device,
+    launcher: Launcher<'a>,
     config: &'a Config,
     division: &'a Division,
     weights: &'a LlamaWeights,
@@ -51,12 +53,19 @@ impl CudaLlama {
     /// Computes what the sheet says, makes its lists, and fills `logits` with the rows that are wanted whole, (rows, vocabulary);
     /// a rank other than 0, which hands over its own, has room for none.
     pub(crate) fn step(&mut self, logits: &mut [f32]) -> Result<(), ModelError> {
-        let Self { device, config, division, weights, rope, cache, workspace, sheet, lister, peers, .. } =
-            self;
-        let mut peers = peers.as_mut().filter(|peers| peers.has_others());
+        let Self { device, config, division, weights, rope, cache, workspace, sheet, .. } = self;
+        let (lister, mut graphs) = (&mut self.lister, self.graphs.as_mut());
+        let mut peers = self.peers.as_mut().filter(|peers| peers.has_others());
         let at = workspace.reserve(device, (config, division), sheet, peers.is_some())?;
+        // What peers hand over stands between the launches.
+        graphs = graphs.filter(|_| peers.is_none() && sheet.tokens <= TOKENS_MAX);
+        let launcher = match &mut graphs {
+            Some(graphs) => Launcher::List(graphs.record()),
+            None => Launcher::Device(device),
+        };
+        let others = peers.as_deref_mut();
         let mut step =
-            Step { device, config, division, weights, rope, cache, sheet, peers: peers.as_deref_mut(), at };
+            Step { device, launcher, config, division, weights, rope, cache, sheet, peers: others, at };
         step.embed()?;
         for (index, layer) in weights.layers.iter().enumerate() {
             step.attention(index, layer)?;
@@ -68,8 +77,15 @@ impl CudaLlama {
         if sheet.wanted > 0 {
             let scores = step.head(lister.whole())?;
             if lister.lists() > 0 {
-                lister.make(device, scores, sheet.lists())?;
+                lister.make((device, &mut step.launcher), scores, sheet.lists())?;
             }
+        }
+        if let Some(graphs) = graphs {
+            // Safety: see `Step::launch`; what was given back since then, to reserve more, is named by none of these.
+            unsafe { graphs.launch(device) }?;
+        }
+        if lister.lists() > 0 {
+            lister.read(device)?;
         }
         if !logits.is_empty() {
             workspace.read_logits(device, logits.len())?;
@@ -218,7 +234,7 @@ impl Step<'_> {
         self.peers.as_mut().map_or(Ok(()), |peers| peers.drain(self.device))
     }
 
-    fn cut(&self, whole: Gathered, part: u64) -> Result<(), ModelError> {
+    fn cut(&mut self, whole: Gathered, part: u64) -> Result<(), ModelError> {
         let own = self.division.columns(whole.columns);
         let arguments = [
             Address(whole.address),
@@ -231,7 +247,7 @@ impl Step<'_> {
     }
 
     /// The first `count` rows.
-    fn place(&self, whole: Gathered, count: usize, bounds: u64) -> Result<(), ModelError> {
+    fn place(&mut self, whole: Gathered, count: usize, bounds: u64) -> Result<(), ModelError> {
         let arguments = [
             Address(self.at.parts),
             Address(bounds),
@@ -247,7 +263,7 @@ impl Step<'_> {
 impl Step<'_> {
     /// output = rows of a table, by their numbers.
     fn look_up(
-        &self,
+        &mut self,
         (table, format): (u64, WeightFormat),
         (ids, count): (u64, usize),
         output: u64,
@@ -262,7 +278,7 @@ impl Step<'_> {
 
     /// normed = norm of the residual; of the tokens in `rows` alone where that is not 0.
     fn normalise(
-        &self,
+        &mut self,
         weight: &Memory<f32>,
         (normed, count): (u64, usize),
         rows: u64,
@@ -273,18 +289,18 @@ impl Step<'_> {
             Address(weight.at(0)),
             Address(normed),
             integer(self.config.hidden),
-            Float(self.config.rms_norm_epsilon),
+            Argument::float(self.config.rms_norm_epsilon),
         ];
         self.launch("rms_norm", Grid { blocks: [count, 1, 1], threads: ROW_THREADS }, &arguments)
     }
 
     /// output = input · weightᵀ, or += where `add` is set.
-    fn multiply(&self, weight: &Matrix, at: (u64, u64, usize), add: bool) -> Result<(), ModelError> {
+    fn multiply(&mut self, weight: &Matrix, at: (u64, u64, usize), add: bool) -> Result<(), ModelError> {
         let Product { kernel, grid, arguments } = Product::new(weight, at, add);
         self.launch(kernel, grid, &arguments)
     }
 
-    fn rotate_and_append(&self, index: usize, layer: &Layer) -> Result<(), ModelError> {
+    fn rotate_and_append(&mut self, index: usize, layer: &Layer) -> Result<(), ModelError> {
         let (keys, values) = self.cache.layer(index);
         let (heads, kv_heads) = (self.division.heads.len(), self.division.kv_heads.len());
         let head_dim = self.config.head_dim;
@@ -300,12 +316,12 @@ impl Step<'_> {
             integer(heads),
             integer(kv_heads),
             integer(head_dim),
-            Float(1.0 / (head_dim as f32).sqrt()),
+            Argument::float(1.0 / (head_dim as f32).sqrt()),
         ];
         self.launch("rotate_and_append", self.rows(), &arguments)
     }
 
-    fn attend(&self, index: usize, attended: u64) -> Result<(), ModelError> {
+    fn attend(&mut self, index: usize, attended: u64) -> Result<(), ModelError> {
         let (keys, values) = self.cache.layer(index);
         let head_dim = self.config.head_dim;
         let group = self.config.heads / self.config.kv_heads;
@@ -337,7 +353,7 @@ impl Step<'_> {
         self.launch(name, Grid { blocks, threads: ATTENTION_WARPS * WARP }, &arguments)
     }
 
-    fn gate(&self, gated: u64) -> Result<(), ModelError> {
+    fn gate(&mut self, gated: u64) -> Result<(), ModelError> {
         let own = self.division.columns(Columns::Intermediate).len();
         let arguments = [Address(self.at.gate_up), Address(gated), integer(own)];
         self.launch("gate", columns_of_rows(self.sheet.tokens, own), &arguments)
@@ -345,7 +361,7 @@ impl Step<'_> {
 
     /// Adds the adapters of all tokens that have one to a projection's output.
     fn adapt(
-        &self,
+        &mut self,
         (layer, group): (usize, Group),
         (input, matrix): (u64, &Matrix),
         output: u64,
@@ -388,10 +404,10 @@ impl Step<'_> {
         Grid { blocks: [self.sheet.tokens, 1, 1], threads: ROW_THREADS }
     }
 
-    fn launch(&self, name: &str, grid: Grid, arguments: &[Argument]) -> Result<(), ModelError> {
+    fn launch(&mut self, name: &'static str, grid: Grid, arguments: &[Argument]) -> Result<(), ModelError> {
         // Safety: each call above has its kernel's arguments, of memory that the model keeps; all of it runs on one
         // stream, in order.
-        unsafe { self.device.launch(name, grid, arguments) }
+        unsafe { self.launcher.launch(name, grid, arguments) }
     }
 }
 

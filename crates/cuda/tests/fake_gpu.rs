@@ -45,7 +45,8 @@ fn main() {
 }
 
 fn load(files: &ModelFiles, weights: WeightFormat) -> CudaLlama {
-    let options = CudaOptions { device: 0, kv_blocks: CACHE_BLOCKS, block_tokens: BLOCK_TOKENS, weights };
+    let options =
+        CudaOptions { device: 0, kv_blocks: CACHE_BLOCKS, block_tokens: BLOCK_TOKENS, weights, graphs: true };
     CudaLlama::load(files, &options).unwrap()
 }
 
@@ -276,7 +277,13 @@ fn steps_of_a_known_size_allocate_nothing() {
 /// The library ends the process if what was loaded before the cache is not given back.
 fn a_cache_that_does_not_fit_is_refused() {
     let scene = LLAMA.scene();
-    let options = CudaOptions { device: 0, kv_blocks: 1 << 20, block_tokens: 16, weights: WeightFormat::F32 };
+    let options = CudaOptions {
+        device: 0,
+        kv_blocks: 1 << 20,
+        block_tokens: 16,
+        weights: WeightFormat::F32,
+        graphs: true,
+    };
     let Err(ModelError::Device(message)) = CudaLlama::load(&scene.files, &options) else { panic!() };
     assert!(
         message.starts_with("no room for half of the cache") && message.contains("fewer cache blocks"),

@@ -55,7 +55,7 @@ fn main() {
 }
 
 fn options(weights: WeightFormat) -> CudaOptions {
-    CudaOptions { device: 0, kv_blocks: CACHE_BLOCKS, block_tokens: BLOCK_TOKENS, weights }
+    CudaOptions { device: 0, kv_blocks: CACHE_BLOCKS, block_tokens: BLOCK_TOKENS, weights, graphs: true }
 }
 
 fn group(size: usize, timeout: Duration) -> Group {
@@ -274,6 +274,7 @@ fn followers_keep_their_rows_and_count_anew() {
     let tokens = prompt(3, 5);
     let row = Row { tokens: &tokens, start: 0, blocks: &[0], logits_from: 1, adapter: None };
     let list = Some(Likeliest { count: 4, scale: 1.0, noise: None });
+    let by_graph = fakes::count("fake_graph_launches");
     for _ in 0..2 {
         let lead = |leader: &mut dyn Forward| {
             let (mut logits, mut lists, mut behind) = (Vec::new(), Lists::default(), Vec::new());
@@ -291,6 +292,8 @@ fn followers_keep_their_rows_and_count_anew() {
         };
         among(&mut shards, (group(2, TIMEOUT), None), &[], lead, files);
     }
+    // A step that comes again is launched kernel by kernel: what ranks hand each other stands between.
+    assert_eq!(fakes::count("fake_graph_launches"), by_graph);
 }
 
 fn a_step_of_lists_copies_no_logits() {

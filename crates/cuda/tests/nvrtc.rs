@@ -54,7 +54,8 @@ fn every_kernel_compiles() {
 /// Where there is a GPU, or its libraries, they are not missing.
 fn what_is_missing_is_said() {
     let files = made_up::LLAMA.scene().files;
-    let options = CudaOptions { device: 999, kv_blocks: 2, block_tokens: 16, weights: WeightFormat::F32 };
+    let options =
+        CudaOptions { device: 999, kv_blocks: 2, block_tokens: 16, weights: WeightFormat::F32, graphs: true };
     let Err(ModelError::Device(message)) = CudaLlama::load(&files, &options) else { panic!() };
     assert!(
         ["no NVIDIA driver", "no compiler of kernels", "device 999 of"]

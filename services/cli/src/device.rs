@@ -70,7 +70,7 @@ impl DeviceArgs {
 
     fn cuda_options(self, device: usize, options: &LlamaOptions) -> CudaOptions {
         let LlamaOptions { kv_blocks, block_tokens, .. } = *options;
-        CudaOptions { device, kv_blocks, block_tokens, weights: self.gpu_weights.into() }
+        CudaOptions { device, kv_blocks, block_tokens, weights: self.gpu_weights.into(), graphs: true }
     }
 }
 

@@ -2,8 +2,8 @@
 // launch returns at once, and so waits for no peer that work of the tests' libnccl before it waits for.
 //
 // What a real driver would punish late or never is refused at once, with a line on standard error: copies beyond an
-// allocation, freed memory, unknown functions, blocks of a wrong size, memory that is still there when the context goes.
-// Fresh memory is filled with NaN, and stands between zones that a kernel must not write.
+// allocation, freed memory, unknown functions, blocks of a wrong size, graphs that are no chain, memory and graphs that are still
+// there when the context goes. Fresh memory is filled with NaN, and stands between zones that a kernel must not write.
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -44,6 +45,8 @@ std::mutex lock;
 std::map<Address, size_t> allocations; // bytes by address
 size_t allocated_bytes = 0;
 std::atomic<uint64_t> allocations_made = 0, launches_made = 0, bytes_to_host = 0, copies_to_device = 0;
+std::atomic<uint64_t> graphs_made = 0, graph_launches_made = 0;
+std::atomic<bool> has_room_for_graphs = true;
 std::atomic<int> frees_to_come = 0;
 std::atomic<int> contexts = 0;
 // Pages of the host, and copies of them that are under way.
@@ -178,6 +181,43 @@ struct Launch {
     }
 };
 
+// Null, with the reason in `result`, for what no device could run. Arguments are copied.
+Launch* make_launch(Handle function, const unsigned (&grid)[3], const unsigned (&block)[3], unsigned shared_bytes,
+                    void* const* arguments, Result* result) {
+    *result = INVALID_VALUE;
+    if (!current_context) return refuse("a launch without a context"), nullptr;
+    if (std::count(grid, grid + 3, 0) > 0 || grid[1] > 65535 || grid[2] > 65535) return refuse("an impossible grid"), nullptr;
+    if (block[1] != 1 || block[2] != 1 || shared_bytes != 0) return refuse("a block that the kernels do not know"), nullptr;
+    *result = SUCCESS;
+    const auto* kernel = static_cast<const Kernel*>(function);
+    auto* launch = new Launch{kernel, {grid[0], grid[1], grid[2]}, block[0], {}};
+    for (size_t i = 0; i < kernel->count; i++) {
+        const auto* bytes = static_cast<const unsigned char*>(arguments[i]);
+        launch->values.emplace_back(bytes, bytes + kernel->sizes[i]);
+    }
+    return launch;
+}
+
+// Launches in their order, which is that of a graph whose every node waits for the one before.
+using Chain = std::vector<std::shared_ptr<Launch>>;
+struct Graph {
+    Chain nodes;
+};
+struct Executable {
+    Chain nodes;
+};
+std::set<Handle> graphs, executables;
+
+void run_chain(void* argument) {
+    std::unique_ptr<Chain> chain(static_cast<Chain*>(argument));
+    for (auto& launch : *chain) launch->run();
+}
+
+bool is_one_of(const std::set<Handle>& handles, Handle handle) {
+    std::lock_guard guard(lock);
+    return handles.count(handle) > 0;
+}
+
 void run_launch(void* launch) { std::unique_ptr<Launch>(static_cast<Launch*>(launch))->run(); }
 
 // A copy from or to locked pages on its way through a stream.
@@ -227,6 +267,17 @@ uint64_t fake_allocations() { return allocations_made; }
 uint64_t fake_launches() { return launches_made; }
 uint64_t fake_bytes_to_host() { return bytes_to_host; }
 uint64_t fake_copies_to_device() { return copies_to_device; }
+uint64_t fake_graphs_made() { return graphs_made; }
+uint64_t fake_graph_launches() { return graph_launches_made; }
+
+// Graphs that can be launched.
+uint64_t fake_graphs() {
+    std::lock_guard guard(lock);
+    return executables.size();
+}
+
+// From now on there is room for graphs, or there is none, in turn; whether there is.
+uint64_t fake_toggle_room_for_graphs() { return has_room_for_graphs = !has_room_for_graphs; }
 
 Result cuInit(unsigned) { return SUCCESS; }
 
@@ -277,6 +328,10 @@ Result cuDevicePrimaryCtxRelease_v2(int) {
     }
     if (!locked.empty()) {
         refuse("the context goes, and pages of the host are still locked");
+        std::abort();
+    }
+    if (!graphs.empty() || !executables.empty()) {
+        refuse("the context goes, and graphs are still there");
         std::abort();
     }
     return SUCCESS;
@@ -362,6 +417,13 @@ Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream)
     return SUCCESS;
 }
 
+Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Stream stream) {
+    if (!is_there(to, bytes) || !is_there(from, bytes)) return refuse("a copy within the device beyond an allocation");
+    stream_wait(stream);
+    std::memcpy(reinterpret_cast<void*>(uintptr_t(to)), reinterpret_cast<const void*>(uintptr_t(from)), bytes);
+    return SUCCESS;
+}
+
 Result cuModuleLoadData(Handle* module, const void*) {
     *module = &context_handle;
     return SUCCESS;
@@ -378,17 +440,77 @@ Result cuModuleGetFunction(Handle* function, Handle, const char* name) {
 
 Result cuLaunchKernel(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                       unsigned block_z, unsigned shared_bytes, Stream stream, void** arguments, void**) {
-    if (!current_context) return refuse("a launch without a context");
-    if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535) return refuse("an impossible grid");
-    if (block_y != 1 || block_z != 1 || shared_bytes != 0) return refuse("a block that the kernels do not know");
+    Result result;
+    Launch* launch =
+        make_launch(function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, arguments, &result);
+    if (!launch) return result;
     launches_made++;
-    const auto* kernel = static_cast<const Kernel*>(function);
-    auto* launch = new Launch{kernel, {grid_x, grid_y, grid_z}, block_x, {}};
-    for (size_t i = 0; i < kernel->count; i++) {
-        const auto* bytes = static_cast<const unsigned char*>(arguments[i]);
-        launch->values.emplace_back(bytes, bytes + kernel->sizes[i]);
-    }
     stream_put(stream, run_launch, nullptr, launch);
+    return SUCCESS;
+}
+
+Result cuGraphCreate(Handle* graph, unsigned flags) {
+    if (flags != 0) return refuse("flags of a graph that must be 0");
+    *graph = new Graph;
+    std::lock_guard guard(lock);
+    graphs.insert(*graph);
+    return SUCCESS;
+}
+
+// CUDA_KERNEL_NODE_PARAMS_v2 of cuda.h.
+struct KernelNode {
+    Handle function;
+    unsigned grid[3], block[3], shared_bytes;
+    void** arguments;
+    void** extra;
+    Handle kernel, context;
+};
+
+Result cuGraphAddKernelNode_v2(Handle* node, Handle graph, const Handle* before, size_t count, const KernelNode* wanted) {
+    if (!is_one_of(graphs, graph)) return refuse("a node for no graph");
+    Chain& nodes = static_cast<Graph*>(graph)->nodes;
+    if (count != (nodes.empty() ? 0 : 1) || (count == 1 && before[0] != nodes.back().get())) {
+        return refuse("a node that does not wait for the one before it");
+    }
+    if (wanted->extra || wanted->kernel || wanted->context) return refuse("a node of a kind that nobody here uses");
+    Result result;
+    Launch* launch =
+        make_launch(wanted->function, wanted->grid, wanted->block, wanted->shared_bytes, wanted->arguments, &result);
+    if (!launch) return result;
+    nodes.emplace_back(launch);
+    *node = launch;
+    return SUCCESS;
+}
+
+Result cuGraphInstantiateWithFlags(Handle* executable, Handle graph, unsigned long long flags) {
+    if (!is_one_of(graphs, graph) || flags != 0) return refuse("no graph, or flags that must be 0");
+    if (!has_room_for_graphs) return OUT_OF_MEMORY;
+    *executable = new Executable{static_cast<Graph*>(graph)->nodes};
+    graphs_made++;
+    std::lock_guard guard(lock);
+    executables.insert(*executable);
+    return SUCCESS;
+}
+
+Result cuGraphLaunch(Handle executable, Stream stream) {
+    if (!current_context) return refuse("a launch without a context");
+    if (!is_one_of(executables, executable)) return refuse("a launch of no graph");
+    graph_launches_made++;
+    stream_put(stream, run_chain, nullptr, new Chain(static_cast<Executable*>(executable)->nodes));
+    return SUCCESS;
+}
+
+Result cuGraphExecDestroy(Handle executable) {
+    std::lock_guard guard(lock);
+    if (executables.erase(executable) == 0) return refuse("a graph is destroyed that is none, or was before");
+    delete static_cast<Executable*>(executable);
+    return SUCCESS;
+}
+
+Result cuGraphDestroy(Handle graph) {
+    std::lock_guard guard(lock);
+    if (graphs.erase(graph) == 0) return refuse("a graph is destroyed that is none, or was before");
+    delete static_cast<Graph*>(graph);
     return SUCCESS;
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use uniarm_collective::{CollectiveError, Group, Nccl, Payload};
-use uniarm_cuda::{Architecture, CudaLlama, CudaOptions, Gpu, WeightFormat, check_kernels, gpus};
+use uniarm_cuda::{Architecture, CudaLlama, CudaOptions, Gpu, Rates, WeightFormat, check_kernels, gpus};
 use uniarm_model::{Forward, Llama, LlamaOptions, ModelFiles, Row};
 
 use super::{Finding, State};
@@ -39,7 +39,12 @@ pub(super) fn look() -> Vec<Finding> {
             Ok(gpus) => gpus.iter().enumerate().map(|(number, gpu)| device(number, gpu)).collect(),
         };
     let gpus = found.unwrap_or_default();
-    findings.push(kernels(gpus.first()));
+    let kernels = kernels(gpus.first());
+    let compile = kernels.state == State::Ok;
+    findings.push(kernels);
+    if compile {
+        findings.extend(gpus.iter().enumerate().flat_map(|(number, gpu)| rates(number, gpu)));
+    }
     findings.push(nccl(!gpus.is_empty()));
     findings
 }
@@ -53,6 +58,37 @@ fn device(number: usize, gpu: &Gpu) -> Finding {
         format!("cuda:{number}"),
         format!("{name}, {memory:.0} GiB{rate}, version {major}.{minor}"),
     )
+}
+
+/// What a device does, beside what its driver says of it.
+fn rates(number: usize, gpu: &Gpu) -> Vec<Finding> {
+    let what = |kind: &str| format!("cuda:{number} {kind}");
+    let rates = match Rates::measure(number) {
+        Ok(rates) => rates,
+        Err(error) => return vec![Finding::new(AREA, what("rates"), State::Poor, error.to_string())],
+    };
+    let gigabytes = |rate: f64| format!("{} GB/s", figures(rate / 1e9));
+    let share = |rate: f64| format!(" ({:.0} % of what its memory gives)", 100.0 * rates.weights / rate);
+    let products = format!(
+        "weights of bf16 at {}{} for one row; {} TFLOP/s for {}",
+        gigabytes(rates.weights),
+        gpu.bandwidth.map_or(String::new(), share),
+        figures(rates.operations / 1e12),
+        Rates::ROWS
+    );
+    let copies = format!(
+        "locked pages to the device at {}, back at {}; within the device at {}",
+        gigabytes(rates.to_device),
+        gigabytes(rates.from_device),
+        gigabytes(rates.within_device)
+    );
+    vec![Finding::ok(AREA, what("products"), products), Finding::ok(AREA, what("copies"), copies)]
+}
+
+/// Three figures of a rate, or all of what stands before the point.
+fn figures(rate: f64) -> String {
+    let decimals = (2.0 - rate.log10().floor()).max(0.0) as usize;
+    format!("{rate:.decimals$}")
 }
 
 fn kernels(gpu: Option<&Gpu>) -> Finding {
@@ -105,7 +141,8 @@ pub(super) fn compare(files: &ModelFiles) -> Option<Finding> {
     let what = format!("{} on cuda:0", files.name);
     let (kv_blocks, block_tokens) = (PROMPT / worker::BLOCK_TOKENS, worker::BLOCK_TOKENS);
     let compared = || {
-        let options = CudaOptions { device: 0, kv_blocks, block_tokens, weights: WeightFormat::Bf16 };
+        let options =
+            CudaOptions { device: 0, kv_blocks, block_tokens, weights: WeightFormat::Bf16, graphs: true };
         let gpu = logits(&mut CudaLlama::load(files, &options)?)?;
         let options = LlamaOptions { kv_blocks, block_tokens, ..LlamaOptions::default() };
         let cpu = logits(&mut Llama::load_widened(files, &options)?)?;
