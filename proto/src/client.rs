@@ -241,3 +241,29 @@ pub fn reward(channel: Channel) -> RewardClient<Channel> {
 pub fn membership(channel: Channel) -> MembershipClient<Channel> {
     MembershipClient::new(channel)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_a_known_scheme_and_nothing_behind_the_port() {
+        assert_eq!(address("127.0.0.1:7000").as_deref(), Ok("http://127.0.0.1:7000"));
+        assert_eq!(address("HTTPS://router.example/").as_deref(), Ok("https://router.example"));
+        assert_eq!(address("http://[::1]:7000").as_deref(), Ok("http://[::1]:7000"));
+        for (wrong, reason) in [
+            ("htps://127.0.0.1:7000", "\"htps\""),
+            ("ftp://127.0.0.1:7000", "\"ftp\""),
+            ("http://me:key@127.0.0.1:7000", "alone"),
+            ("http://127.0.0.1:7000/v1", "alone"),
+            ("127.0.0.1:7000?x", "alone"),
+            ("http://", "alone"),
+            ("", "alone"),
+        ] {
+            let said = address(wrong).unwrap_err();
+            assert!(said.contains(reason), "{wrong}: {said}");
+            assert!(endpoint(wrong).is_err(), "{wrong}");
+            assert!(Dialer::default().channel(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -97,6 +97,8 @@ fn compare(address: &str, path: &str, body: &Value, wanted: &Transcript) {
     assert_eq!(choices.iter().map(text).collect::<Vec<_>>(), wanted_texts, "{body}");
     assert_eq!(whole["usage"]["completion_tokens"], usage.completion_tokens);
     assert_eq!(whole["usage"]["prompt_tokens"], usage.prompt_tokens);
+    let cached = whole["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert!(cached <= u64::from(usage.prompt_tokens), "a prompt counts once, whatever the number of answers");
     assert_eq!(whole["uniarm"]["seed"], wanted.started.as_ref().unwrap().seed);
 
     let mut streamed = body.clone();

@@ -177,3 +177,16 @@ where
         LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_endpoint_that_is_none_is_an_error_inside_a_runtime_too() {
+        for endpoint in ["localhost:4317", "http://", "https://127.0.0.1:4317"] {
+            let error = Export::start(endpoint, &TelemetryOptions::default()).unwrap_err().to_string();
+            assert!(error.contains(endpoint), "{error}");
+        }
+    }
+}

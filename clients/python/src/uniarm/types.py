@@ -64,7 +64,8 @@ class Request:
     model: str = ""
     # Weights of objectives: short for one term of guidance.
     preference: Mapping[str, float] | None = None
-    strength: float = 1.0
+    # Of the term that these name; alone, it asks the cluster which reward model is meant.
+    strength: float | None = None
     reward: str = ""
     guidance: Sequence[Guidance] = ()
     base_strength: float = 1.0
@@ -105,8 +106,9 @@ class Request:
 
     def _terms(self) -> list[Guidance]:
         own = []
-        if self.preference is not None or self.reward:
-            own = [Guidance(self.preference or {}, self.strength, self.reward)]
+        if self.preference is not None or self.reward or self.strength is not None:
+            strength = 1.0 if self.strength is None else self.strength
+            own = [Guidance(self.preference or {}, strength, self.reward)]
         return own + list(self.guidance)
 
     def _input(self) -> types_pb2.Input:
