@@ -118,10 +118,15 @@ impl ClusterClient {
             let mut inference = self.routers[router].inference.clone();
             match inference.list_models(self.signed(pb::ListModelsRequest {})).await {
                 Ok(response) => return Ok(response.into_inner()),
-                Err(status) if Fault::of(&status) == Fault::Connection => self.leave_alone(router),
+                Err(status) if Fault::of(&status) == Fault::Connection => {
+                    self.leave_alone(router);
+                    let reason = status.message();
+                    last = Status::unavailable(format!(
+                        "no router answers: {reason}. Is that its gRPC port, and does it want https://?"
+                    ));
+                }
                 Err(status) => return Err(status),
             }
-            last = Status::unavailable("no router answers");
         }
         Err(last)
     }
