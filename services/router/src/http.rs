@@ -169,8 +169,8 @@ async fn health(State(door): State<Door>) -> Response {
     json_text(r#"{"status":"ok"}"#.into())
 }
 
-async fn status(State(door): State<Door>) -> Response {
-    json_text(catalogue::status(&door.service.overview()).to_string())
+async fn status(State(door): State<Door>, caller: Extension<Caller>) -> Response {
+    json_text(catalogue::status(&door.service.overview(&caller)).to_string())
 }
 
 async fn no_such_path(uri: Uri) -> Failure {
