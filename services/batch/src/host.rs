@@ -26,8 +26,9 @@ use crate::{
     append_log::{LogError, open_locked},
     drive::{ATTEMPTS_MAX, Cluster, DriveOptions, PATIENCE},
     job::{self, JobError, JobOptions, Part, Progress},
-    ledger::journal_path,
+    ledger::{LedgerError, journal_path},
     output::Order,
+    private,
     request::Plan,
     source::Source,
     tally::{Ends, Tally},
@@ -112,8 +113,8 @@ impl Host {
     pub fn open(options: HostOptions, clusters: Arc<dyn Clusters>) -> Result<Arc<Self>, HostError> {
         let folder = options.folder.clone();
         let failed = |source| HostError::Folder { path: folder.clone(), source };
-        std::fs::create_dir_all(folder.join("batches")).map_err(failed)?;
-        let lock = open_locked(&folder.join("lock"))?;
+        private::make_folder(&folder.join("batches")).map_err(failed)?;
+        let lock = open_locked(&folder.join("lock"), private::to_write())?;
         let shelf = Shelf::open(folder.join("files"), options.shelf).map_err(failed)?;
         let mut batches = BTreeMap::new();
         for path in shelf::paths(&folder.join("batches"), "json").map_err(failed)? {
@@ -267,6 +268,11 @@ impl Host {
         let output = self.output(&record.id);
         let call = Call::at(&record.endpoint).map_err(JobError::Output)?;
         let input = self.shelf.path(&record.input_file_id).display().to_string();
+        // A job leaves the mode of its output to the umask, for it is a user's; this one is a client's.
+        private::to_write()
+            .open(&output)
+            .map_err(|source| LogError::File { path: output.clone(), source })
+            .map_err(LedgerError::from)?;
         let options = JobOptions {
             source: Source::open(&[input], &output)?,
             output,

@@ -10,10 +10,14 @@ use std::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tokio::{fs::File, io::AsyncWriteExt as _};
+use tokio::{
+    fs::{File, OpenOptions},
+    io::AsyncWriteExt as _,
+};
 use uniarm_openai::Failure;
 
 use super::record::Owner;
+use crate::private;
 
 /// Bytes of one file, as OpenAI has it.
 pub const FILE_BYTES_MAX: u64 = 512 << 20;
@@ -89,7 +93,7 @@ impl Shelf {
     /// # Errors
     /// When the folder cannot be read or written.
     pub fn open(folder: PathBuf, limits: ShelfLimits) -> io::Result<Self> {
-        std::fs::create_dir_all(&folder)?;
+        private::make_folder(&folder)?;
         for path in paths(&folder, UNFINISHED)? {
             std::fs::remove_file(path)?;
         }
@@ -158,7 +162,8 @@ impl Shelf {
             held.uploads += 1;
             held.growing.insert(id.clone(), 0);
         }
-        let file = File::create(unfinished(&self.path(&id))).await;
+        let mut options = OpenOptions::from(private::to_write());
+        let file = options.truncate(true).open(unfinished(&self.path(&id))).await;
         match file {
             Ok(file) => Ok(Upload { shelf: Arc::clone(self), id, file, bytes: 0, is_whole: false }),
             Err(error) => {
@@ -313,8 +318,7 @@ pub fn read_record<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 pub fn write_record<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
     let text = serde_json::to_vec(record)?;
     let fresh = unfinished(path);
-    std::fs::write(&fresh, text)?;
-    std::fs::File::open(&fresh)?.sync_all()?;
+    private::write(&fresh, &text)?;
     std::fs::rename(&fresh, path)
 }
 

@@ -15,7 +15,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use uniarm_batch::{AppendLog, LogError};
+use uniarm_batch::{AppendLog, LogError, make_private_folder};
 use uniarm_proto::Refusal;
 use uniarm_runtime::{
     Metrics,
@@ -102,7 +102,7 @@ impl Journal {
         metrics: JournalMetrics,
     ) -> Result<Self, JournalError> {
         let failed = |source| JournalError::Folder { path: folder.to_owned(), source };
-        std::fs::create_dir_all(folder).map_err(failed)?;
+        make_private_folder(folder).map_err(failed)?;
         let number = files(folder).map_err(failed)?.last().map_or(1, |(number, _)| *number);
         let folder = folder.to_owned();
         let mut writer =
@@ -270,6 +270,8 @@ pub fn files(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn metrics() -> JournalMetrics {
@@ -324,6 +326,19 @@ mod tests {
     fn opened(open: impl Fn() -> Result<Journal, JournalError>) -> Journal {
         let busy = |result: &Result<_, _>| matches!(result, Err(JournalError::Log(LogError::Busy { .. })));
         (0..20).map(|_| open()).find(|result| !busy(result)).unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_the_owner_reads_records() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("records");
+        let journal = Journal::in_files_of(1, &folder, metrics()).unwrap();
+        for id in ["a", "b"] {
+            journal.append(&record(id)).await.unwrap();
+        }
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let modes: Vec<_> = files(&folder).unwrap().iter().map(|(_, path)| mode(path)).collect();
+        assert_eq!((mode(&folder), modes), (0o700, vec![0o600; 2]));
     }
 
     #[tokio::test]
