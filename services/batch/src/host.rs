@@ -163,7 +163,7 @@ impl Host {
         let limit = self.options.batches_max;
         if batches.values().filter(|held| !held.record.status.is_over()).count() >= limit {
             let message =
-                format!("{limit} batches are under way (--batches-max): wait for one, or cancel one");
+                format!("{limit} batches are under way, which is the limit: wait for one, or cancel one");
             return Err(Failure::at_the_door(429, "batches_full", message));
         }
         let file = self.shelf.get("input_file_id", &asked.input_file_id)?;
@@ -310,8 +310,7 @@ impl Host {
     fn why_stopped(&self, id: &str) -> End {
         match self.held(id) {
             Some((record, _)) if record.status != State::Cancelling => {
-                let message =
-                    "its answers fill what --batch-bytes-max allows: delete files, and create it again";
+                let message = "its answers fill what all files may have: delete files, and create it again";
                 End::Failed(vec![BatchError {
                     code: "storage_full".into(),
                     message: message.into(),
@@ -460,6 +459,11 @@ fn errors_of(error: JobError) -> Vec<BatchError> {
             param: Some("input_file_id".into()),
             line: None,
         }],
+        // They name files of this machine.
+        JobError::Source(_) | JobError::Ledger(_) => {
+            tracing::error!(%error, "a batch failed by the folder of files and batches (--batch-dir)");
+            vec![BatchError::of_host(shelf::STORAGE_FAILED.to_owned())]
+        }
         other => vec![BatchError::of_host(other.to_string())],
     }
 }

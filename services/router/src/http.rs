@@ -192,7 +192,7 @@ impl Door {
 
     fn host(&self) -> Result<&Arc<Host>, Failure> {
         self.host.as_ref().ok_or_else(|| {
-            let message = "this router keeps no files and no batches: start it with --batch-dir FOLDER";
+            let message = "this router keeps no files and no batches";
             Failure::at_the_door(StatusCode::NOT_FOUND, "batches_off", message)
         })
     }

@@ -220,12 +220,11 @@ impl ShelfLimits {
     fn check(&self, held: &Held, files: usize, bytes: u64) -> Result<(), Failure> {
         let Self { files_max, bytes_max } = self;
         if held.files.len() + held.uploads + held.promised + files > *files_max {
-            let message = format!("{files_max} files are the limit (--batch-files-max): delete some");
+            let message = format!("{files_max} files are the limit: delete some");
             return Err(Failure::at_the_door(429, "files_full", message));
         }
         if held.bytes() + bytes > *bytes_max {
-            let message =
-                format!("{bytes_max} bytes are the limit of all files (--batch-bytes-max): delete some");
+            let message = format!("{bytes_max} bytes are the limit of all files: delete some");
             return Err(Failure::at_the_door(429, "storage_full", message));
         }
         Ok(())
@@ -335,7 +334,11 @@ pub fn not_here(param: &str, id: &str) -> Failure {
     Failure { param: Some(param.to_owned()), ..Failure::at_the_door(404, "not_found", message) }
 }
 
+/// What a client hears of a folder that fails; why it does is for whoever runs the router.
+pub const STORAGE_FAILED: &str = "files cannot be kept or read here at present; try again later";
+
 /// Of a file system that does not do what it should.
 pub fn refused(error: &io::Error) -> Failure {
-    Failure::at_the_door(500, "storage_failed", format!("the folder of --batch-dir cannot be used: {error}"))
+    tracing::error!(%error, "the folder of files and batches (--batch-dir) cannot be used");
+    Failure::at_the_door(500, "storage_failed", STORAGE_FAILED)
 }
