@@ -161,6 +161,20 @@ fn what_a_tenant_may_not_use_is_not_there_for_it(cluster: &Cluster, key: &str) {
         listed["data"].as_array().unwrap().iter().filter(|model| model["uniarm"]["role"] == "reward");
     let rewards: Vec<_> = rewards.map(|model| model["id"].as_str().unwrap()).collect();
     assert_eq!((status, rewards), (200, vec!["concise"]));
+    let (status, seen) = get(cluster, "/status", key);
+    let seen = seen.to_string();
+    assert_eq!(status, 200);
+    assert!(seen.contains("\"concise\"") && !seen.contains("positive"), "{seen}");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let report = runtime.block_on(async {
+        let mut status = pb::status_client::StatusClient::new(cluster.channel().await);
+        status.report(signed(pb::ReportRequest {}, key)).await.unwrap().into_inner()
+    });
+    let seen: Vec<_> = report.members.into_iter().filter_map(|seen| seen.member).collect();
+    assert!(seen.iter().all(|member| member.address.is_empty()), "{seen:?}");
+    let rewards: Vec<_> =
+        seen.iter().flat_map(|member| &member.reward_models).map(|reward| &reward.name).collect();
+    assert_eq!(rewards, ["concise"]);
     let guided = |preference: Value| post(cluster, key, &json!({ "guidance": { "preference": preference } }));
     assert_eq!(guided(json!({ "concise": 1 })).0, 200);
     let refused = guided(json!({ "positive": 1 }));

@@ -1,4 +1,5 @@
-//! A file that only grows by whole lines, belongs to one process at a time, and survives a kill at any byte.
+//! A file that only grows by whole lines, belongs to one process at a time, survives a kill at any byte, and is its owner's to
+//! read: lines are what people asked and were answered.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -6,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+use crate::private;
 
 /// Seconds of work that a power cut may cost.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
@@ -47,7 +50,7 @@ impl AppendLog {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        let mut file = open_locked(path)?;
+        let mut file = open_locked(path, private::to_write())?;
         let mut content = Vec::new();
         file.read_to_end(&mut content).map_err(failed)?;
         let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -97,10 +100,10 @@ impl AppendLog {
 }
 
 /// A file to read and write that no other process has.
-pub(crate) fn open_locked(path: &Path) -> Result<File, LogError> {
+/// `made_with`: how it is made if it is not there.
+pub(crate) fn open_locked(path: &Path, mut made_with: OpenOptions) -> Result<File, LogError> {
     let failed = |source| LogError::File { path: path.to_owned(), source };
-    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-    let file = options.map_err(failed)?;
+    let file = made_with.read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
     let began = Instant::now();
     loop {
         match file.try_lock() {

@@ -26,8 +26,9 @@ use crate::{
     append_log::{LogError, open_locked},
     drive::{ATTEMPTS_MAX, Cluster, DriveOptions, PATIENCE},
     job::{self, JobError, JobOptions, Part, Progress},
-    ledger::journal_path,
+    ledger::{LedgerError, journal_path},
     output::Order,
+    private,
     request::Plan,
     source::Source,
     tally::{Ends, Tally},
@@ -112,8 +113,8 @@ impl Host {
     pub fn open(options: HostOptions, clusters: Arc<dyn Clusters>) -> Result<Arc<Self>, HostError> {
         let folder = options.folder.clone();
         let failed = |source| HostError::Folder { path: folder.clone(), source };
-        std::fs::create_dir_all(folder.join("batches")).map_err(failed)?;
-        let lock = open_locked(&folder.join("lock"))?;
+        private::make_folder(&folder.join("batches")).map_err(failed)?;
+        let lock = open_locked(&folder.join("lock"), private::to_write())?;
         let shelf = Shelf::open(folder.join("files"), options.shelf).map_err(failed)?;
         let mut batches = BTreeMap::new();
         for path in shelf::paths(&folder.join("batches"), "json").map_err(failed)? {
@@ -162,7 +163,7 @@ impl Host {
         let limit = self.options.batches_max;
         if batches.values().filter(|held| !held.record.status.is_over()).count() >= limit {
             let message =
-                format!("{limit} batches are under way (--batches-max): wait for one, or cancel one");
+                format!("{limit} batches are under way, which is the limit: wait for one, or cancel one");
             return Err(Failure::at_the_door(429, "batches_full", message));
         }
         let file = self.shelf.get("input_file_id", &asked.input_file_id)?;
@@ -267,6 +268,11 @@ impl Host {
         let output = self.output(&record.id);
         let call = Call::at(&record.endpoint).map_err(JobError::Output)?;
         let input = self.shelf.path(&record.input_file_id).display().to_string();
+        // A job leaves the mode of its output to the umask, for it is a user's; this one is a client's.
+        private::to_write()
+            .open(&output)
+            .map_err(|source| LogError::File { path: output.clone(), source })
+            .map_err(LedgerError::from)?;
         let options = JobOptions {
             source: Source::open(&[input], &output)?,
             output,
@@ -304,8 +310,7 @@ impl Host {
     fn why_stopped(&self, id: &str) -> End {
         match self.held(id) {
             Some((record, _)) if record.status != State::Cancelling => {
-                let message =
-                    "its answers fill what --batch-bytes-max allows: delete files, and create it again";
+                let message = "its answers fill what all files may have: delete files, and create it again";
                 End::Failed(vec![BatchError {
                     code: "storage_full".into(),
                     message: message.into(),
@@ -454,6 +459,11 @@ fn errors_of(error: JobError) -> Vec<BatchError> {
             param: Some("input_file_id".into()),
             line: None,
         }],
+        // They name files of this machine.
+        JobError::Source(_) | JobError::Ledger(_) => {
+            tracing::error!(%error, "a batch failed by the folder of files and batches (--batch-dir)");
+            vec![BatchError::of_host(shelf::STORAGE_FAILED.to_owned())]
+        }
         other => vec![BatchError::of_host(other.to_string())],
     }
 }

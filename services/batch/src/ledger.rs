@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
@@ -118,7 +118,8 @@ impl Ledger {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        let output = open_locked(path)?;
+        // Its user named it, for whoever the umask lets read it.
+        let output = open_locked(path, OpenOptions::new())?;
         let length = output.metadata().map_err(failed)?.len();
         let (mut journal, content) = AppendLog::open(&journal_path(path), usize::MAX)?;
         let mut records = content.split_inclusive(|byte| *byte == b'\n').filter_map(read_record);

@@ -21,6 +21,7 @@ use crate::{
     job::JobError,
     ledger::{Identity, LedgerError},
     output::Encoding,
+    private,
 };
 
 /// Lines of a range: what the death of a process costs at most, times the ranges that it has. A multiple of what a
@@ -381,11 +382,9 @@ fn refused(path: &Path, source: io::Error) -> JobError {
 /// The whole file, safe from a power cut when it is recorded.
 fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+        private::make_folder(folder)?;
     }
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_data()
+    private::write(path, bytes)
 }
 
 #[cfg(test)]

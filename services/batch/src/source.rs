@@ -12,7 +12,7 @@ use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 use uniarm_proto::limits::REQUEST_MESSAGE_BYTES_MAX;
 
-use crate::digest::hexadecimal;
+use crate::{digest::hexadecimal, private};
 pub(crate) use zstandard::Frames;
 
 /// Bytes of a line: a longer one would not fit into a request either.
@@ -138,7 +138,7 @@ fn copy_path(output: &Path) -> PathBuf {
 fn copy_of_standard_input(output: &Path) -> Result<PathBuf, SourceError> {
     let copy = copy_path(output);
     let write = || -> io::Result<()> {
-        let mut file = File::create(&copy)?;
+        let mut file = private::create(&copy)?;
         io::copy(&mut io::stdin().lock(), &mut file)?;
         file.flush()
     };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use uniarm_base::{GrpcScorer, StoreScorer, server::BaseService};
 use uniarm_cluster::{MemberStore as _, MemoryStore, StoreAddress};
 use uniarm_engine::fused::fuse;
@@ -37,6 +37,11 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
         }
         (StoreAddress::Etcd { .. }, true) => bail!("--base-peer and --reward-peer go with --store memory"),
         _ => {}
+    }
+    for (flag, named) in [("--base-peer", &args.base_peer), ("--reward-peer", &args.reward_peer)] {
+        for peer in named {
+            peers::check(peer).map_err(|reason| anyhow!("{flag}: {reason}"))?;
+        }
     }
     let tenants = args.front.open_tenants()?;
     let dialer = args.process.tls.dialer(&[RoleName::Base])?;

@@ -169,8 +169,8 @@ async fn health(State(door): State<Door>) -> Response {
     json_text(r#"{"status":"ok"}"#.into())
 }
 
-async fn status(State(door): State<Door>) -> Response {
-    json_text(catalogue::status(&door.service.overview()).to_string())
+async fn status(State(door): State<Door>, caller: Extension<Caller>) -> Response {
+    json_text(catalogue::status(&door.service.overview(&caller)).to_string())
 }
 
 async fn no_such_path(uri: Uri) -> Failure {
@@ -192,7 +192,7 @@ impl Door {
 
     fn host(&self) -> Result<&Arc<Host>, Failure> {
         self.host.as_ref().ok_or_else(|| {
-            let message = "this router keeps no files and no batches: start it with --batch-dir FOLDER";
+            let message = "this router keeps no files and no batches";
             Failure::at_the_door(StatusCode::NOT_FOUND, "batches_off", message)
         })
     }
@@ -263,23 +263,55 @@ fn request_id(headers: &HeaderMap) -> Result<String, Failure> {
 }
 
 async fn body_of(request: Request) -> Result<Bytes, Failure> {
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
-    // Not politeness: a page of another site may post what it likes here, unless it is called JSON.
-    let is_json = kind.split(';').next().map(str::trim) == Some("application/json");
-    let message = format!("content-type: is {kind:?}, wants application/json");
-    let not_json = || Failure::at_the_door(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_argument", message);
-    match tokio::time::timeout(BODY_TIMEOUT, collect(request.into_body())).await {
-        _ if !is_json => Err(not_json()),
+    let readable = check_json(request.headers());
+    let collected = tokio::time::timeout(BODY_TIMEOUT, collect(request.into_body())).await;
+    readable?;
+    match collected {
         Ok(Ok(Some(body))) => Ok(body),
-        Ok(Ok(None) | Err(_)) => {
-            let message = format!("the body has more than {REQUEST_MESSAGE_BYTES_MAX} bytes, or broke off");
+        Ok(Ok(None)) => {
+            let message = format!("the body has more than {REQUEST_MESSAGE_BYTES_MAX} bytes");
             Err(Failure::at_the_door(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+        }
+        Ok(Err(_)) => {
+            let message = "body: broke off, or its chunks are malformed";
+            Err(Failure::at_the_door(StatusCode::BAD_REQUEST, "invalid_argument", message))
         }
         Err(_) => {
             let message = format!("the body took more than {} s to arrive", BODY_TIMEOUT.as_secs());
             Err(Failure::at_the_door(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
         }
     }
+}
+
+/// Whether the headers say that the body is JSON as it is read here: UTF-8, and not compressed.
+fn check_json(headers: &HeaderMap) -> Result<(), Failure> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
+    let (name, parameters) = kind.split_at(kind.find(';').unwrap_or(kind.len()));
+    // Not politeness: a page of another site may post what it likes here, unless it is called JSON.
+    if name.trim() != "application/json" {
+        return Err(unsupported(format!("content-type: is {kind:?}, wants application/json")));
+    }
+    let charset = multipart::parameter(parameters, "charset");
+    if let Some(charset) = charset.filter(|charset| !charset.eq_ignore_ascii_case("utf-8")) {
+        let message = format!("content-type: has the charset {charset:?}, wants utf-8, as all JSON has");
+        return Err(unsupported(message));
+    }
+    check_encoding(headers)
+}
+
+/// Bodies are read as they come: what unpacks them decides how large they become.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Failure> {
+    let is_plain = |value: &&HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    match headers.get_all(header::CONTENT_ENCODING).iter().find(|value| !is_plain(value)) {
+        None => Ok(()),
+        Some(value) => Err(unsupported(format!(
+            "content-encoding: is {value:?}, wants identity: send the body as it is, or leave the header out"
+        ))),
+    }
+}
+
+fn unsupported(message: String) -> Failure {
+    Failure::at_the_door(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_argument", message)
 }
 
 /// `None`: it is too large. Some of what is too much is read nevertheless: a client that still sends when it is answered
@@ -404,6 +436,51 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_not_plain_json_is_refused_by_the_header_that_says_so() {
+        let ask = async |headers: &[(HeaderName, &str)]| {
+            let mut request = Request::new(Body::from("{}"));
+            for (name, value) in headers {
+                request.headers_mut().append(name, HeaderValue::from_str(value).unwrap());
+            }
+            body_of(request).await.map_err(|failure| failure.body()["error"]["message"].to_string())
+        };
+        let (kind, encoding) = (header::CONTENT_TYPE, header::CONTENT_ENCODING);
+        let json = (kind.clone(), "application/json");
+        for headers in [
+            vec![json.clone()],
+            vec![(kind.clone(), "application/json; charset=UTF-8")],
+            vec![(kind.clone(), "application/json;charset=\"utf-8\"")],
+            vec![json.clone(), (encoding.clone(), "Identity")],
+        ] {
+            assert_eq!(ask(&headers).await.unwrap(), "{}", "{headers:?}");
+        }
+        for (headers, named) in [
+            (vec![], "content-type"),
+            (vec![(kind.clone(), "text/plain; a=application/json")], "content-type"),
+            (vec![(kind, "application/json; charset=iso-8859-1")], "content-type: has the charset"),
+            (vec![json.clone(), (encoding.clone(), "gzip")], "content-encoding: is \\\"gzip"),
+            (vec![json.clone(), (encoding.clone(), "identity"), (encoding, "br")], "content-encoding"),
+        ] {
+            let message = ask(&headers).await.unwrap_err();
+            assert!(message.contains(named), "{headers:?}: {message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_malformed_and_one_that_does_not_end_too_large() {
+        let status = async |pieces: Vec<Result<Vec<u8>, std::io::Error>>| {
+            let mut request = Request::new(Body::from_stream(futures_util::stream::iter(pieces)));
+            let json = HeaderValue::from_static("application/json");
+            request.headers_mut().insert(header::CONTENT_TYPE, json);
+            body_of(request).await.unwrap_err().into_response().status()
+        };
+        let broken = vec![Ok(b"{".to_vec()), Err(std::io::ErrorKind::InvalidData.into())];
+        assert_eq!(status(broken).await, StatusCode::BAD_REQUEST);
+        let large = vec![Ok(vec![b' '; REQUEST_MESSAGE_BYTES_MAX + 1])];
+        assert_eq!(status(large).await, StatusCode::PAYLOAD_TOO_LARGE);
     }
 
     #[test]

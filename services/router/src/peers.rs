@@ -24,6 +24,19 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Missed answers after which a peer is taken for away.
 const MISSES_MAX: u32 = 2;
 
+/// Whether an address can be dialled at all.
+///
+/// # Errors
+/// What is wrong with it, and what is wanted.
+pub fn check(address: &str) -> Result<(), String> {
+    let is_one =
+        client::endpoint(address).is_ok_and(|peer| peer.uri().host().is_some_and(|host| !host.is_empty()));
+    match is_one {
+        true => Ok(()),
+        false => Err(format!("{address:?} is no address, wants host:port, such as 10.0.0.7:7001")),
+    }
+}
+
 /// Keeps the record of the worker at `address` in `store` until the shutdown begins.
 pub async fn follow(address: String, dialer: Dialer, store: Arc<dyn MemberStore>, shutdown: Shutdown) {
     let channel = match dialer.channel(&address) {
@@ -33,7 +46,7 @@ pub async fn follow(address: String, dialer: Dialer, store: Arc<dyn MemberStore>
             return;
         }
     };
-    let mut peer = Peer { address, store, held: None, misses: 0 };
+    let mut peer = Peer { address, store, held: None, misses: 0, is_reached: true };
     loop {
         peer.look(&channel).await;
         let wait = if peer.held.is_some() { ASK_EVERY } else { ASK_EVERY_AT_FIRST };
@@ -49,6 +62,8 @@ struct Peer {
     store: Arc<dyn MemberStore>,
     held: Option<(Member, Registration)>,
     misses: u32,
+    /// Until somebody was told that it is not.
+    is_reached: bool,
 }
 
 // === impl Peer ===
@@ -59,7 +74,7 @@ impl Peer {
             Ok(mut member) => {
                 // Where we reach it, whatever it believes its address to be.
                 member.address.clone_from(&self.address);
-                self.misses = 0;
+                (self.misses, self.is_reached) = (0, true);
                 self.enter(member).await;
             }
             Err(reason) => {
@@ -68,7 +83,16 @@ impl Peer {
                     && let Some((member, registration)) = self.held.take()
                 {
                     tracing::warn!(peer = %member.id, address = self.address, reason, "a peer went away");
+                    self.is_reached = false;
                     registration.leave().await;
+                }
+                if self.held.is_none() && self.is_reached {
+                    tracing::warn!(
+                        address = self.address,
+                        reason,
+                        "a peer is not reached, and is asked again and again"
+                    );
+                    self.is_reached = false;
                 }
             }
         }
@@ -96,4 +120,22 @@ async fn describe(channel: &Channel) -> Result<Member, String> {
     let asked = timeout(ANSWER_TIMEOUT, client.describe(pb::DescribeRequest {})).await;
     let answer = asked.map_err(|_| "no answer in time".to_owned())?.map_err(|status| status.to_string())?;
     Member::try_from(answer.into_inner()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_dialled_is_no_address() {
+        for address in ["10.0.0.7:7001", "base-0:7001", "[::1]:7001", "https://base-0:7001"] {
+            check(address).unwrap();
+        }
+        for address in ["", " ", "base 0:7001", ":7001", "http://"] {
+            assert!(
+                check(address).unwrap_err().contains(&format!("{address:?} is no address")),
+                "{address:?}"
+            );
+        }
+    }
 }

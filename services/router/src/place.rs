@@ -54,19 +54,24 @@ impl Scope {
 
     /// What is served of it.
     pub fn base_models<'a>(&self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a BaseModel> {
-        let may = |name: &String| self.base_models.as_ref().is_none_or(|names| names.contains(name));
         let members = snapshot.with_role(Role::Base);
-        members.filter_map(|member| member.base_model.as_ref()).filter(move |model| may(&model.name))
+        members.filter_map(|member| member.base_model.as_ref()).filter(|model| self.has_base(model))
     }
 
-    /// What is served of it. A name means all of its versions; NAME@VERSION means that one.
+    /// What is served of it.
     pub fn reward_models<'a>(&self, snapshot: &'a Snapshot) -> Rewards<'a> {
-        let may = |reward: &&RewardModel| {
-            let names = self.reward_models.as_ref();
-            names.is_none_or(|names| names.contains(&reward.name) || names.contains(reward.bare_name()))
-        };
         let served = snapshot.with_role(Role::Reward).flat_map(|member| &member.reward_models);
-        Rewards::of(served.filter(may))
+        Rewards::of(served.filter(|reward| self.has_reward(reward)))
+    }
+
+    pub(crate) fn has_base(&self, model: &BaseModel) -> bool {
+        self.base_models.as_ref().is_none_or(|names| names.contains(&model.name))
+    }
+
+    /// A name means all of its versions; NAME@VERSION means that one.
+    pub(crate) fn has_reward(&self, reward: &RewardModel) -> bool {
+        let names = self.reward_models.as_ref();
+        names.is_none_or(|names| names.contains(&reward.name) || names.contains(reward.bare_name()))
     }
 }
 

@@ -207,7 +207,7 @@ impl RouterService {
             return Ok(None);
         }
         let Some(journal) = &self.options.audit else {
-            let reason = "is wanted, and this router keeps no records: it was started without --audit-dir";
+            let reason = "is wanted, and this router keeps no records of requests: leave it out, or ask another router";
             return Err(Refusal::invalid("audit", reason));
         };
         journal.check()?;

@@ -261,6 +261,11 @@ impl Caller {
         self.0.as_ref().map_or("", |tenant| &tenant.rights.name)
     }
 
+    /// One of several who share the cluster; else anybody, who has it for himself.
+    pub(crate) fn is_tenant(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether a record of each of its requests is kept.
     pub(crate) fn is_audited(&self) -> bool {
         self.0.as_ref().is_some_and(|tenant| tenant.rights.audit)

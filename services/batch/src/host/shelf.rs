@@ -10,10 +10,14 @@ use std::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tokio::{fs::File, io::AsyncWriteExt as _};
+use tokio::{
+    fs::{File, OpenOptions},
+    io::AsyncWriteExt as _,
+};
 use uniarm_openai::Failure;
 
 use super::record::Owner;
+use crate::private;
 
 /// Bytes of one file, as OpenAI has it.
 pub const FILE_BYTES_MAX: u64 = 512 << 20;
@@ -89,7 +93,7 @@ impl Shelf {
     /// # Errors
     /// When the folder cannot be read or written.
     pub fn open(folder: PathBuf, limits: ShelfLimits) -> io::Result<Self> {
-        std::fs::create_dir_all(&folder)?;
+        private::make_folder(&folder)?;
         for path in paths(&folder, UNFINISHED)? {
             std::fs::remove_file(path)?;
         }
@@ -158,7 +162,8 @@ impl Shelf {
             held.uploads += 1;
             held.growing.insert(id.clone(), 0);
         }
-        let file = File::create(unfinished(&self.path(&id))).await;
+        let mut options = OpenOptions::from(private::to_write());
+        let file = options.truncate(true).open(unfinished(&self.path(&id))).await;
         match file {
             Ok(file) => Ok(Upload { shelf: Arc::clone(self), id, file, bytes: 0, is_whole: false }),
             Err(error) => {
@@ -215,12 +220,11 @@ impl ShelfLimits {
     fn check(&self, held: &Held, files: usize, bytes: u64) -> Result<(), Failure> {
         let Self { files_max, bytes_max } = self;
         if held.files.len() + held.uploads + held.promised + files > *files_max {
-            let message = format!("{files_max} files are the limit (--batch-files-max): delete some");
+            let message = format!("{files_max} files are the limit: delete some");
             return Err(Failure::at_the_door(429, "files_full", message));
         }
         if held.bytes() + bytes > *bytes_max {
-            let message =
-                format!("{bytes_max} bytes are the limit of all files (--batch-bytes-max): delete some");
+            let message = format!("{bytes_max} bytes are the limit of all files: delete some");
             return Err(Failure::at_the_door(429, "storage_full", message));
         }
         Ok(())
@@ -313,8 +317,7 @@ pub fn read_record<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 pub fn write_record<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
     let text = serde_json::to_vec(record)?;
     let fresh = unfinished(path);
-    std::fs::write(&fresh, text)?;
-    std::fs::File::open(&fresh)?.sync_all()?;
+    private::write(&fresh, &text)?;
     std::fs::rename(&fresh, path)
 }
 
@@ -331,7 +334,11 @@ pub fn not_here(param: &str, id: &str) -> Failure {
     Failure { param: Some(param.to_owned()), ..Failure::at_the_door(404, "not_found", message) }
 }
 
+/// What a client hears of a folder that fails; why it does is for whoever runs the router.
+pub const STORAGE_FAILED: &str = "files cannot be kept or read here at present; try again later";
+
 /// Of a file system that does not do what it should.
 pub fn refused(error: &io::Error) -> Failure {
-    Failure::at_the_door(500, "storage_failed", format!("the folder of --batch-dir cannot be used: {error}"))
+    tracing::error!(%error, "the folder of files and batches (--batch-dir) cannot be used");
+    Failure::at_the_door(500, "storage_failed", STORAGE_FAILED)
 }

@@ -8,7 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::ledger::waiting;
+use crate::{ledger::waiting, private};
 
 /// The part of a line of output that says where it belongs.
 #[derive(Deserialize)]
@@ -74,7 +74,7 @@ impl Lazy {
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            empty => empty.insert(BufWriter::new(File::create(&self.path)?)),
+            empty => empty.insert(BufWriter::new(private::create(&self.path)?)),
         };
         self.lines += 1;
         file.write_all(line)

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
-use std::path::Path;
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde_json::{Value, json};
 
@@ -150,12 +150,27 @@ async fn a_host_that_is_started_again_goes_on_to_the_same_bytes() {
     });
     let id = first.await.unwrap();
     tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
+    let kept = only_its_owner_reads(&other.path().join("batches"));
+    assert!(kept.len() >= 3, "a record, an output and its journal: {kept:?}");
     let host = open(other.path(), usize::MAX);
     let ended = until(&host, &id, |record| record.status.is_over()).await;
     assert_eq!(ended.request_counts, Counts { total: 40, completed: 40, failed: 0 });
     assert!(std::fs::read(host.shelf().path(&ended.output_file_id.unwrap())).unwrap() == whole);
     let busy = Host::open(options(other.path()), everybody(0)).err().unwrap();
     assert!(busy.to_string().contains("in use by another process"), "{busy}");
+    let kept = only_its_owner_reads(&other.path().join("files"));
+    assert_eq!(kept.len(), 4, "the input, the answers, and a record of each: {kept:?}");
+}
+
+/// The files of a folder.
+fn only_its_owner_reads(folder: &Path) -> Vec<PathBuf> {
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(folder), 0o700, "{}", folder.display());
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for file in &files {
+        assert_eq!(mode(file), 0o600, "{}", file.display());
+    }
+    files
 }
 
 #[tokio::test(flavor = "multi_thread")]

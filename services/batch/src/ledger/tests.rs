@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, and says where
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -183,4 +185,19 @@ fn answers_that_wait_for_an_earlier_one_outlive_their_job() {
     }
     assert_eq!(text(&path, Encoding::Plain), line(0) + "\n");
     assert_eq!(waiting(&path, 1).unwrap(), [line(2), line(3), line(7)]);
+}
+
+#[test]
+fn an_output_has_the_umask_s_mode_and_its_journal_is_its_owner_s_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.jsonl");
+    let mut ledger = open(&path, Order::Input, Encoding::Plain);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    // What the umask makes of any file.
+    let plain = folder.path().join("plain");
+    std::fs::write(&plain, "").unwrap();
+    assert_eq!((mode(&path), mode(&journal_path(&path))), (mode(&plain), 0o600));
+    live(&mut ledger, 3, 1);
+    ledger.close().unwrap();
+    assert_eq!(mode(&journal_path(&path)), 0o600, "written anew");
 }

@@ -15,7 +15,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use uniarm_batch::{AppendLog, LogError};
+use uniarm_batch::{AppendLog, LogError, make_private_folder};
 use uniarm_proto::Refusal;
 use uniarm_runtime::{
     Metrics,
@@ -65,12 +65,16 @@ struct JournalMetrics {
     lost: Counter,
 }
 
-/// Why the last record that somebody waited for could not be written, and when that was.
-type Trouble = Arc<Mutex<Option<(Instant, String)>>>;
+/// When the last record that somebody waited for could not be written. Why is in the log: it names paths.
+type Trouble = Arc<Mutex<Option<Instant>>>;
+
+/// It could not be written.
+#[derive(Debug)]
+struct Unwritten;
 
 struct Waiting {
     record: String,
-    written: oneshot::Sender<Result<Hash, String>>,
+    written: oneshot::Sender<Result<Hash, Unwritten>>,
 }
 
 struct Writer {
@@ -102,7 +106,7 @@ impl Journal {
         metrics: JournalMetrics,
     ) -> Result<Self, JournalError> {
         let failed = |source| JournalError::Folder { path: folder.to_owned(), source };
-        std::fs::create_dir_all(folder).map_err(failed)?;
+        make_private_folder(folder).map_err(failed)?;
         let number = files(folder).map_err(failed)?.last().map_or(1, |(number, _)| *number);
         let folder = folder.to_owned();
         let mut writer =
@@ -121,11 +125,9 @@ impl Journal {
     /// # Errors
     /// When the last record could not be written, a moment ago.
     pub(crate) fn check(&self) -> Result<(), Refusal> {
-        match &*self.trouble.lock() {
-            Some((since, why)) if since.elapsed() < REFUSE_FOR => {
-                let message = format!(
-                    "audit: records cannot be written ({why}), so that nothing begins that wants one"
-                );
+        match *self.trouble.lock() {
+            Some(since) if since.elapsed() < REFUSE_FOR => {
+                let message = "audit: records of requests cannot be kept at present, and this one wants one; try again later";
                 Err(Refusal::unavailable("audit_unwritable", message))
             }
             _ => Ok(()),
@@ -141,8 +143,10 @@ impl Journal {
         let gone = || Refusal::internal("audit: the thread that writes records has ended");
         self.records.send(waiting).await.map_err(|_| gone())?;
         let result = written.await.map_err(|_| gone())?;
-        *self.trouble.lock() = result.as_ref().err().map(|why| (Instant::now(), why.clone()));
-        result.map_err(|why| Refusal::internal(format!("audit: the record could not be written: {why}")))
+        *self.trouble.lock() = result.is_err().then(Instant::now);
+        result.map_err(|Unwritten| {
+            Refusal::internal("audit: the record of this request could not be kept; try again later")
+        })
     }
 
     /// Hands a record over without waiting: nobody is there any more who would.
@@ -170,7 +174,7 @@ impl JournalMetrics {
 // === impl Waiting ===
 
 impl Waiting {
-    fn new(record: &Record) -> (Self, oneshot::Receiver<Result<Hash, String>>) {
+    fn new(record: &Record) -> (Self, oneshot::Receiver<Result<Hash, Unwritten>>) {
         let record = serde_json::to_string(record).expect("strings, numbers and lists of them");
         let (written, receiver) = oneshot::channel();
         (Self { record, written }, receiver)
@@ -199,7 +203,7 @@ impl Writer {
             }
             for (index, Waiting { written: reply, .. }) in batch.drain(..).enumerate() {
                 // Who has hung up does not wait for it.
-                let _ = reply.send(written.as_ref().map(|hashes| hashes[index]).map_err(ToString::to_string));
+                let _ = reply.send(written.as_ref().map(|hashes| hashes[index]).map_err(|_| Unwritten));
             }
         }
     }
@@ -270,6 +274,8 @@ pub fn files(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn metrics() -> JournalMetrics {
@@ -327,6 +333,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_the_owner_reads_records() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("records");
+        let journal = Journal::in_files_of(1, &folder, metrics()).unwrap();
+        for id in ["a", "b"] {
+            journal.append(&record(id)).await.unwrap();
+        }
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let modes: Vec<_> = files(&folder).unwrap().iter().map(|(_, path)| mode(path)).collect();
+        assert_eq!((mode(&folder), modes), (0o700, vec![0o600; 2]));
+    }
+
+    #[tokio::test]
     async fn a_broken_chain_is_not_appended_to_and_a_second_writer_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::in_files_of(300, folder.path(), metrics()).unwrap();
@@ -349,8 +368,13 @@ mod tests {
         // In the way of the next file.
         let next = path(folder.path(), 2);
         std::fs::create_dir(&next).unwrap();
-        assert!(journal.append(&record("b")).await.is_err());
-        assert_eq!(journal.check().unwrap_err().cause, "audit_unwritable");
+        let failed = journal.append(&record("b")).await.unwrap_err();
+        let refused = journal.check().unwrap_err();
+        assert_eq!(refused.cause, "audit_unwritable");
+        let path = folder.path().to_str().unwrap();
+        for told in [failed.message, refused.message] {
+            assert!(!told.contains(path) && told.contains("try again later"), "{told}");
+        }
         std::fs::remove_dir(&next).unwrap();
         tokio::time::advance(REFUSE_FOR).await;
         journal.check().unwrap();

@@ -10,7 +10,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt as _};
 
-use super::failure::Failure;
+use super::{check_encoding, failure::Failure};
 
 /// RFC 2046.
 const BOUNDARY_BYTES_MAX: usize = 70;
@@ -61,6 +61,7 @@ impl Multipart {
                 message,
             ));
         };
+        check_encoding(request.headers())?;
         Ok(Self::new(&boundary, request.into_body().into_data_stream()))
     }
 }
@@ -161,7 +162,7 @@ impl Part {
 }
 
 /// The value of `; name=value` or `; name="value"`.
-fn parameter(text: &str, name: &str) -> Option<String> {
+pub(super) fn parameter(text: &str, name: &str) -> Option<String> {
     let mut rest = text;
     loop {
         rest = rest.trim_start().strip_prefix(';')?.trim_start();

@@ -132,6 +132,10 @@ pub(super) fn parse(text: &str) -> Result<Parsed, TenantsError> {
         if let Some(number) = named.iter().position(|subject| !subjects.insert(subject.clone())) {
             return twice(format!("{at}.subjects[{number}]"));
         }
+        if own.is_empty() && named.is_empty() {
+            let reason = format!("{:?} has neither keys nor subjects: nobody could ask as it", rights.name);
+            return Err(TenantsError::wrong(at, reason));
+        }
         if !named.is_empty() && file.oidc.is_none() {
             let reason = "are named by tokens, and no table [oidc] says whose tokens";
             return Err(TenantsError::wrong(format!("{at}.subjects"), reason));
@@ -290,6 +294,10 @@ mod tests {
             (tenant("[tenants.floors]\na = 0.6\nb = 0.6"), "tenants[0].floors: add up to 1.2"),
             (tenant("guidance_min = 1.0"), "tenants[0].guidance_min: goes with floors"),
             (tenant("").replace(KEY, "secret"), "tenants[0].keys[0]: "),
+            (
+                tenant("").replace(&format!("\"{KEY}\""), ""),
+                "tenants[0]: \"a\" has neither keys nor subjects",
+            ),
             (twice, "tenants[1].keys[0]: is there twice"),
             (tenant("") + &tenant("").replace("01\"", "02\""), "tenants[1].name: \"a\" is there twice"),
             (tenant("").replace("\"a\"", "\"\""), "tenants[0].name: wants a name"),

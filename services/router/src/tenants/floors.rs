@@ -23,7 +23,8 @@ pub(super) fn check(rights: &Rights, request: &GenerateRequest) -> Result<(), Re
         let reason = format!("may not be UNGUIDED: the floors of {tenant} hold for every token");
         return Err(Refusal::denied("on_reward_loss", reason));
     }
-    let total: f64 = request.guidance.iter().map(|term| f64::from(term.strength).abs()).sum();
+    // Plus zero: a sum of nothing is -0.0, and would be shown so.
+    let total = request.guidance.iter().map(|term| f64::from(term.strength).abs()).sum::<f64>() + 0.0;
     let wanted = f64::from(rights.guidance_min) * f64::from(request.base_strength);
     if total == 0.0 || total < wanted * (1.0 - ROUNDING) {
         let base = request.base_strength;
@@ -34,7 +35,7 @@ pub(super) fn check(rights: &Rights, request: &GenerateRequest) -> Result<(), Re
     }
     for (objective, floor) in &rights.floors {
         let given: f64 = request.guidance.iter().map(|term| weight(term, objective)).sum();
-        let share = given / total;
+        let share = given / total + 0.0;
         if share < f64::from(*floor) - ROUNDING {
             let reason =
                 format!("gives {objective} {share:.3} of what steers, the floor of {tenant} is {floor}");
@@ -70,7 +71,10 @@ mod tests {
     }
 
     fn rights(floor: f32) -> Rights {
-        let file = format!("[[tenants]]\nname = 't'\nkeys = []\n[tenants.floors]\nharmless = {floor}\n");
+        let key = "0".repeat(64);
+        let file = format!(
+            "[[tenants]]\nname = 't'\nkeys = ['sha256:{key}']\n[tenants.floors]\nharmless = {floor}\n"
+        );
         super::super::config::parse(&file).unwrap().tenants.remove(0).rights
     }
 
@@ -114,6 +118,15 @@ mod tests {
         assert_eq!(denied(drowned).field.as_deref(), Some("guidance"));
         let unguided = GenerateRequest { on_reward_loss: OnRewardLoss::Unguided, ..guided };
         assert_eq!(denied(unguided).field.as_deref(), Some("on_reward_loss"));
+    }
+
+    #[test]
+    fn nothing_is_shown_as_0() {
+        let shown = |guidance| check(&rights(0.3), &ask(guidance)).unwrap_err().to_string();
+        let nothing = shown(vec![]);
+        assert!(nothing.contains("a strength of 0 in all"), "{nothing}");
+        let negative = shown(vec![term(-1.0, &[("harmless", 0.0), ("helpful", 1.0)])]);
+        assert!(negative.contains("gives harmless 0.000"), "{negative}");
     }
 
     #[test]
