@@ -27,7 +27,7 @@ use uniarm_runtime::{Admin, Metrics, Readiness};
 use crate::{
     args::{GuidanceArgs, SamplingArgs},
     client::{self, EndpointArgs},
-    generate,
+    generate, output,
     process::start_admin,
     store::StoreArgs,
     tls::AdminArgs,
@@ -97,6 +97,7 @@ struct Routers {
 }
 
 pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
+    output::work_unread();
     let timeout =
         args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
     let client = client::dial(&args.endpoint).await?;

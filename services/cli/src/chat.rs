@@ -1,6 +1,6 @@
 //! `uniarm chat`: a conversation in the terminal, steered by the same flags as `generate`.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -10,7 +10,7 @@ use crate::{
     args::{GuidanceArgs, SamplingArgs},
     client::{self, EndpointArgs},
     failure::sentence,
-    generate, tint,
+    generate, output, tint,
 };
 
 const HELP: &str = "\
@@ -64,7 +64,7 @@ pub async fn run(args: Box<ChatArgs>) -> anyhow::Result<()> {
     loop {
         if is_terminal {
             print!("\n> ");
-            std::io::stdout().flush()?;
+            output::flush();
         }
         let mut line = String::new();
         let read = tokio::task::block_in_place(|| std::io::stdin().lock().read_line(&mut line));
@@ -125,8 +125,7 @@ impl Chat {
             if let Event::Tokens(tokens) = event {
                 let text = if color { tint::tinted(tokens) } else { tokens.text.clone() };
                 print!("{text}");
-                // A closed pipe ends the program at the next print anyway.
-                let _ = std::io::stdout().flush();
+                output::flush();
             }
         };
         let result = client::generate(&self.cluster, request, None, show).await;

@@ -1,5 +1,9 @@
 //! The `uniarm` binary: parse, wire, run. Its role is its subcommand.
 
+// Before all others, which use its macros.
+#[macro_use]
+mod output;
+
 mod adapters;
 mod args;
 mod batch;
@@ -81,7 +85,10 @@ fn main() -> std::process::ExitCode {
     // A reading thread of a worker may still be in a forward: nobody waits for it.
     runtime.shutdown_background();
     match result {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(()) => {
+            output::flush();
+            std::process::ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("error: {}", failure::sentence(&error));
             std::process::ExitCode::FAILURE

@@ -18,7 +18,7 @@ use crate::{
     args::{EngineArgs, LogArgs, LogForm, ProcessArgs},
     catalogue,
     device::{DeviceArgs, Model},
-    group,
+    group, output,
     served::{HAND_OVER, Served, drain},
     tls::AdminArgs,
     worker,
@@ -65,6 +65,7 @@ impl Process {
             println!("{shown}");
             return Ok(None);
         }
+        output::work_unread();
         let _telemetry = init_telemetry(&format!("uniarm-{role}"), &args.log)?;
         let shutdown = Shutdown::on_signals()?;
         let metrics = Metrics::new();

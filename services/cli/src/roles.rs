@@ -23,6 +23,7 @@ use crate::{
     device::Model,
     group,
     local::LocalScorer,
+    output,
     process::{Process, advertised, door_line, enter, init_telemetry, start_admin},
     served::Served,
     worker,
@@ -181,6 +182,7 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
 /// Router, base and reward in one process: the router dials the base worker on the loopback interface, base and reward
 /// share memory.
 pub async fn up(args: UpArgs) -> anyhow::Result<()> {
+    output::work_unread();
     let _telemetry = init_telemetry("uniarm", &args.log)?;
     let tenants = args.front.open_tenants()?;
     let shutdown = Shutdown::on_signals()?;
