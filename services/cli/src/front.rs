@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{batch::metrics::watch_batches, tls::DoorArgs};
-use anyhow::{Context as _, bail};
+use crate::{args::COUNT_MAX, batch::metrics::watch_batches, bounds, tls::DoorArgs};
+use anyhow::Context as _;
 use clap::Args;
 use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
 use uniarm_router::{FrontOptions, Origin, RouterService, audit::Journal, tenants::Tenants};
@@ -41,7 +41,7 @@ pub struct FrontArgs {
     #[arg(long, env = "UNIARM_BATCH_BYTES_MAX", default_value_t = 10 << 30, value_name = "BYTES")]
     pub batch_bytes_max: u64,
     /// Batches under way at once; one more is refused
-    #[arg(long, env = "UNIARM_BATCHES_MAX", default_value_t = 8, value_name = "N")]
+    #[arg(long, env = "UNIARM_BATCHES_MAX", default_value_t = 8, value_name = "N", value_parser = bounds::within(1..=COUNT_MAX))]
     pub batches_max: usize,
 }
 
@@ -94,9 +94,6 @@ impl FrontArgs {
         metrics: &Metrics,
     ) -> anyhow::Result<Option<Arc<Host>>> {
         let Some(folder) = self.batch_dir.clone() else { return Ok(None) };
-        if self.batches_max == 0 {
-            bail!("--batches-max is 0, wants at least 1; leave out --batch-dir for none");
-        }
         let share = requests_max / 2 / self.batches_max;
         let options = HostOptions {
             folder,

@@ -58,9 +58,6 @@ impl Process {
     ) -> anyhow::Result<Option<Self>> {
         args.store.parse()?;
         args.admin.server()?;
-        if !(args.drain_timeout.is_finite() && args.drain_timeout >= 0.0) {
-            bail!("--drain-timeout wants seconds, not {}", args.drain_timeout);
-        }
         if args.check {
             println!("{shown}");
             return Ok(None);
@@ -70,7 +67,7 @@ impl Process {
         let shutdown = Shutdown::on_signals()?;
         let metrics = Metrics::new();
         let readiness = Readiness::starting();
-        let drain = Duration::from_secs_f32(args.drain_timeout);
+        let drain = Duration::from_secs_f64(args.drain_timeout);
         let options = GrpcOptions { drain, tls, ..GrpcOptions::default() };
         let server = GrpcServer::bind(&args.listen, options.clone(), readiness.clone()).await?;
         let _admin = start_admin(&args.admin, &metrics, role.name(), &readiness)?;

@@ -56,6 +56,7 @@ pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
 
 fn answer(args: &SimulateArgs) -> anyhow::Result<()> {
     let arrivals = arrivals(&args.traffic, args.seed)?;
+    check_span(&args.traffic, &arrivals)?;
     if let Some(file) = &args.traffic.write_trace {
         let written = std::fs::write(file, trace::write(&arrivals));
         written.with_context(|| format!("cannot write {}", file.display()))?;
@@ -112,14 +113,28 @@ fn arrivals(traffic: &TrafficArgs, seed: u64) -> anyhow::Result<Vec<Arrival>> {
     let traffic = Traffic {
         pattern,
         rate: traffic.rate,
-        requests: traffic.requests.max(1),
+        requests: traffic.requests,
         prompt: length(traffic.prompt_tokens),
         answer: length(traffic.answer_tokens),
         shared_tokens: traffic.shared_tokens,
         guided_share: traffic.guided,
-        preferences: traffic.preferences.max(1),
+        preferences: traffic.preferences,
     };
     Ok(traffic.arrivals(seed))
+}
+
+/// Loads below 1 stretch the traffic.
+fn check_span(traffic: &TrafficArgs, arrivals: &[Arrival]) -> anyhow::Result<()> {
+    let load = traffic.load.iter().copied().fold(1.0, f64::min);
+    let span = arrivals.last().map_or(0.0, |last| last.at / load);
+    if span > trace::SECONDS_MAX {
+        bail!(
+            "the last request would come after {span:.0} seconds, and a simulation has up to {}: give a higher --rate or \
+             --load, or fewer --requests",
+            trace::SECONDS_MAX
+        );
+    }
+    Ok(())
 }
 
 fn setup(args: &SimulateArgs, arrivals: &[Arrival]) -> anyhow::Result<Setup> {
