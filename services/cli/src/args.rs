@@ -1,6 +1,6 @@
 //! The command line. Every flag of a role can also come from the environment (`UNIARM_STORE`, …).
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Command as Flags, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_decode::PreferenceSpec;
 use uniarm_proto::{GuidanceTerm, limits::DRAFT_WINDOW_MAX};
@@ -47,6 +47,24 @@ pub const COUNT_MAX: u64 = 1 << 20;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The command line of this process.
+    pub fn of_process() -> Self {
+        let matches = with_negatives(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// Takes `--seed -1` for a value, which the flag's own bounds refuse; clap would say that there is no flag `-1`.
+pub fn with_negatives(flags: Flags) -> Flags {
+    flags
+        .mut_args(|flag| match flag.is_positional() || !flag.get_action().takes_values() {
+            true => flag,
+            false => flag.allow_negative_numbers(true),
+        })
+        .mut_subcommands(with_negatives)
 }
 
 #[derive(Debug, Subcommand)]
@@ -490,7 +508,7 @@ pub struct SamplingArgs {
     /// End with this token; repeatable
     #[arg(long)]
     pub stop_token_id: Vec<u32>,
-    /// Report log-probabilities, with so many alternatives
+    /// Report log-probabilities, with so many alternatives; of `generate` with --json, and not of `chat`
     #[arg(long)]
     pub logprobs: Option<u32>,
     /// Number of answers

@@ -44,9 +44,9 @@ pub fn share(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
+    use clap::{CommandFactory as _, Parser as _};
 
-    use crate::args::Cli;
+    use crate::args::{Cli, with_negatives};
 
     #[test]
     fn a_number_out_of_bounds_is_refused_by_the_name_of_its_flag() {
@@ -76,10 +76,15 @@ mod tests {
             ("simulate", "--spread", "nan"),
             ("simulate", "--requests", "0"),
             ("bench choose", "--vocabulary", "0"),
+            ("generate x", "--seed", "-1"),
+            ("generate x", "--timeout", "-1"),
+            ("generate x", "--top-k", "-1"),
+            ("bench choose", "--rounds", "-1"),
         ];
         for (command, flag, number) in cases {
             let words = ["uniarm"].into_iter().chain(command.split(' ')).chain([flag, number]);
-            let refused = Cli::try_parse_from(words).map(|_| ()).expect_err(flag).to_string();
+            let refused = with_negatives(Cli::command()).try_get_matches_from(words);
+            let refused = refused.expect_err(flag).to_string();
             assert!(refused.contains(flag) && refused.contains(number), "{flag} {number}: {refused}");
         }
         // Whoever wants nobody to wait may have that.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use uniarm_proto::{ChatMessage, ClusterClient, Event, GenerateRequest, Input};
 
@@ -49,6 +49,12 @@ struct Chat {
 }
 
 pub async fn run(args: Box<ChatArgs>) -> anyhow::Result<()> {
+    if args.sampling.n != 1 {
+        bail!("-n wants 1 in a chat, which goes on from one answer; `uniarm generate -n` gives several");
+    }
+    if args.sampling.logprobs.is_some() {
+        bail!("--logprobs has no place in a chat; `uniarm generate --json --logprobs` prints them");
+    }
     let cluster = client::dial(&args.endpoint).await?;
     let mut template = generate::template(&args.guidance, &args.sampling);
     template.model = args.model.clone().unwrap_or_default();
@@ -94,7 +100,7 @@ impl Chat {
             "/preference" => self.prefer(rest)?,
             word if word.starts_with('/') => {
                 let known = ["/preference", "/system", "/reset", "/help"];
-                anyhow::bail!("{word} is no command{}", uniarm_openai::did_you_mean(word, &known));
+                bail!("{word} is no command{}", uniarm_openai::did_you_mean(word, &known));
             }
             _ => self.ask(line).await?,
         }

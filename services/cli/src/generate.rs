@@ -30,6 +30,9 @@ pub enum Compared {
 }
 
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
+    if args.sampling.logprobs.is_some() && !args.json {
+        bail!("--logprobs wants --json, which prints them");
+    }
     let timeout = args.timeout.map(Duration::from_secs_f64);
     let cluster = client::dial(&args.endpoint).await?;
     let mut request = request_of(&args, &cluster).await?;

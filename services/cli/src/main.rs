@@ -44,13 +44,11 @@ mod tls;
 mod train;
 mod worker;
 
-use clap::Parser as _;
-
 use args::{Cli, Command};
 
 fn main() -> std::process::ExitCode {
     complete::answer_shell();
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
