@@ -18,10 +18,10 @@ use uniarm_decode::{
 use uniarm_router::RouterOptions;
 use uniarm_simulate::{
     Arrival, DraftPolicy, Drafting, Exchange, Pool, Report, Setup, Targets,
-    architecture::architecture,
+    architecture::{ARCHITECTURES, architecture},
     arrivals::{Length, Pattern, Traffic},
     cost::{Cost, Measured, Roofline},
-    hardware::{Link, accelerator, named_link},
+    hardware::{ACCELERATORS, LINKS, Link, accelerator, named_link},
     search::{Found, Question, smallest_pools},
     simulate, trace,
 };
@@ -183,8 +183,10 @@ fn scheduler_options(args: &SimulateArgs) -> SchedulerOptions {
 
 fn costs(pools: &PoolArgs) -> anyhow::Result<[Arc<Cost>; 2]> {
     let roofline = |on: &str, model: &str| {
-        let accelerator = accelerator(on).with_context(|| format!("no accelerator is named {on:?}"))?;
-        let model = architecture(model).with_context(|| format!("no model is named {model:?}"))?;
+        let accelerator = accelerator(on)
+            .with_context(|| unknown("accelerator", on, ACCELERATORS.map(|known| known.name)))?;
+        let model = architecture(model)
+            .with_context(|| unknown("model", model, ARCHITECTURES.map(|known| known.name)))?;
         let roofline = Roofline { accelerator, model };
         if model.weight_bytes() > accelerator.memory_bytes {
             bail!("{} does not fit into the memory of {}", model.name, accelerator.name);
@@ -207,8 +209,12 @@ fn costs(pools: &PoolArgs) -> anyhow::Result<[Arc<Cost>; 2]> {
     Ok([Arc::new(base), Arc::new(reward)])
 }
 
+fn unknown<const N: usize>(what: &str, name: &str, known: [&str; N]) -> String {
+    format!("no {what} is named {name:?}; there are {}", known.join(", "))
+}
+
 fn link(name: &str) -> anyhow::Result<Link> {
-    named_link(name).with_context(|| format!("no link is named {name:?}"))
+    named_link(name).with_context(|| unknown("link", name, LINKS.map(|known| known.name)))
 }
 
 fn drafting(args: &SimulateArgs) -> Drafting {
