@@ -497,7 +497,7 @@ pub struct SamplingArgs {
     #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
     pub frequency_penalty: f32,
     /// The same seed gives the same answer [default: drawn]
-    #[arg(long)]
+    #[arg(long, value_parser = bounds::seed)]
     pub seed: Option<u64>,
     /// Length of the answer
     #[arg(long, default_value_t = 256)]

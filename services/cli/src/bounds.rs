@@ -16,6 +16,12 @@ pub fn within(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
 }
 
 /// # Errors
+/// When it is no whole number of 64 bits.
+pub fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("wants a whole number from 0 to {}", u64::MAX))
+}
+
+/// # Errors
 /// When it is no number of seconds that anybody could mean.
 pub fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {

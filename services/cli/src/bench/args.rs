@@ -201,7 +201,7 @@ pub struct BenchLoadArgs {
     #[arg(long, default_value_t = 20.0, value_parser = bounds::positive)]
     pub seconds: f64,
     /// The same seed gives the same arrivals and requests
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = bounds::seed)]
     pub seed: u64,
     /// Tokens of a prompt, drawn evenly
     #[arg(long, default_value = "32-128", value_parser = range, value_name = "LEAST-MOST")]

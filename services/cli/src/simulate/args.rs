@@ -36,7 +36,7 @@ pub struct SimulateArgs {
     #[arg(long, default_value_t = 0.99, value_parser = bounds::share)]
     pub certified: f64,
     /// Chances of the simulation
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = bounds::seed)]
     pub seed: u64,
     /// Write the curve to this SVG file
     #[arg(long)]
