@@ -343,6 +343,15 @@ impl RewardModelArgs {
         self.adapter.iter().try_for_each(|flag| crate::worker::check_adapter_name(flag))?;
         self.prompted().map(|_| ())
     }
+
+    /// Whether the adapters are here; a model takes long to load, and would be loaded for nothing.
+    pub fn check_folders(&self) -> anyhow::Result<()> {
+        for flag in &self.adapter {
+            let (_, folder) = crate::worker::adapter_name(flag)?;
+            anyhow::ensure!(folder.is_dir(), "--adapter {flag}: there is no folder {}", folder.display());
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Args)]

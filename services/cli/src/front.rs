@@ -1,9 +1,13 @@
 //! What the HTTP front door of a router has besides its address.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{args::COUNT_MAX, batch::metrics::watch_batches, bounds, tls::DoorArgs};
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
 use uniarm_router::{FrontOptions, Origin, RouterService, audit::Journal, tenants::Tenants};
@@ -65,6 +69,22 @@ impl FrontArgs {
     pub fn open_tenants(&self) -> anyhow::Result<Tenants> {
         let Some(file) = &self.tenants else { return Ok(Tenants::default()) };
         Tenants::open(file).with_context(|| format!("--tenants {}", file.display()))
+    }
+
+    /// What can be said of its folders without making them.
+    ///
+    /// # Errors
+    /// Names the flag of one that cannot be.
+    pub fn check_folders(&self) -> anyhow::Result<()> {
+        for (flag, folder) in [("--audit-dir", &self.audit_dir), ("--batch-dir", &self.batch_dir)] {
+            let Some(folder) = folder else { continue };
+            // One that is not there yet is made where its parents are.
+            let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+            if !there.is_dir() {
+                bail!("{flag} {}: {} is no folder", folder.display(), there.display());
+            }
+        }
+        Ok(())
     }
 
     /// Where records of requests are kept.

@@ -253,7 +253,7 @@ pub fn adapter_name(flag: &str) -> anyhow::Result<(String, PathBuf)> {
         return Ok((name.to_owned(), folder.into()));
     }
     let folder = Path::new(flag);
-    let name = folder.canonicalize().with_context(|| format!("no adapter folder {flag}"))?;
+    let name = folder.canonicalize().with_context(|| format!("--adapter {flag}: no such folder"))?;
     let name = name.file_name().context("an adapter folder has a name")?.to_string_lossy().into_owned();
     check_adapter_name(&format!("{name}="))?;
     Ok((name, folder.to_owned()))
