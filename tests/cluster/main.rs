@@ -30,3 +30,4 @@ mod stall;
 mod telemetry;
 mod tenants;
 mod tls;
+mod unread;

@@ -96,4 +96,22 @@ fn a_configuration_can_be_checked_without_starting() {
     assert!(!check(&["base", "--check"]).success(), "a base worker without a model");
     assert!(!check(&["reward", "--model", "x", "--prompted", "no text", "--check"]).success());
     assert!(!check(&["router", "--store", "zookeeper://x", "--check"]).success());
+    // Files of secrets have to be here, addresses to be some, folders to be possible; a model and adapters may be elsewhere.
+    let router = ["router", "--base-peer", "127.0.0.1:1", "--check"];
+    assert!(check(&router).success());
+    let wrong = [
+        ["--listen", "nope"],
+        ["--admin", "127.0.0.1"],
+        ["--http-listen", "nope"],
+        ["--log-filter", "x=y=z"],
+        ["--otlp-endpoint", "nope"],
+        ["--batches-max", "0"],
+        ["--audit-dir", "/dev/null/records"],
+        ["--store-ca", "/not/there.pem"],
+    ];
+    for flags in wrong {
+        assert!(!check(&[&router[..], &flags].concat()).success(), "{flags:?}");
+    }
+    let user = ["--store-user", "uniarm", "--store-password-file", "/not/there"];
+    assert!(!check(&[&router[..], &user].concat()).success(), "a password that is not there");
 }

@@ -26,7 +26,7 @@ SOURCES = {
 }
 CHECK_SECONDS = 20
 # Files of secrets, which no machine but the cluster's has: others of their kind stand in for them.
-SECRETS = re.compile(r"(?<==)/(?:tls|front/tls|front/clients|front/tenants)/.+")
+SECRETS = re.compile(r"(?<==)/(?:tls|store/tls|store/password|front/tls|front/clients|front/tenants)/.+")
 TENANTS = f'[[tenants]]\nname = "a"\nkeys = ["sha256:{"0" * 64}"]\n'
 
 

@@ -175,7 +175,8 @@ fn what_is_no_number_stays_in_its_row_and_output() {
 fn an_old_device_takes_weights_of_f32_alone() {
     let scene = made_up::LLAMA.scene();
     let load = |weights| {
-        let options = CudaOptions { device: OLD_DEVICE, kv_blocks: 2, block_tokens: 16, weights };
+        let options =
+            CudaOptions { device: OLD_DEVICE, kv_blocks: 2, block_tokens: 16, weights, graphs: true };
         CudaLlama::load(&scene.files, &options)
     };
     assert!(load(WeightFormat::F32).is_ok());

@@ -6,6 +6,9 @@ use uniarm_proto::Priority;
 /// Tokens of one prompt or answer: a longer one is a mistake in the trace, and would fill every cache.
 const TOKENS_MAX: usize = 1 << 20;
 
+/// The longest a trace may take, and a request in it: three years. A clock that counts further loses the parts of a step.
+pub const SECONDS_MAX: f64 = 1e8;
+
 /// One request of a trace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,9 +106,9 @@ pub fn write(arrivals: &[Arrival]) -> String {
 
 impl Arrival {
     fn check(&self) -> Result<(), (&'static str, String)> {
-        let is_time = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+        let is_time = |seconds: f64| (0.0..=SECONDS_MAX).contains(&seconds);
         if !is_time(self.at) {
-            return Err(("at", format!("wants seconds of at least 0, not {}", self.at)));
+            return Err(("at", format!("wants seconds from 0 to {SECONDS_MAX}, not {}", self.at)));
         }
         for (field, tokens) in [("prompt_tokens", self.prompt_tokens), ("answer_tokens", self.answer_tokens)]
         {
@@ -118,7 +121,7 @@ impl Arrival {
         }
         match self.timeout {
             Some(timeout) if !is_time(timeout) => {
-                Err(("timeout", format!("wants seconds of at least 0, not {timeout}")))
+                Err(("timeout", format!("wants seconds from 0 to {SECONDS_MAX}, not {timeout}")))
             }
             _ => Ok(()),
         }
@@ -142,6 +145,8 @@ mod tests {
         assert!(message("{\"at\":1}").starts_with("line 1 is not a request"));
         let endless = "\n{\"at\":1,\"prompt_tokens\":0,\"answer_tokens\":1}";
         assert_eq!(message(endless), "line 2: prompt_tokens wants 1..=1048576, not 0");
+        let far = "{\"at\":1e300,\"prompt_tokens\":1,\"answer_tokens\":1}";
+        assert!(message(far).starts_with("line 1: at wants seconds from 0 to 100000000, not 1"));
         assert_eq!(message("\n"), "the trace has no requests");
     }
 }

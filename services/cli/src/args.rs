@@ -1,6 +1,6 @@
 //! The command line. Every flag of a role can also come from the environment (`UNIARM_STORE`, …).
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Command as Flags, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use uniarm_base::{DraftRows, DraftWindow, PaceOptions};
 use uniarm_decode::PreferenceSpec;
 use uniarm_proto::{GuidanceTerm, limits::DRAFT_WINDOW_MAX};
@@ -9,6 +9,7 @@ use crate::{
     adapters::AdaptersArgs,
     batch::BatchArgs,
     bench::args::BenchArgs,
+    bounds,
     chat::ChatArgs,
     client::EndpointArgs,
     complete,
@@ -30,6 +31,15 @@ use crate::{
     train::TrainArgs,
 };
 
+/// Threads of one model: beyond, a number is a mistake.
+pub const THREADS_MAX: u64 = 1024;
+
+/// Tokens of a cache: its blocks have numbers of 32 bits, also where both roles share one.
+const KV_TOKENS_MAX: u64 = 1 << 34;
+
+/// Sequences, requests, tokens of a step: no machine has more of them at once.
+pub const COUNT_MAX: u64 = 1 << 20;
+
 /// Serves a frozen language model whose every token is steered by a reward model towards the preference that the
 /// request asks for.
 #[derive(Debug, Parser)]
@@ -37,6 +47,24 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The command line of this process.
+    pub fn of_process() -> Self {
+        let matches = with_negatives(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// Takes `--seed -1` for a value, which the flag's own bounds refuse; clap would say that there is no flag `-1`.
+pub fn with_negatives(flags: Flags) -> Flags {
+    flags
+        .mut_args(|flag| match flag.is_positional() || !flag.get_action().takes_values() {
+            true => flag,
+            false => flag.allow_negative_numbers(true),
+        })
+        .mut_subcommands(with_negatives)
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,8 +142,8 @@ pub struct ProcessArgs {
     #[command(flatten)]
     pub log: LogArgs,
     /// Seconds that running requests get to end after SIGTERM; what then still runs goes on at another process
-    #[arg(long, env = "UNIARM_DRAIN_TIMEOUT", default_value_t = 30.0)]
-    pub drain_timeout: f32,
+    #[arg(long, env = "UNIARM_DRAIN_TIMEOUT", default_value_t = 30.0, value_parser = bounds::seconds)]
+    pub drain_timeout: f64,
     /// Check the configuration, print it, and exit without starting anything
     #[arg(long)]
     pub check: bool,
@@ -144,19 +172,19 @@ pub enum LogForm {
 #[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
     /// Threads of the model [default: half of the machine's cores; with both roles fused, all of them]
-    #[arg(long, env = "UNIARM_THREADS")]
+    #[arg(long, env = "UNIARM_THREADS", value_parser = bounds::within(1..=THREADS_MAX))]
     pub threads: Option<usize>,
     /// Tokens that the paged cache holds, over all sequences
-    #[arg(long, env = "UNIARM_KV_TOKENS", default_value_t = 16384)]
+    #[arg(long, env = "UNIARM_KV_TOKENS", default_value_t = 16384, value_parser = bounds::within(1..=KV_TOKENS_MAX))]
     pub kv_tokens: usize,
     /// Tokens of one step, over all sequences
-    #[arg(long, env = "UNIARM_STEP_TOKENS", default_value_t = 512)]
+    #[arg(long, env = "UNIARM_STEP_TOKENS", default_value_t = 512, value_parser = bounds::within(1..=COUNT_MAX))]
     pub step_tokens: usize,
     /// Sequences that run at once; on a reward worker, sessions of one step
-    #[arg(long, env = "UNIARM_RUNNING_MAX", default_value_t = 256)]
+    #[arg(long, env = "UNIARM_RUNNING_MAX", default_value_t = 256, value_parser = bounds::within(1..=COUNT_MAX))]
     pub running_max: usize,
-    /// Sequences that wait for their turn; one more is refused
-    #[arg(long, env = "UNIARM_WAITING_MAX", default_value_t = 1024)]
+    /// Sequences that wait for their turn; one more is refused, and with 0 every one that cannot run at once
+    #[arg(long, env = "UNIARM_WAITING_MAX", default_value_t = 1024, value_parser = bounds::within(0..=COUNT_MAX))]
     pub waiting_max: usize,
     /// Compute every prompt anew
     #[arg(long, env = "UNIARM_NO_PREFIX_CACHE")]
@@ -174,7 +202,7 @@ pub struct RouterArgs {
     #[arg(long, env = "UNIARM_REWARD_PEER", value_delimiter = ',')]
     pub reward_peer: Vec<String>,
     /// Requests that are relayed at once; one more is refused
-    #[arg(long, env = "UNIARM_REQUESTS_MAX", default_value_t = 4096)]
+    #[arg(long, env = "UNIARM_REQUESTS_MAX", default_value_t = 4096, value_parser = bounds::within(1..=COUNT_MAX))]
     pub requests_max: usize,
     /// Address of the HTTP front door (host:port): OpenAI's API at /v1, a page to try it at /; none without it
     #[arg(long, env = "UNIARM_HTTP_LISTEN")]
@@ -315,6 +343,15 @@ impl RewardModelArgs {
         self.adapter.iter().try_for_each(|flag| crate::worker::check_adapter_name(flag))?;
         self.prompted().map(|_| ())
     }
+
+    /// Whether the adapters are here; a model takes long to load, and would be loaded for nothing.
+    pub fn check_folders(&self) -> anyhow::Result<()> {
+        for flag in &self.adapter {
+            let (_, folder) = crate::worker::adapter_name(flag)?;
+            anyhow::ensure!(folder.is_dir(), "--adapter {flag}: there is no folder {}", folder.display());
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -393,7 +430,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Seconds until the answer is worth nothing
-    #[arg(long)]
+    #[arg(long, value_parser = bounds::seconds)]
     pub timeout: Option<f64>,
     /// Idempotency id
     #[arg(long)]
@@ -469,7 +506,7 @@ pub struct SamplingArgs {
     #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
     pub frequency_penalty: f32,
     /// The same seed gives the same answer [default: drawn]
-    #[arg(long)]
+    #[arg(long, value_parser = bounds::seed)]
     pub seed: Option<u64>,
     /// Length of the answer
     #[arg(long, default_value_t = 256)]
@@ -480,7 +517,7 @@ pub struct SamplingArgs {
     /// End with this token; repeatable
     #[arg(long)]
     pub stop_token_id: Vec<u32>,
-    /// Report log-probabilities, with so many alternatives
+    /// Report log-probabilities, with so many alternatives; of `generate` with --json, and not of `chat`
     #[arg(long)]
     pub logprobs: Option<u32>,
     /// Number of answers

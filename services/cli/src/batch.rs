@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 use futures_util::future::BoxFuture;
 use tonic::Status;
@@ -25,9 +25,10 @@ use uniarm_proto::{ClusterClient, GenerateRequest, Priority, Transcript, pb::Lis
 use uniarm_runtime::{Admin, Metrics, Readiness};
 
 use crate::{
-    args::{GuidanceArgs, SamplingArgs},
+    args::{COUNT_MAX, GuidanceArgs, SamplingArgs},
+    bounds,
     client::{self, EndpointArgs},
-    generate,
+    generate, output,
     process::start_admin,
     store::StoreArgs,
     tls::AdminArgs,
@@ -68,10 +69,10 @@ pub struct BatchArgs {
     #[command(flatten)]
     pub store: StoreArgs,
     /// Requests in flight at most; fewer while the cluster queues or refuses them
-    #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N")]
+    #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N", value_parser = bounds::within(1..=COUNT_MAX))]
     pub in_flight: usize,
     /// Seconds until an answer is worth nothing
-    #[arg(long)]
+    #[arg(long, value_parser = bounds::seconds)]
     pub timeout: Option<f64>,
     /// Base model of lines that name none [default: the only one served]
     #[arg(long)]
@@ -97,8 +98,8 @@ struct Routers {
 }
 
 pub async fn run(args: Box<BatchArgs>) -> anyhow::Result<()> {
-    let timeout =
-        args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
+    output::work_unread();
+    let timeout = args.timeout.map(Duration::from_secs_f64);
     let client = client::dial(&args.endpoint).await?;
     let served =
         client.list_models().await.map_err(|status| anyhow::anyhow!("{}", generate::sentence(&status)))?;

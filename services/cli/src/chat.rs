@@ -1,8 +1,8 @@
 //! `uniarm chat`: a conversation in the terminal, steered by the same flags as `generate`.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use uniarm_proto::{ChatMessage, ClusterClient, Event, GenerateRequest, Input};
 
@@ -10,7 +10,7 @@ use crate::{
     args::{GuidanceArgs, SamplingArgs},
     client::{self, EndpointArgs},
     failure::sentence,
-    generate, tint,
+    generate, output, tint,
 };
 
 const HELP: &str = "\
@@ -49,6 +49,12 @@ struct Chat {
 }
 
 pub async fn run(args: Box<ChatArgs>) -> anyhow::Result<()> {
+    if args.sampling.n != 1 {
+        bail!("-n wants 1 in a chat, which goes on from one answer; `uniarm generate -n` gives several");
+    }
+    if args.sampling.logprobs.is_some() {
+        bail!("--logprobs has no place in a chat; `uniarm generate --json --logprobs` prints them");
+    }
     let cluster = client::dial(&args.endpoint).await?;
     let mut template = generate::template(&args.guidance, &args.sampling);
     template.model = args.model.clone().unwrap_or_default();
@@ -64,7 +70,7 @@ pub async fn run(args: Box<ChatArgs>) -> anyhow::Result<()> {
     loop {
         if is_terminal {
             print!("\n> ");
-            std::io::stdout().flush()?;
+            output::flush();
         }
         let mut line = String::new();
         let read = tokio::task::block_in_place(|| std::io::stdin().lock().read_line(&mut line));
@@ -94,7 +100,7 @@ impl Chat {
             "/preference" => self.prefer(rest)?,
             word if word.starts_with('/') => {
                 let known = ["/preference", "/system", "/reset", "/help"];
-                anyhow::bail!("{word} is no command{}", uniarm_openai::did_you_mean(word, &known));
+                bail!("{word} is no command{}", uniarm_openai::did_you_mean(word, &known));
             }
             _ => self.ask(line).await?,
         }
@@ -125,8 +131,7 @@ impl Chat {
             if let Event::Tokens(tokens) = event {
                 let text = if color { tint::tinted(tokens) } else { tokens.text.clone() };
                 print!("{text}");
-                // A closed pipe ends the program at the next print anyway.
-                let _ = std::io::stdout().flush();
+                output::flush();
             }
         };
         let result = client::generate(&self.cluster, request, None, show).await;

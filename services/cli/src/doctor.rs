@@ -12,7 +12,7 @@ use serde::Serialize;
 use uniarm_cluster::StoreAddress;
 use uniarm_proto::MemberId;
 
-use crate::{bench::floor::Machine, store::StoreArgs, worker};
+use crate::{args::THREADS_MAX, bench::floor::Machine, bounds, store::StoreArgs, worker};
 
 /// A store that takes longer is none to build on.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ pub struct DoctorArgs {
     #[command(flatten)]
     pub store: StoreArgs,
     /// Threads to measure with [default: half of the machine's cores, as a worker takes]
-    #[arg(long, env = "UNIARM_THREADS", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(long, env = "UNIARM_THREADS", value_parser = bounds::within(1..=THREADS_MAX))]
     pub threads: Option<usize>,
     /// Print one JSON object
     #[arg(long)]

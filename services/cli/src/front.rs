@@ -1,8 +1,12 @@
 //! What the HTTP front door of a router has besides its address.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use crate::{batch::metrics::watch_batches, tls::DoorArgs};
+use crate::{args::COUNT_MAX, batch::metrics::watch_batches, bounds, tls::DoorArgs};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use uniarm_batch::host::{Host, HostOptions, ShelfLimits};
@@ -41,7 +45,7 @@ pub struct FrontArgs {
     #[arg(long, env = "UNIARM_BATCH_BYTES_MAX", default_value_t = 10 << 30, value_name = "BYTES")]
     pub batch_bytes_max: u64,
     /// Batches under way at once; one more is refused
-    #[arg(long, env = "UNIARM_BATCHES_MAX", default_value_t = 8, value_name = "N")]
+    #[arg(long, env = "UNIARM_BATCHES_MAX", default_value_t = 8, value_name = "N", value_parser = bounds::within(1..=COUNT_MAX))]
     pub batches_max: usize,
 }
 
@@ -65,6 +69,22 @@ impl FrontArgs {
     pub fn open_tenants(&self) -> anyhow::Result<Tenants> {
         let Some(file) = &self.tenants else { return Ok(Tenants::default()) };
         Tenants::open(file).with_context(|| format!("--tenants {}", file.display()))
+    }
+
+    /// What can be said of its folders without making them.
+    ///
+    /// # Errors
+    /// Names the flag of one that cannot be.
+    pub fn check_folders(&self) -> anyhow::Result<()> {
+        for (flag, folder) in [("--audit-dir", &self.audit_dir), ("--batch-dir", &self.batch_dir)] {
+            let Some(folder) = folder else { continue };
+            // One that is not there yet is made where its parents are.
+            let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+            if !there.is_dir() {
+                bail!("{flag} {}: {} is no folder", folder.display(), there.display());
+            }
+        }
+        Ok(())
     }
 
     /// Where records of requests are kept.
@@ -94,9 +114,6 @@ impl FrontArgs {
         metrics: &Metrics,
     ) -> anyhow::Result<Option<Arc<Host>>> {
         let Some(folder) = self.batch_dir.clone() else { return Ok(None) };
-        if self.batches_max == 0 {
-            bail!("--batches-max is 0, wants at least 1; leave out --batch-dir for none");
-        }
         let share = requests_max / 2 / self.batches_max;
         let options = HostOptions {
             folder,

@@ -1,6 +1,6 @@
 //! `uniarm generate`: one request, streamed as text or printed as one JSON object.
 
-use std::{io::Write as _, str::FromStr, time::Duration};
+use std::{str::FromStr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
@@ -15,7 +15,7 @@ use uniarm_proto::{
 use crate::{
     args::{ExchangeMode, GenerateArgs, GuidanceArgs, LossPolicy, SamplingArgs},
     client::{self, ErrorObject},
-    side_by_side, tint,
+    output, side_by_side, tint,
 };
 
 /// The column that every comparison has.
@@ -30,8 +30,10 @@ pub enum Compared {
 }
 
 pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
-    let timeout =
-        args.timeout.map(Duration::try_from_secs_f64).transpose().context("--timeout wants seconds")?;
+    if args.sampling.logprobs.is_some() && !args.json {
+        bail!("--logprobs wants --json, which prints them");
+    }
+    let timeout = args.timeout.map(Duration::from_secs_f64);
     let cluster = client::dial(&args.endpoint).await?;
     let mut request = request_of(&args, &cluster).await?;
     request.audit = args.audit;
@@ -56,8 +58,7 @@ pub async fn run(args: Box<GenerateArgs>) -> anyhow::Result<()> {
         if let (true, Event::Tokens(tokens)) = (single, event) {
             let text = if args.color { tint::tinted(tokens) } else { tokens.text.clone() };
             print!("{text}");
-            // A closed pipe ends the program at the next print anyway.
-            let _ = std::io::stdout().flush();
+            output::flush();
         }
     };
     let result = client::generate(&cluster, request, timeout, show).await;

@@ -9,6 +9,8 @@ use uniarm_proto::{ClusterClient, GenerateRequest, Transcript};
 use uniarm_trainer::cluster_job::{Cluster, IN_FLIGHT_MAX, JobOptions, ModelsConfig};
 
 use crate::{
+    args::COUNT_MAX,
+    bounds,
     client::{self, EndpointArgs, KeyArgs},
     part::Part,
     worker,
@@ -24,7 +26,7 @@ pub struct JobArgs {
     #[command(flatten)]
     pub key: KeyArgs,
     /// Questions in flight at most; fewer while the cluster refuses
-    #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N")]
+    #[arg(long, default_value_t = IN_FLIGHT_MAX, value_name = "N", value_parser = bounds::within(1..=COUNT_MAX))]
     pub in_flight: usize,
     /// Print one JSON object instead of progress and tables
     #[arg(long)]

@@ -1,9 +1,14 @@
 //! The `uniarm` binary: parse, wire, run. Its role is its subcommand.
 
+// Before all others, which use its macros.
+#[macro_use]
+mod output;
+
 mod adapters;
 mod args;
 mod batch;
 mod bench;
+mod bounds;
 mod catalogue;
 mod chat;
 mod client;
@@ -22,6 +27,7 @@ mod keys;
 mod label;
 mod local;
 mod manual;
+mod memory;
 mod models;
 mod oracle;
 mod part;
@@ -38,13 +44,11 @@ mod tls;
 mod train;
 mod worker;
 
-use clap::Parser as _;
-
 use args::{Cli, Command};
 
 fn main() -> std::process::ExitCode {
     complete::answer_shell();
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -81,7 +85,10 @@ fn main() -> std::process::ExitCode {
     // A reading thread of a worker may still be in a forward: nobody waits for it.
     runtime.shutdown_background();
     match result {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(()) => {
+            output::flush();
+            std::process::ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("error: {}", failure::sentence(&error));
             std::process::ExitCode::FAILURE

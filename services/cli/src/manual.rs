@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
-use crate::{args::Cli, complete};
+use crate::{args::Cli, complete, output};
 
 #[derive(Debug, Clone, Args)]
 pub struct CompletionsArgs {
@@ -30,12 +30,14 @@ pub struct ManArgs {
 pub fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
     let mut script = Vec::new();
     complete::write_script(args.shell, &mut script)?;
-    write_out(&script)
+    output::say_bytes(&script);
+    Ok(())
 }
 
 pub fn man(args: &ManArgs) -> anyhow::Result<()> {
     if args.reference {
-        return write_out(reference::page(Cli::command()).as_bytes());
+        output::say_bytes(reference::page(Cli::command()).as_bytes());
+        return Ok(());
     }
     match &args.folder {
         Some(folder) => std::fs::create_dir_all(folder)
@@ -44,14 +46,10 @@ pub fn man(args: &ManArgs) -> anyhow::Result<()> {
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-            write_out(&page)
+            output::say_bytes(&page);
+            Ok(())
         }
     }
-}
-
-fn write_out(bytes: &[u8]) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    std::io::stdout().write_all(bytes).context("cannot write to standard output")
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::{
     args::{EngineArgs, LogArgs, LogForm, ProcessArgs},
     catalogue,
     device::{DeviceArgs, Model},
-    group,
+    group, output,
     served::{HAND_OVER, Served, drain},
     tls::AdminArgs,
     worker,
@@ -56,22 +56,23 @@ impl Process {
         tls: Option<ServerTls>,
         shown: &str,
     ) -> anyhow::Result<Option<Self>> {
-        args.store.parse()?;
+        args.store.check()?;
         args.admin.server()?;
-        if !(args.drain_timeout.is_finite() && args.drain_timeout >= 0.0) {
-            bail!("--drain-timeout wants seconds, not {}", args.drain_timeout);
-        }
+        check_address("--listen", Some(&args.listen))?;
+        check_address("--admin", args.admin.admin.as_ref())?;
+        let _telemetry = init_telemetry(&format!("uniarm-{role}"), &args.log)?;
         if args.check {
             println!("{shown}");
             return Ok(None);
         }
-        let _telemetry = init_telemetry(&format!("uniarm-{role}"), &args.log)?;
+        output::work_unread();
         let shutdown = Shutdown::on_signals()?;
         let metrics = Metrics::new();
         let readiness = Readiness::starting();
-        let drain = Duration::from_secs_f32(args.drain_timeout);
+        let drain = Duration::from_secs_f64(args.drain_timeout);
         let options = GrpcOptions { drain, tls, ..GrpcOptions::default() };
-        let server = GrpcServer::bind(&args.listen, options.clone(), readiness.clone()).await?;
+        let server = GrpcServer::bind(&args.listen, options.clone(), readiness.clone()).await;
+        let server = server.context("--listen")?;
         let _admin = start_admin(&args.admin, &metrics, role.name(), &readiness)?;
         let port = server.local_addr().port();
         let advertise = args.advertise.clone().unwrap_or_else(|| advertised(&server));
@@ -246,12 +247,20 @@ pub fn start_admin(
     let Some(address) = args.admin.clone() else { return Ok(None) };
     metrics.watch_process(&tokio::runtime::Handle::current());
     let roles = vec![(role, readiness.clone())];
-    let admin = Admin::start(AdminOptions { address, metrics: metrics.clone(), roles, tls })?;
+    let admin = Admin::start(AdminOptions { address, metrics: metrics.clone(), roles, tls });
+    let admin = admin.context("--admin")?;
     tracing::info!(address = %admin.local_addr(), "metrics at /metrics, readiness at /readyz, steps at /debug/steps");
     Ok(Some(admin))
 }
 
 pub fn init_telemetry(service: &str, args: &LogArgs) -> anyhow::Result<TelemetryGuard> {
+    if let Some(endpoint) = &args.otlp_endpoint {
+        let uri = endpoint.parse::<tonic::transport::Uri>().ok();
+        // The exporter takes anything for an address, and panics at what is none.
+        if uri.is_none_or(|uri| uri.scheme().is_none() || uri.host().is_none_or(str::is_empty)) {
+            bail!("--otlp-endpoint wants http://host:port, not {endpoint:?}");
+        }
+    }
     let options = TelemetryOptions {
         service: service.to_owned(),
         log_format: match args.log {
@@ -263,6 +272,18 @@ pub fn init_telemetry(service: &str, args: &LogArgs) -> anyhow::Result<Telemetry
         ..TelemetryOptions::default()
     };
     telemetry::init(&options).context("telemetry cannot be set up")
+}
+
+/// Refuses what is no address to listen on; whether it is one of this machine, only binding can tell.
+///
+/// # Errors
+/// Names the flag.
+pub fn check_address(flag: &str, address: Option<&String>) -> anyhow::Result<()> {
+    let Some(address) = address else { return Ok(()) };
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(()),
+        _ => bail!("{flag} wants host:port, not {address:?}"),
+    }
 }
 
 /// Where others reach a server whose flags do not say.

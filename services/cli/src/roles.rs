@@ -23,7 +23,8 @@ use crate::{
     device::Model,
     group,
     local::LocalScorer,
-    process::{Process, advertised, door_line, enter, init_telemetry, start_admin},
+    output,
+    process::{Process, advertised, check_address, door_line, enter, init_telemetry, start_admin},
     served::Served,
     worker,
 };
@@ -44,6 +45,11 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
         }
     }
     let tenants = args.front.open_tenants()?;
+    args.front.check_folders()?;
+    check_address("--http-listen", args.http_listen.as_ref())?;
+    if args.front.batch_dir.is_some() && args.http_listen.is_none() {
+        bail!("--batch-dir goes with --http-listen");
+    }
     let dialer = args.process.tls.dialer(&[RoleName::Base])?;
     let Some(mut process) =
         Process::start(Role::Router, &args.process, args.front.door.grpc()?, &format!("{args:#?}")).await?
@@ -52,9 +58,9 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
     };
     let http = match &args.http_listen {
         Some(address) => {
-            Some(HttpServer::bind(address, process.options.drain).await?.with_tls(args.front.door.http()?))
+            let http = HttpServer::bind(address, process.options.drain).await;
+            Some(http.context("--http-listen")?.with_tls(args.front.door.http()?))
         }
-        None if args.front.batch_dir.is_some() => bail!("--batch-dir goes with --http-listen"),
         None => None,
     };
     for peer in args.base_peer.iter().chain(&args.reward_peer) {
@@ -78,6 +84,7 @@ pub async fn router(args: RouterArgs) -> anyhow::Result<()> {
 
 pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
     args.models.check()?;
+    check_address("--fused-reward", args.fused_reward.as_ref())?;
     if args.fused_reward.is_none() && args.models.is_some() {
         bail!(
             "--adapter, --reward-system and --prompted go with --fused-reward: a base worker alone steers nothing"
@@ -97,6 +104,7 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
     else {
         return Ok(());
     };
+    args.models.check_folders()?;
     if let Some(seat) = seat {
         return group::base(process, seat, args).await;
     }
@@ -123,7 +131,7 @@ async fn base_alone(process: Process, loaded: Model, args: BaseArgs) -> anyhow::
 async fn base_fused(process: Process, loaded: Model, args: BaseArgs, address: &str) -> anyhow::Result<()> {
     let Process { metrics, readiness, options, .. } = &process;
     let options = GrpcOptions { tls: args.process.tls.server(Role::Reward)?, ..options.clone() };
-    let server = GrpcServer::bind(address, options, readiness.clone()).await?;
+    let server = GrpcServer::bind(address, options, readiness.clone()).await.context("--fused-reward")?;
     let reward_files = worker::open(&args.model)?;
     let config = reward_files.config.clone();
     let [base_model, reward_model] = fuse(loaded.forward);
@@ -168,6 +176,7 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     else {
         return Ok(());
     };
+    args.models.check_folders()?;
     if let Some(seat) = seat {
         return group::reward(process, seat, args).await;
     }
@@ -186,15 +195,18 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
 /// Router, base and reward in one process: the router dials the base worker on the loopback interface, base and reward
 /// share memory.
 pub async fn up(args: UpArgs) -> anyhow::Result<()> {
+    output::work_unread();
     let _telemetry = init_telemetry("uniarm", &args.log)?;
     let tenants = args.front.open_tenants()?;
+    args.front.check_folders()?;
+    args.models.check_folders()?;
     let shutdown = Shutdown::on_signals()?;
     let metrics = Metrics::new();
     tokio::spawn(tenants.clone().follow(metrics.clone(), shutdown.token()));
     let store = MemoryStore::new();
     let readiness = Readiness::starting();
     let door = GrpcOptions { tls: args.front.door.grpc()?, ..GrpcOptions::default() };
-    let front = GrpcServer::bind(&args.grpc, door, readiness.clone()).await?;
+    let front = GrpcServer::bind(&args.grpc, door, readiness.clone()).await.context("--grpc")?;
     let http = match args.http_listen.as_str() {
         "none" if args.front.batch_dir.is_some() => bail!("--batch-dir wants an HTTP front door"),
         "none" => None,

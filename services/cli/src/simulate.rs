@@ -18,10 +18,10 @@ use uniarm_decode::{
 use uniarm_router::RouterOptions;
 use uniarm_simulate::{
     Arrival, DraftPolicy, Drafting, Exchange, Pool, Report, Setup, Targets,
-    architecture::architecture,
+    architecture::{ARCHITECTURES, architecture},
     arrivals::{Length, Pattern, Traffic},
     cost::{Cost, Measured, Roofline},
-    hardware::{Link, accelerator, named_link},
+    hardware::{ACCELERATORS, LINKS, Link, accelerator, named_link},
     search::{Found, Question, smallest_pools},
     simulate, trace,
 };
@@ -56,6 +56,7 @@ pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
 
 fn answer(args: &SimulateArgs) -> anyhow::Result<()> {
     let arrivals = arrivals(&args.traffic, args.seed)?;
+    check_span(&args.traffic, &arrivals)?;
     if let Some(file) = &args.traffic.write_trace {
         let written = std::fs::write(file, trace::write(&arrivals));
         written.with_context(|| format!("cannot write {}", file.display()))?;
@@ -112,14 +113,28 @@ fn arrivals(traffic: &TrafficArgs, seed: u64) -> anyhow::Result<Vec<Arrival>> {
     let traffic = Traffic {
         pattern,
         rate: traffic.rate,
-        requests: traffic.requests.max(1),
+        requests: traffic.requests,
         prompt: length(traffic.prompt_tokens),
         answer: length(traffic.answer_tokens),
         shared_tokens: traffic.shared_tokens,
         guided_share: traffic.guided,
-        preferences: traffic.preferences.max(1),
+        preferences: traffic.preferences,
     };
     Ok(traffic.arrivals(seed))
+}
+
+/// Loads below 1 stretch the traffic.
+fn check_span(traffic: &TrafficArgs, arrivals: &[Arrival]) -> anyhow::Result<()> {
+    let load = traffic.load.iter().copied().fold(1.0, f64::min);
+    let span = arrivals.last().map_or(0.0, |last| last.at / load);
+    if span > trace::SECONDS_MAX {
+        bail!(
+            "the last request would come after {span:.0} seconds, and a simulation has up to {}: give a higher --rate or \
+             --load, or fewer --requests",
+            trace::SECONDS_MAX
+        );
+    }
+    Ok(())
 }
 
 fn setup(args: &SimulateArgs, arrivals: &[Arrival]) -> anyhow::Result<Setup> {
@@ -168,8 +183,10 @@ fn scheduler_options(args: &SimulateArgs) -> SchedulerOptions {
 
 fn costs(pools: &PoolArgs) -> anyhow::Result<[Arc<Cost>; 2]> {
     let roofline = |on: &str, model: &str| {
-        let accelerator = accelerator(on).with_context(|| format!("no accelerator is named {on:?}"))?;
-        let model = architecture(model).with_context(|| format!("no model is named {model:?}"))?;
+        let accelerator = accelerator(on)
+            .with_context(|| unknown("accelerator", on, ACCELERATORS.map(|known| known.name)))?;
+        let model = architecture(model)
+            .with_context(|| unknown("model", model, ARCHITECTURES.map(|known| known.name)))?;
         let roofline = Roofline { accelerator, model };
         if model.weight_bytes() > accelerator.memory_bytes {
             bail!("{} does not fit into the memory of {}", model.name, accelerator.name);
@@ -192,8 +209,12 @@ fn costs(pools: &PoolArgs) -> anyhow::Result<[Arc<Cost>; 2]> {
     Ok([Arc::new(base), Arc::new(reward)])
 }
 
+fn unknown<const N: usize>(what: &str, name: &str, known: [&str; N]) -> String {
+    format!("no {what} is named {name:?}; there are {}", known.join(", "))
+}
+
 fn link(name: &str) -> anyhow::Result<Link> {
-    named_link(name).with_context(|| format!("no link is named {name:?}"))
+    named_link(name).with_context(|| unknown("link", name, LINKS.map(|known| known.name)))
 }
 
 fn drafting(args: &SimulateArgs) -> Drafting {

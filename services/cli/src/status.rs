@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::IsTerminal as _,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -63,7 +64,8 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
                 "no router answers: {endpoint}: {reason}; start one with `uniarm up`, or name it with --endpoint"
             );
         }
-        if args.watch && !args.json {
+        // In a file or a pipe, one table follows the other.
+        if args.watch && !args.json && std::io::stdout().is_terminal() {
             print!("\x1b[2J\x1b[H"); // an empty screen
         }
         match args.json {

@@ -49,6 +49,25 @@ impl StoreArgs {
         Ok(StoreAddress::parse(&self.address)?)
     }
 
+    /// What can be said of it without reaching it.
+    ///
+    /// # Errors
+    /// For an address that is none, and files that cannot be read; names the flag.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.parse()?;
+        self.options()?;
+        let files = [
+            ("--store-ca", &self.store_ca),
+            ("--store-cert", &self.store_cert),
+            ("--store-key", &self.store_key),
+        ];
+        for (flag, file) in files {
+            let Some(file) = file else { continue };
+            std::fs::read(file).with_context(|| format!("{flag} {}", file.display()))?;
+        }
+        Ok(())
+    }
+
     /// Opens it, whether or not it can be reached yet.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use uniarm_trainer::train::{
     events::{Began, Ended, Event, Step},
 };
 
-use crate::tls::TlsArgs;
+use crate::{output, tls::TlsArgs};
 
 /// Where runs go that name no folder.
 const RUNS: &str = "runs";
@@ -107,6 +107,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     if args.check {
         return check(&config, &uniarm_model::open(&config.model, &options)?);
     }
+    output::work_unread();
     // Before the model is read: a worker that fails from here on is a connection that ends, and is noticed.
     let (ranks, _others) = workers::join(args, &config)?;
     let speaks = ranks.is_first();

@@ -16,7 +16,10 @@ use uniarm_proto::{Exchange, Member};
 use uniarm_reward::{Backbone, RewardCatalogue, RewardEngine, RewardHandle, RewardOptions};
 use uniarm_runtime::Metrics;
 
-use crate::args::{EngineArgs, ExchangeArgs, ExchangeMode, RewardModelArgs};
+use crate::{
+    args::{EngineArgs, ExchangeArgs, ExchangeMode, RewardModelArgs},
+    memory,
+};
 
 /// Tokens of one cache block: the unit of the attention kernel's sums.
 pub const BLOCK_TOKENS: usize = 16;
@@ -76,6 +79,7 @@ pub async fn load(source: String, engine: &EngineArgs, share: Threads) -> anyhow
     let options = llama_options(engine, share);
     let loading = tokio::task::spawn_blocking(move || {
         let files = open(&source)?;
+        memory::check_cache(&files.config, options.kv_blocks * BLOCK_TOKENS)?;
         let mut llama =
             Llama::load(&files, &options).with_context(|| format!("cannot load the model {source}"))?;
         self_test(&mut llama).with_context(|| format!("the model {source} fails its self-test"))?;
@@ -249,7 +253,7 @@ pub fn adapter_name(flag: &str) -> anyhow::Result<(String, PathBuf)> {
         return Ok((name.to_owned(), folder.into()));
     }
     let folder = Path::new(flag);
-    let name = folder.canonicalize().with_context(|| format!("no adapter folder {flag}"))?;
+    let name = folder.canonicalize().with_context(|| format!("--adapter {flag}: no such folder"))?;
     let name = name.file_name().context("an adapter folder has a name")?.to_string_lossy().into_owned();
     check_adapter_name(&format!("{name}="))?;
     Ok((name, folder.to_owned()))

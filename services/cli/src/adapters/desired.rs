@@ -15,7 +15,7 @@ use uniarm_proto::{
 use uniarm_reward::adapters::RETIRED_KEPT;
 
 use super::seen::{Row, Verdicts, rows};
-use crate::{complete, store::StoreArgs};
+use crate::{bounds, complete, store::StoreArgs};
 
 /// A store that does not answer within this is not there.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ pub struct PutArgs {
     #[arg(long, value_name = "SHA256")]
     digest: Option<String>,
     /// Seconds to wait for reward workers that serve it; 0 waits for none
-    #[arg(long, default_value_t = 30.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 30.0, value_parser = bounds::seconds)]
     wait: f64,
     /// Print one JSON object
     #[arg(long)]
@@ -303,11 +303,4 @@ fn as_json(row: &Row) -> serde_json::Value {
         object["retired_at_ms"] = json!(known.retired_at_ms);
     }
     object
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(seconds),
-        _ => Err("wants seconds, up to 86400".to_owned()),
-    }
 }

@@ -6,10 +6,13 @@ use clap::{Args, Subcommand, ValueEnum};
 use uniarm_base::DraftWindow;
 
 use crate::args::{DraftRowsArg, EngineArgs, ExchangeArgs, ExchangeMode, draft_window};
-use crate::client::KeyArgs;
+use crate::{bounds, client::KeyArgs};
 
 /// Rows of a step, repeats, requests at once: beyond, a measurement is a mistake.
 const COUNT_MAX: usize = 256;
+
+/// Tokens of a vocabulary: four times what the largest models have.
+const VOCABULARY_MAX: u64 = 1 << 20;
 
 /// Streams of one router: beyond, ports and file handles of one machine end.
 const STREAMS_MAX: usize = 20_000;
@@ -110,7 +113,7 @@ pub struct BenchDraftArgs {
     #[arg(long, value_delimiter = ',', default_values = ["0", "auto", "8"], value_parser = draft_window, value_name = "auto|N")]
     pub draft_window: Vec<DraftWindow>,
     /// Share of positions at which base and reward model agree on the token
-    #[arg(long, default_value_t = 0.8, value_parser = share)]
+    #[arg(long, default_value_t = 0.8, value_parser = bounds::share)]
     pub agreement: f64,
     /// Tokens of each answer
     #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(4..=1024))]
@@ -149,7 +152,7 @@ pub struct BenchContextArgs {
 #[derive(Debug, Clone, Args)]
 pub struct BenchExchangeArgs {
     /// Tokens of the vocabulary, comma-separated
-    #[arg(long, value_delimiter = ',', default_values_t = [32_000, 49_152, 128_256, 151_936])]
+    #[arg(long, value_delimiter = ',', default_values_t = [32_000, 49_152, 128_256, 151_936], value_parser = bounds::within(1..=VOCABULARY_MAX))]
     pub vocabulary: Vec<usize>,
     /// Rows of a message, comma-separated
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16], value_parser = count)]
@@ -158,7 +161,7 @@ pub struct BenchExchangeArgs {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub list_length: u32,
     /// Round trips of each case; the median is shown
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
     /// Print one JSON object
     #[arg(long)]
@@ -168,7 +171,7 @@ pub struct BenchExchangeArgs {
 #[derive(Debug, Clone, Args)]
 pub struct BenchChooseArgs {
     /// Tokens of the vocabulary, comma-separated
-    #[arg(long, value_delimiter = ',', default_values_t = [32_000, 49_152, 128_256, 151_936])]
+    #[arg(long, value_delimiter = ',', default_values_t = [32_000, 49_152, 128_256, 151_936], value_parser = bounds::within(1..=VOCABULARY_MAX))]
     pub vocabulary: Vec<usize>,
     /// Length of the lists (K)
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -192,13 +195,13 @@ pub struct BenchLoadArgs {
     #[arg(long, conflicts_with = "endpoint")]
     pub model: Option<String>,
     /// Requests per second, comma-separated: one measurement for each
-    #[arg(long, value_delimiter = ',', default_values_t = [1.0, 2.0, 4.0], value_parser = positive)]
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0, 2.0, 4.0], value_parser = bounds::positive)]
     pub rate: Vec<f64>,
     /// Seconds of arrivals at each rate
-    #[arg(long, default_value_t = 20.0, value_parser = positive)]
+    #[arg(long, default_value_t = 20.0, value_parser = bounds::positive)]
     pub seconds: f64,
     /// The same seed gives the same arrivals and requests
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = bounds::seed)]
     pub seed: u64,
     /// Tokens of a prompt, drawn evenly
     #[arg(long, default_value = "32-128", value_parser = range, value_name = "LEAST-MOST")]
@@ -207,16 +210,16 @@ pub struct BenchLoadArgs {
     #[arg(long, default_value = "16-64", value_parser = range, value_name = "LEAST-MOST")]
     pub answer_tokens: RangeInclusive<u32>,
     /// Share of requests that are guided
-    #[arg(long, default_value_t = 1.0, value_parser = share)]
+    #[arg(long, default_value_t = 1.0, value_parser = bounds::share)]
     pub guided: f64,
     /// 0 is greedy
     #[arg(long, default_value_t = 1.0)]
     pub temperature: f32,
     /// A good request has its first token within so many milliseconds
-    #[arg(long, default_value_t = 1000.0, value_parser = positive)]
+    #[arg(long, default_value_t = 1000.0, value_parser = bounds::positive)]
     pub first_token_ms: f64,
     /// … and needs at most so many for each further token, on average
-    #[arg(long, default_value_t = 100.0, value_parser = positive)]
+    #[arg(long, default_value_t = 100.0, value_parser = bounds::positive)]
     pub next_token_ms: f64,
     /// Write the arrivals of the last rate to this file, as a trace for `uniarm simulate`
     #[arg(long, value_name = "FILE")]
@@ -245,7 +248,7 @@ pub struct BenchFrontArgs {
     #[arg(long, default_value_t = 40, value_parser = count)]
     pub tokens: usize,
     /// Milliseconds between two tokens of a stream
-    #[arg(long, default_value_t = 250.0, value_parser = positive)]
+    #[arg(long, default_value_t = 250.0, value_parser = bounds::positive)]
     pub interval_ms: f64,
     /// Print one JSON object
     #[arg(long)]
@@ -312,20 +315,6 @@ fn streams(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number @ 1..=STREAMS_MAX) => Ok(number),
         _ => Err(format!("wants a number between 1 and {STREAMS_MAX}")),
-    }
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
-        _ => Err("wants a number above 0".to_owned()),
-    }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(number @ 0.0..=1.0) => Ok(number),
-        _ => Err("wants a number from 0 to 1".to_owned()),
     }
 }
 
