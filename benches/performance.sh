@@ -74,6 +74,10 @@ section 'Length of the context' \
     'One unguided answer on one thread: prefill, and what each further token costs.' \
     uniarm bench context
 
+section 'Length of the context, on two threads' \
+    'The same, where two threads share each step.' \
+    uniarm bench context --threads 2
+
 section 'Exchange' \
     'What reward rows cost on their way, by how they travel: lists with a certificate, or whole rows.' \
     uniarm bench exchange

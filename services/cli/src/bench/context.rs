@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use uniarm_base::DraftWindow;
+use uniarm_model::machine;
 use uniarm_proto::{Input, Sampling};
 
 use super::{
@@ -33,6 +34,17 @@ struct Case {
     /// Of the peak: operations of the weights alone.
     prefill_of_peak: f64,
     decode_ms: Spread,
+    /// What a token costs more than after the first length, over the time in which the keys and values that it reads more are
+    /// streamed. None for the first, and for shorter ones.
+    growth_of_floor: Option<Spread>,
+}
+
+/// One length's repeats.
+#[derive(Clone, Default)]
+struct Measured {
+    prefill: Vec<f64>,
+    decode: Vec<f64>,
+    growth: Vec<f64>,
 }
 
 pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
@@ -48,24 +60,35 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
     let pair = rig.pair(&exchange, Roles::Separate)?;
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
     let progress = ProgressBar::new((args.prompt_tokens.len() * args.repeats) as u64).with_style(style);
-    let mut cases = Vec::new();
-    for &prompt_tokens in &args.prompt_tokens {
-        progress.set_message(format!("{prompt_tokens} tokens"));
-        let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-        for repeat in 0..args.repeats {
-            let (first, rest) = measure(&pair, prompt_tokens, repeat, args.tokens).await?;
-            prefill.push(first);
-            decode.push(rest);
+    let mut measured = vec![Measured::default(); args.prompt_tokens.len()];
+    for repeat in 0..args.repeats {
+        // All lengths within one look at the machine: what they are compared with changes from minute to minute.
+        let stream = bandwidth(rig.threads).await?;
+        let mut shortest = None;
+        for (&prompt_tokens, measured) in args.prompt_tokens.iter().zip(&mut measured) {
+            progress.set_message(format!("{prompt_tokens} tokens"));
+            let (prefill, decode) = measure(&pair, prompt_tokens, repeat, args.tokens).await?;
+            measured.prefill.push(prefill);
+            measured.decode.push(decode);
+            let (of_tokens, of_decode) = *shortest.get_or_insert((prompt_tokens, decode));
+            if prompt_tokens > of_tokens {
+                let bytes = rig.work.position_bytes * (prompt_tokens - of_tokens) as f64;
+                measured.growth.push((decode - of_decode) / (1e3 * bytes / stream));
+            }
             progress.inc(1);
         }
-        let prefill = Spread::of(prefill);
-        cases.push(Case {
+    }
+    let cases = args.prompt_tokens.iter().zip(measured).map(|(&prompt_tokens, measured)| {
+        let prefill = Spread::of(measured.prefill);
+        Case {
             prompt_tokens,
             prefill_of_peak: prefill.median * machine.seconds(rig.work.prompt_token),
             prefill_tokens_per_second: prefill,
-            decode_ms: Spread::of(decode),
-        });
-    }
+            decode_ms: Spread::of(measured.decode),
+            growth_of_floor: (!measured.growth.is_empty()).then(|| Spread::of(measured.growth)),
+        }
+    });
+    let cases = cases.collect();
     progress.finish_and_clear();
     let report = Report { model: rig.model, machine, work: rig.work, cases };
     if args.json {
@@ -74,6 +97,10 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
         report.print();
     }
     Ok(())
+}
+
+async fn bandwidth(threads: usize) -> anyhow::Result<f64> {
+    Ok(tokio::task::spawn_blocking(move || machine::stream_bytes_per_second(threads)).await?)
 }
 
 /// Prefilled tokens per second, and milliseconds of a decoded token.
@@ -103,14 +130,27 @@ impl Report {
     fn print(&self) {
         println!("{}\n{}\n", self.work.line(&self.model), self.machine.line());
         println!(
-            "{:>8} {:>18} {:>17} {:>8} {:>16} {:>13}",
-            "context", "prefill, tokens/s", "range", "of peak", "decode, ms/token", "range"
+            "{:>8} {:>18} {:>17} {:>8} {:>16} {:>13} {:>8} {:>13}",
+            "context",
+            "prefill, tokens/s",
+            "range",
+            "of peak",
+            "decode, ms/token",
+            "range",
+            "growth",
+            "range"
         );
         let most = self.cases.iter().map(|case| case.decode_ms.median).fold(0.0, f64::max);
         for case in &self.cases {
             let (prefill, decode) = (case.prefill_tokens_per_second, case.decode_ms);
+            let (growth, range) = case.growth_of_floor.map_or_else(
+                || ("–".to_owned(), String::new()),
+                |growth| {
+                    (format!("{:.2}", growth.median), format!("{:.2} – {:.2}", growth.least, growth.most))
+                },
+            );
             println!(
-                "{:>8} {:>18.1} {:>17} {:>6.0} % {:>16.2} {:>13}  {}",
+                "{:>8} {:>18.1} {:>17} {:>6.0} % {:>16.2} {:>13} {growth:>8} {range:>13}  {}",
                 case.prompt_tokens,
                 prefill.median,
                 format!("{:.1} – {:.1}", prefill.least, prefill.most),
@@ -120,6 +160,10 @@ impl Report {
                 bar(decode.median, most, BAR)
             );
         }
-        println!("\nof peak: operations of the weights alone, without attention");
+        println!(
+            "\nof peak: operations of the weights alone, without attention\n\
+             growth: what a token costs more than after the first length, over the time in which the keys and values that it \
+             reads more are streamed"
+        );
     }
 }

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use uniarm_model::{Llama, Operations, machine};
 
+use crate::worker::BLOCK_TOKENS;
+
 /// What the machine does undisturbed, measured just before.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Machine {
@@ -21,6 +23,8 @@ pub struct Machine {
 pub struct Work {
     /// Bytes of weights that every step reads.
     pub weight_bytes: f64,
+    /// Bytes of keys and values that attention reads of each position before a token.
+    pub position_bytes: f64,
     /// Operations of a token whose logits are wanted, attention left out.
     pub token: Count,
     /// The same of a token whose logits are not: a prompt's, but for its last.
@@ -86,6 +90,7 @@ impl Work {
         let body = Operations { float: all.float - head.float, integer: all.integer - head.integer };
         Self {
             weight_bytes: llama.weight_bytes() as f64,
+            position_bytes: llama.block_bytes() as f64 / BLOCK_TOKENS as f64,
             token: Count::of(all),
             prompt_token: Count::of(body),
         }
