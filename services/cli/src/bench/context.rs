@@ -34,6 +34,8 @@ struct Case {
     /// Of the peak: operations of the weights alone.
     prefill_of_peak: f64,
     decode_ms: Spread,
+    /// The time in which weights, keys and values of a token are streamed, over what it takes.
+    decode_of_floor: Spread,
     /// What a token costs more than after the first length, over the time in which the keys and values that it reads more are
     /// streamed. None for the first, and for shorter ones.
     growth_of_floor: Option<Spread>,
@@ -44,6 +46,7 @@ struct Case {
 struct Measured {
     prefill: Vec<f64>,
     decode: Vec<f64>,
+    of_floor: Vec<f64>,
     growth: Vec<f64>,
 }
 
@@ -70,6 +73,9 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
             let (prefill, decode) = measure(&pair, prompt_tokens, repeat, args.tokens).await?;
             measured.prefill.push(prefill);
             measured.decode.push(decode);
+            let read = rig.work.weight_bytes
+                + rig.work.position_bytes * (prompt_tokens as f64 + f64::from(args.tokens) / 2.0);
+            measured.of_floor.push(1e3 * read / stream / decode);
             let (of_tokens, of_decode) = *shortest.get_or_insert((prompt_tokens, decode));
             if prompt_tokens > of_tokens {
                 let bytes = rig.work.position_bytes * (prompt_tokens - of_tokens) as f64;
@@ -85,6 +91,7 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
             prefill_of_peak: prefill.median * machine.seconds(rig.work.prompt_token),
             prefill_tokens_per_second: prefill,
             decode_ms: Spread::of(measured.decode),
+            decode_of_floor: Spread::of(measured.of_floor),
             growth_of_floor: (!measured.growth.is_empty()).then(|| Spread::of(measured.growth)),
         }
     });
@@ -150,20 +157,22 @@ impl Report {
                 },
             );
             println!(
-                "{:>8} {:>18.1} {:>17} {:>6.0} % {:>16.2} {:>13} {growth:>8} {range:>13}  {}",
+                "{:>8} {:>18.1} {:>17} {:>6.0} % {:>16.2} {:>13} {:>6.0} % {growth:>8} {range:>13}  {}",
                 case.prompt_tokens,
                 prefill.median,
                 format!("{:.1} – {:.1}", prefill.least, prefill.most),
                 100.0 * case.prefill_of_peak,
                 decode.median,
                 format!("{:.2} – {:.2}", decode.least, decode.most),
+                100.0 * case.decode_of_floor.median,
                 bar(decode.median, most, BAR)
             );
         }
         println!(
             "\nof peak: operations of the weights alone, without attention\n\
+             floor: the time in which a token's weights, keys and values are streamed from memory, as measured just before\n\
              growth: what a token costs more than after the first length, over the time in which the keys and values that it \
-             reads more are streamed"
+             reads more are streamed;\n        a last-level cache that holds weights until longer contexts displace them shows here, too"
         );
     }
 }
