@@ -104,6 +104,7 @@ fn a_configuration_can_be_checked_without_starting() {
         ["--admin", "127.0.0.1"],
         ["--http-listen", "nope"],
         ["--log-filter", "x=y=z"],
+        ["--log-filter", "nope"],
         ["--otlp-endpoint", "nope"],
         ["--batches-max", "0"],
         ["--audit-dir", "/dev/null/records"],

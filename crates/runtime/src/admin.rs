@@ -8,13 +8,13 @@ use std::thread::JoinHandle;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use uniarm_tls::ServerTls;
 
 use crate::http::{HEAD_TIMEOUT, take};
-use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::metrics::{Exposition, Metrics};
 use crate::readiness::{Readiness, ReadyState};
 use crate::{RuntimeError, Shutdown};
 
@@ -129,6 +129,8 @@ async fn serve(listener: TcpListener, tls: Option<ServerTls>, pages: Pages, stop
     drop(take(&listener, tls, routes, HEAD_TIMEOUT, &stop).await);
 }
 
-async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], pages.metrics.encode())
+async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let exposition = Exposition::accepted(accept);
+    ([(header::CONTENT_TYPE, exposition.content_type())], exposition.write(pages.metrics.encode()))
 }

@@ -1,6 +1,7 @@
 //! The metrics of one process: a registry that the roles in it share, encoded as OpenMetrics text.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -28,8 +29,14 @@ const PREFIX: &str = "uniarm";
 /// What any process has begins with this one, as in every other exporter.
 const PROCESS_PREFIX: &str = "process";
 
-/// What `Metrics::encode` returns, as HTTP names it.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How a page of metrics is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposition {
+    /// With exemplars. Prometheus asks for it.
+    OpenMetrics,
+    /// Prometheus' older one, which everything else reads, `promtool check metrics` among it.
+    Text,
+}
 
 /// A handle to the process's metrics. Clones share them; a scope puts its name into the prefix.
 #[derive(Debug, Clone)]
@@ -182,6 +189,88 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+// === impl Exposition ===
+
+impl Exposition {
+    const OPEN_METRICS: &str = "application/openmetrics-text";
+
+    /// What a client gets that accepts so much, in HTTP's words.
+    #[must_use]
+    pub fn accepted(accept: &str) -> Self {
+        match accept.split(',').any(|kind| kind.trim().starts_with(Self::OPEN_METRICS)) {
+            true => Self::OpenMetrics,
+            false => Self::Text,
+        }
+    }
+
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+
+    /// A page of OpenMetrics, written like this.
+    #[must_use]
+    pub fn write(self, page: String) -> String {
+        match self {
+            Self::OpenMetrics => page,
+            Self::Text => text_of(&page),
+        }
+    }
+}
+
+/// In the older format a family has the name of its samples, a kind that was known then, and no exemplars. Comments of other
+/// kinds (units, the end) are none of its own.
+fn text_of(page: &str) -> String {
+    let mut kinds: HashMap<&str, &str> = HashMap::new();
+    for line in page.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|family| family.split_once(' ')) {
+            kinds.insert(name, kind);
+        }
+    }
+    let family = |name: &str| match kinds.get(name) {
+        Some(&"counter") => format!("{name}_total"),
+        Some(&"info") => format!("{name}_info"),
+        _ => name.to_owned(),
+    };
+    let mut text = String::with_capacity(page.len());
+    for line in page.lines() {
+        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) {
+            text.push_str(&format!("# HELP {} {help}\n", family(name)));
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|line| line.split_once(' '))
+        {
+            let known = match kind {
+                "info" => "gauge",
+                "unknown" => "untyped",
+                kind => kind,
+            };
+            text.push_str(&format!("# TYPE {} {known}\n", family(name)));
+        } else if !line.starts_with('#') {
+            text.push_str(without_exemplar(line));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// What stands before the exemplar: name, labels and value. A label's value may look like anything, but ends with a quote.
+fn without_exemplar(sample: &str) -> &str {
+    let mut quoted = false;
+    let mut escaped = false;
+    for (index, character) in sample.char_indices() {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            '#' if !quoted => return sample[..index].trim_end(),
+            _ => {}
+        }
+    }
+    sample
 }
 
 // === impl Timed ===

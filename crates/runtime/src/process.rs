@@ -29,6 +29,13 @@ pub(crate) struct Seen<F> {
     pub(crate) look: F,
 }
 
+/// Of this process, in seconds.
+struct Times {
+    processor: f64,
+    /// Since 1970.
+    began: f64,
+}
+
 // === impl OwnProcess ===
 
 impl Collector for OwnProcess {
@@ -48,7 +55,41 @@ impl Collector for OwnProcess {
                 gauge(&mut encoder, name, help, number)?;
             }
         }
-        Ok(())
+        let Some(Times { processor, began }) = Times::read() else { return Ok(()) };
+        let help = "Time that its threads have spent on processors.";
+        let descriptor = encoder.encode_descriptor("cpu_seconds", help, None, MetricType::Counter)?;
+        ConstCounter::new(processor).encode(descriptor)?;
+        let help = "When it began, in seconds since 1970.";
+        let descriptor = encoder.encode_descriptor("start_time_seconds", help, None, MetricType::Gauge)?;
+        ConstGauge::new(began).encode(descriptor)
+    }
+}
+
+// === impl Times ===
+
+impl Times {
+    #[cfg(target_os = "linux")]
+    fn read() -> Option<Self> {
+        let stat = fs::read_to_string("/proc/self/stat").ok()?;
+        // The name before may have blanks and brackets in it. After it, counted from 0: 11 and 12 are ticks of the process and
+        // of the system for it, 19 is when it began, in ticks since the system did.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
+        let system = fs::read_to_string("/proc/stat").ok()?;
+        let booted =
+            system.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse::<f64>().ok()?;
+        // SAFETY: it takes a number, and returns one.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+        Some(Self {
+            processor: (ticks(11)? + ticks(12)?) / per_second,
+            began: booted + ticks(19)? / per_second,
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn read() -> Option<Self> {
+        None
     }
 }
 
@@ -151,6 +192,17 @@ fn status(name: &str) -> Option<u64> {
 mod tests {
     use crate::Metrics;
 
+    #[tokio::test]
+    async fn work_is_counted_in_seconds_of_processors() {
+        let metrics = Metrics::new();
+        metrics.watch_process(&tokio::runtime::Handle::current());
+        let spent = || value(&metrics.encode(), "process_cpu_seconds_total");
+        let before = spent();
+        while spent() < before + 0.05 {
+            std::hint::black_box((0..1_000_000_u64).sum::<u64>());
+        }
+    }
+
     fn value(page: &str, name: &str) -> f64 {
         let sample = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         sample.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
@@ -188,6 +240,9 @@ mod tests {
         assert!(value(&page, "process_resident_memory_bytes") > 1e6, "{page}");
         assert!(value(&page, "process_max_fds") >= value(&page, "process_open_fds"), "{page}");
         assert!(value(&page, "uniarm_runtime_workers") >= 1.0, "{page}");
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        let age = now - value(&page, "process_start_time_seconds");
+        assert!((-1.0..3600.0).contains(&age), "it began {age} s ago");
         assert!(page.contains("# TYPE uniarm_runtime_busy_seconds counter"), "{page}");
     }
 }

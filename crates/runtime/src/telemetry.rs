@@ -3,13 +3,14 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
+use axum::http::Uri;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Runtime;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -84,7 +85,8 @@ pub fn init(options: &TelemetryOptions) -> Result<TelemetryGuard, RuntimeError> 
         filter: options.log_filter.clone(),
         reason: error.to_string(),
     })?;
-    let export = match endpoint(options) {
+    check_filter(&options.log_filter)?;
+    let export = match endpoint(options)? {
         Some(endpoint) => Some(Export::start(&endpoint, options)?),
         None => None,
     };
@@ -157,9 +159,29 @@ impl Drop for TelemetryGuard {
     }
 }
 
-fn endpoint(options: &TelemetryOptions) -> Option<String> {
+/// A lone word that is no level is taken for a target's name, for whose sake all others fall silent.
+fn check_filter(filter: &str) -> Result<(), RuntimeError> {
+    let is_mistake = |word: &&str| {
+        !word.is_empty() && !word.contains(['=', '[', ':', '_']) && word.parse::<LevelFilter>().is_err()
+    };
+    let Some(word) = filter.split(',').map(str::trim).find(is_mistake) else { return Ok(()) };
+    let reason =
+        format!("{word:?} is neither a level (error, warn, info, debug, trace, off) nor target=level");
+    Err(RuntimeError::LogFilter { filter: filter.to_owned(), reason })
+}
+
+fn endpoint(options: &TelemetryOptions) -> Result<Option<String>, RuntimeError> {
     let given = options.otlp_endpoint.clone().or_else(|| std::env::var(ENDPOINT_VARIABLE).ok());
-    given.filter(|endpoint| !endpoint.is_empty())
+    let Some(endpoint) = given.filter(|endpoint| !endpoint.is_empty()) else { return Ok(None) };
+    let uri = endpoint.parse::<Uri>().ok();
+    // The exporter would say that it is no URI, and not what is wanted.
+    if uri.is_none_or(|uri| uri.scheme().is_none() || uri.host().is_none_or(str::is_empty)) {
+        let from =
+            if options.otlp_endpoint.is_none() { format!(" ({ENDPOINT_VARIABLE})") } else { String::new() };
+        let reason = "it is not of the form http://host:port".to_owned();
+        return Err(RuntimeError::Exporter { endpoint: format!("{endpoint:?}{from}"), reason });
+    }
+    Ok(Some(endpoint))
 }
 
 fn is_transport(target: &str) -> bool {
@@ -187,6 +209,31 @@ mod tests {
         for endpoint in ["localhost:4317", "http://", "https://127.0.0.1:4317"] {
             let error = Export::start(endpoint, &TelemetryOptions::default()).unwrap_err().to_string();
             assert!(error.contains(endpoint), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_without_scheme_or_host_is_refused_in_words() {
+        let options = |endpoint: &str| TelemetryOptions {
+            otlp_endpoint: Some(endpoint.to_owned()),
+            ..TelemetryOptions::default()
+        };
+        for wrong in ["collector", "localhost:4317", "http://", "/v1/traces"] {
+            let error = endpoint(&options(wrong)).unwrap_err().to_string();
+            assert!(error.contains(&format!("{wrong:?}")) && error.contains("http://host:port"), "{error}");
+        }
+        assert_eq!(endpoint(&options("http://collector:4317")).unwrap().unwrap(), "http://collector:4317");
+        assert_eq!(endpoint(&options("")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_filter_that_would_silence_everything_by_mistake_is_refused() {
+        for right in ["info", "INFO, h2=debug", "", "uniarm_base", "off", "warn,process[generate]=info"] {
+            assert!(check_filter(right).is_ok(), "{right}");
+        }
+        for wrong in ["nope", "info,inof", "verbose"] {
+            let error = check_filter(wrong).unwrap_err().to_string();
+            assert!(error.contains("neither a level"), "{error}");
         }
     }
 }

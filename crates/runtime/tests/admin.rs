@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
-use uniarm_runtime::metrics::buckets;
+use uniarm_runtime::metrics::{TraceLabel, buckets};
 use uniarm_runtime::prometheus_client::metrics::family::Family;
 use uniarm_runtime::prometheus_client::metrics::gauge::Gauge;
 use uniarm_runtime::steps::Step;
@@ -36,7 +36,9 @@ fn metrics_of_several_roles_are_scraped_from_one_page() {
     tokens.inc_by(41);
     tokens.inc();
     step.observe(0.02);
-    let (status, head, page) = get(admin.local_addr(), "/metrics");
+    // As Prometheus asks.
+    let accept = "/metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+    let (status, head, page) = send(admin.local_addr(), accept);
 
     assert_eq!(status, 200);
     assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
@@ -55,6 +57,34 @@ fn metrics_of_several_roles_are_scraped_from_one_page() {
     }
     assert!(page.ends_with("# EOF\n"), "OpenMetrics ends with its mark, once: {page}");
     assert_eq!(page.matches("# EOF").count(), 1);
+}
+
+#[test]
+fn whoever_does_not_ask_for_openmetrics_gets_the_older_format() {
+    let metrics = Metrics::new();
+    metrics.counter("tokens", "Tokens chosen").inc_by(42);
+    let answer = metrics.traced_histogram("answer_seconds", "An answer", &[1.0]);
+    answer.observe(0.5, Some(TraceLabel { trace_id: "a1".to_owned() }), None);
+    let names: Family<Vec<(String, String)>, Gauge> = Family::default();
+    metrics.register("names", "Odd ones", names.clone());
+    names.get_or_create(&vec![("name".to_owned(), "a # {b".to_owned())]).set(1);
+    let admin = start(&metrics, vec![]);
+
+    let (_, head, page) = get(admin.local_addr(), "/metrics");
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    let expected = [
+        "# HELP uniarm_tokens_total Tokens chosen.",
+        "# TYPE uniarm_tokens_total counter",
+        "uniarm_tokens_total 42",
+        "# TYPE uniarm_build_info gauge",
+        "# TYPE uniarm_answer_seconds histogram",
+        "uniarm_answer_seconds_bucket{le=\"1.0\"} 1",
+        "uniarm_names{name=\"a # {b\"} 1",
+    ];
+    for line in expected {
+        assert!(page.lines().any(|found| found == line), "{line:?} is not in\n{page}");
+    }
+    assert!(!page.contains("EOF") && !page.contains("trace_id"), "{page}");
 }
 
 #[test]

@@ -254,13 +254,6 @@ pub fn start_admin(
 }
 
 pub fn init_telemetry(service: &str, args: &LogArgs) -> anyhow::Result<TelemetryGuard> {
-    if let Some(endpoint) = &args.otlp_endpoint {
-        let uri = endpoint.parse::<tonic::transport::Uri>().ok();
-        // The exporter would say that it is no URI, and not what is wanted.
-        if uri.is_none_or(|uri| uri.scheme().is_none() || uri.host().is_none_or(str::is_empty)) {
-            bail!("--otlp-endpoint wants http://host:port, not {endpoint:?}");
-        }
-    }
     let options = TelemetryOptions {
         service: service.to_owned(),
         log_format: match args.log {
