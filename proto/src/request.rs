@@ -138,6 +138,10 @@ impl TryFrom<pb::GenerateRequest> for GenerateRequest {
 
     fn try_from(wire: pb::GenerateRequest) -> Result<Self, ProtocolError> {
         check_name("request_id", &wire.request_id)?;
+        // It goes into logs, headers and names of records.
+        if wire.request_id.contains(char::is_control) {
+            return Err(ProtocolError::invalid("request_id", "has control characters"));
+        }
         check_name("model", &wire.model)?;
         check_count("guidance", wire.guidance.len(), GUIDANCE_TERMS_MAX)?;
         let guidance = wire
@@ -677,6 +681,7 @@ mod tests {
     fn each_bad_value_names_its_field() {
         assert_eq!(refused_field(|r| r.input = None), "input");
         assert_eq!(refused_field(|r| r.priority = 77), "priority");
+        assert_eq!(refused_field(|r| r.request_id = "a\nb".into()), "request_id");
         assert_eq!(refused_field(|r| r.guidance[0].strength = Some(f32::NAN)), "guidance[0].strength");
         assert_eq!(refused_field(|r| r.base_strength = Some(-0.5)), "base_strength");
         assert_eq!(refused_field(|r| r.base_strength = Some(f32::INFINITY)), "base_strength");

@@ -33,6 +33,8 @@ pub enum PreferenceError {
     Zero,
     #[error("\"{part}\" is not of the form objective=weight")]
     Syntax { part: String },
+    #[error("the weight of \"{objective}\" must be a number, not \"{text}\"")]
+    Number { objective: String, text: String },
     #[error("unknown objective \"{objective}\"{}; known: {}", hint(nearest), known.join(", "))]
     Unknown { objective: String, nearest: Option<String>, known: Vec<String> },
 }
@@ -98,9 +100,12 @@ impl FromStr for PreferenceSpec {
         let parts = text.split(',').filter(|part| !part.trim().is_empty());
         let weights = parts.map(|part| {
             let syntax = || PreferenceError::Syntax { part: part.trim().to_owned() };
-            let (objective, weight) = part.rsplit_once('=').ok_or_else(syntax)?;
-            let weight = weight.trim().parse().map_err(|_| syntax())?;
-            Ok((objective.trim().to_owned(), weight))
+            let (objective, text) = part.rsplit_once('=').ok_or_else(syntax)?;
+            let (objective, text) = (objective.trim().to_owned(), text.trim().to_owned());
+            match text.parse() {
+                Ok(weight) => Ok((objective, weight)),
+                Err(_) => Err(PreferenceError::Number { objective, text }),
+            }
         });
         Self::new(weights.collect::<Result<_, _>>()?)
     }

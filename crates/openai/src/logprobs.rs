@@ -45,8 +45,10 @@ impl Detailed<'_> {
         for (id, detail) in self.each() {
             let chosen = chosen(id, detail);
             let shown = detail.alternatives.iter().take(self.shown);
-            let top: Map<_, _> =
+            let mut top: Map<_, _> =
                 shown.map(|other| (other.text.clone(), decimal(other.guided_logprob))).collect();
+            // As OpenAI has it: the chosen one is there, whether it is among the best or not.
+            top.entry(chosen.text).or_insert_with(|| decimal(chosen.logprob));
             tokens.push(json!(chosen.text));
             logprobs.push(decimal(chosen.logprob));
             tops.push(Value::Object(top));
@@ -129,7 +131,7 @@ mod tests {
         assert_eq!(entry["uniarm"]["reward_logprobs"], json!([-0.25]));
         let completion = detailed.of_completion(7);
         assert_eq!(completion["text_offset"], json!([7]));
-        assert_eq!(completion["top_logprobs"], json!([{ "a": -0.1 }]));
+        assert_eq!(completion["top_logprobs"], json!([{ "a": -0.1, " é": -4.0 }]));
         assert_eq!(detailed.characters(), 2);
     }
 

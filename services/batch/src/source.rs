@@ -24,6 +24,9 @@ const FILES_MAX: usize = 100_000;
 /// Name of standard input on the command line.
 pub const STANDARD_INPUT: &str = "-";
 
+/// What some editors begin a file with; it says nothing in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// Suffix of the copy of standard input beside the output: a second life needs the lines again.
 const COPY_SUFFIX: &str = ".stdin";
 
@@ -180,8 +183,13 @@ impl Lines {
                 .map_err(|source| SourceError::File { file: file.clone(), source })?;
             match text {
                 Read::End => self.current = None,
-                Read::Line(text) => {
+                Read::Line(mut text) => {
                     self.line += 1;
+                    if let Some(text) =
+                        text.as_mut().filter(|text| self.line == 1 && text.starts_with(BYTE_ORDER_MARK))
+                    {
+                        text.drain(..BYTE_ORDER_MARK.len());
+                    }
                     if text.as_ref().is_some_and(|text| text.trim_ascii().is_empty()) {
                         continue;
                     }

@@ -86,6 +86,9 @@ mod tests {
             ("generate x", "--timeout", "-1"),
             ("generate x", "--top-k", "-1"),
             ("bench choose", "--rounds", "-1"),
+            ("bench context", "--prompt-tokens", "-1"),
+            (base, "--rank", "-1"),
+            ("train c.toml --output out", "--threads", "-1"),
         ];
         for (command, flag, number) in cases {
             let words = ["uniarm"].into_iter().chain(command.split(' ')).chain([flag, number]);

@@ -23,8 +23,8 @@ use uniarm_tls::RoleName;
 use uniarm_trainer::network::DeviceName;
 
 use crate::{
-    args::{BaseArgs, EngineArgs, ProcessArgs, RewardArgs},
-    catalogue,
+    args::{BaseArgs, COUNT_MAX, EngineArgs, ProcessArgs, RewardArgs},
+    bounds, catalogue,
     device::DeviceArgs,
     process::Process,
     served::Served,
@@ -52,13 +52,13 @@ pub struct GroupArgs {
     #[arg(long, env = "UNIARM_GROUP", value_name = "NAME")]
     pub group: Option<String>,
     /// Which of them this is, from 0; rank 0 is the worker that others see
-    #[arg(long, env = "UNIARM_RANK")]
+    #[arg(long, env = "UNIARM_RANK", value_parser = bounds::within(0..=COUNT_MAX))]
     pub rank: Option<usize>,
     /// How many they are
-    #[arg(long, env = "UNIARM_SIZE")]
+    #[arg(long, env = "UNIARM_SIZE", value_parser = bounds::within(0..=COUNT_MAX))]
     pub size: Option<usize>,
     /// Ranges of layers that they cut the model into, each on as many ranks: for machines with slow links between them
-    #[arg(long, env = "UNIARM_STAGES", default_value_t = 1)]
+    #[arg(long, env = "UNIARM_STAGES", default_value_t = 1, value_parser = bounds::within(0..=COUNT_MAX))]
     pub stages: usize,
     /// Where they meet: rank 0 listens there, the others call it (host:port) [default: they find it in the store]
     #[arg(long, env = "UNIARM_GROUP_ADDRESS", value_name = "ADDRESS")]

@@ -15,7 +15,7 @@ use uniarm_trainer::train::{
     events::{Began, Ended, Event, Step},
 };
 
-use crate::{output, tls::TlsArgs};
+use crate::{args::COUNT_MAX, bounds, output, tls::TlsArgs};
 
 /// Where runs go that name no folder.
 const RUNS: &str = "runs";
@@ -54,7 +54,7 @@ pub struct TrainArgs {
     #[arg(long)]
     pub steps: Option<u64>,
     /// Pairs of one step, instead of the configuration's
-    #[arg(long)]
+    #[arg(long, value_parser = bounds::within(0..=COUNT_MAX))]
     pub batch: Option<usize>,
     /// Peak of the learning rate, instead of the configuration's
     #[arg(long)]
@@ -63,19 +63,19 @@ pub struct TrainArgs {
     #[arg(long)]
     pub objective: Option<String>,
     /// Processes of this machine among which each batch is divided, instead of the configuration's
-    #[arg(long)]
+    #[arg(long, value_parser = bounds::within(0..=COUNT_MAX))]
     pub workers: Option<usize>,
     /// Threads of each process [default: the cores of this machine, divided among the workers]
-    #[arg(long)]
+    #[arg(long, value_parser = bounds::within(0..=COUNT_MAX))]
     pub threads: Option<usize>,
     /// What to train on, instead of the configuration's: cpu, cuda, or cuda:N for the GPU of number N
     #[arg(long)]
     pub device: Option<DeviceName>,
     /// Which worker this is, from 0, where each is started by hand; worker 0 writes the run folder
-    #[arg(long, requires = "size", requires = "rendezvous", conflicts_with = "workers")]
+    #[arg(long, requires = "size", requires = "rendezvous", conflicts_with = "workers", value_parser = bounds::within(0..=COUNT_MAX))]
     pub rank: Option<usize>,
     /// How many workers there are
-    #[arg(long, requires = "rank")]
+    #[arg(long, requires = "rank", value_parser = bounds::within(0..=COUNT_MAX))]
     pub size: Option<usize>,
     /// Where worker 0 listens for the others (host:port)
     #[arg(long, requires = "rank")]

@@ -8,6 +8,7 @@ mod models;
 
 use std::{
     collections::{HashMap, VecDeque},
+    io::Write as _,
     time::{Duration, Instant},
 };
 
@@ -137,7 +138,9 @@ impl Key {
 pub fn say_damaged(journal: &Journal) {
     let damaged = journal.damaged();
     if let Some(first) = damaged.first() {
-        eprintln!(
+        // Who has closed standard error wants the work all the same.
+        let _ = writeln!(
+            std::io::stderr(),
             "note: {} lines of {} are damaged (the first is line {first}); their questions are asked again",
             damaged.len(),
             journal.path().display()

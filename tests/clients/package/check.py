@@ -33,6 +33,13 @@ def errors_are_typed_and_name_their_field(client):
     cases = [
         (uniarm.InvalidArgument, "sampling.top_p", {"top_p": 2.0}),
         (uniarm.NotFound, "model", {"model": "nobody"}),
+        # What cannot even be sent is refused in the same way.
+        (uniarm.InvalidArgument, "sampling.max_tokens", {"max_tokens": -1}),
+        (uniarm.InvalidArgument, "sampling.temperature", {"temperature": "hot"}),
+        (uniarm.InvalidArgument, "guidance[0].preference[0].weight", {"preference": {"positive": "much"}}),
+        (uniarm.InvalidArgument, "priority", {"priority": "urgent"}),
+        (uniarm.InvalidArgument, "guidance[0].strength", {"preference": {"positive": 1.0}, "strength": 1e9}),
+        (ValueError, "request_id", {"request_id": "a\nb"}),
     ]
     for kind, field, fields in cases:
         try:

@@ -39,8 +39,8 @@ class Error(Exception):
         self.retry_after = retry_after
 
 
-class InvalidArgument(Error):
-    """A field is wrong; it is named."""
+class InvalidArgument(Error, ValueError):
+    """A field is wrong; it is named. The client itself says so of what it cannot even send."""
 
 
 class Unauthenticated(Error):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, TypeVar, Union
+from typing import Any, Literal, TypedDict, TypeVar, Union
 
+import grpc
+from google.protobuf.message import Message as Wire
+
+from .errors import InvalidArgument
 from .v1 import inference_pb2, types_pb2
 
 _ON_REWARD_LOSS = {
@@ -28,6 +32,7 @@ FinishReason = Literal["stop", "length", "context", "unknown"]
 
 # What a word of ours stands for in the contract.
 _Word = TypeVar("_Word")
+_Kind = TypeVar("_Kind", bound=Wire)
 
 
 # === what is asked ===
@@ -92,12 +97,14 @@ class Request:
     audit: bool = False
 
     def to_wire(self) -> inference_pb2.GenerateRequest:
-        return inference_pb2.GenerateRequest(
+        return _wire(
+            inference_pb2.GenerateRequest,
+            "",
             request_id=self.request_id,
             model=self.model,
             input=self._input(),
             sampling=self._sampling(),
-            guidance=[_term(term) for term in self._terms()],
+            guidance=[_term(f"guidance[{index}].", term) for index, term in enumerate(self._terms())],
             base_strength=self.base_strength,
             on_reward_loss=_one_of("on_reward_loss", self.on_reward_loss, _ON_REWARD_LOSS),
             priority=_one_of("priority", self.priority, _PRIORITY),
@@ -114,21 +121,26 @@ class Request:
     def _input(self) -> types_pb2.Input:
         given = [self.prompt is not None, bool(self.messages), bool(self.token_ids)]
         if sum(given) != 1:
-            raise ValueError("a request wants one of prompt, messages and token_ids")
+            raise _invalid("input", "a request wants one of prompt, messages and token_ids")
         if self.token_ids:
-            return types_pb2.Input(tokens=types_pb2.TokenIds(ids=self.token_ids))
+            return types_pb2.Input(tokens=_wire(types_pb2.TokenIds, "input.tokens.", ids=self.token_ids))
         if self.raw:
             if self.prompt is None or self.system is not None:
-                raise ValueError("a raw request wants a prompt, and no system message")
-            return types_pb2.Input(prompt=self.prompt)
+                raise _invalid("input.prompt", "a raw request wants a prompt, and no system message")
+            return _wire(types_pb2.Input, "input.", prompt=self.prompt)
         messages = list(self.messages) or [Message("user", self.prompt or "")]
         if self.system is not None:
             messages.insert(0, Message("system", self.system))
-        chat = [types_pb2.ChatMessage(role=message.role, content=message.content) for message in messages]
+        chat = [
+            _wire(types_pb2.ChatMessage, f"input.chat.messages[{index}].", role=message.role, content=message.content)
+            for index, message in enumerate(messages)
+        ]
         return types_pb2.Input(chat=types_pb2.ChatMessages(messages=chat))
 
     def _sampling(self) -> types_pb2.Sampling:
-        return types_pb2.Sampling(
+        return _wire(
+            types_pb2.Sampling,
+            "sampling.",
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -179,16 +191,32 @@ class RequestFields(TypedDict, total=False):
     audit: bool
 
 
-def _term(term: Guidance) -> types_pb2.GuidanceTerm:
+def _term(path: str, term: Guidance) -> types_pb2.GuidanceTerm:
     weights = [
-        types_pb2.ObjectiveWeight(objective=name, weight=weight) for name, weight in term.preference.items()
+        _wire(types_pb2.ObjectiveWeight, f"{path}preference[{index}].", objective=name, weight=weight)
+        for index, (name, weight) in enumerate(term.preference.items())
     ]
-    return types_pb2.GuidanceTerm(reward=term.reward, preference=weights, strength=term.strength)
+    return _wire(types_pb2.GuidanceTerm, path, reward=term.reward, preference=weights, strength=term.strength)
+
+
+def _wire(kind: type[_Kind], path: str, **fields: Any) -> _Kind:
+    """A message of these fields. What does not fit into one is refused by its path, in the words of the cluster's own errors."""
+    message = kind()
+    for name, value in fields.items():
+        try:
+            message.MergeFrom(kind(**{name: value}))
+        except (TypeError, ValueError) as error:
+            raise _invalid(path + name, f"{path}{name}: {value!r} does not fit: {error}") from error
+    return message
+
+
+def _invalid(field: str, message: str) -> InvalidArgument:
+    return InvalidArgument(message, code=grpc.StatusCode.INVALID_ARGUMENT, field=field)
 
 
 def _one_of(name: str, value: str, known: Mapping[str, _Word]) -> _Word:
     if value not in known:
-        raise ValueError(f"{name} is {value!r}, wants one of {', '.join(known)}")
+        raise _invalid(name, f"{name} is {value!r}, wants one of {', '.join(known)}")
     return known[value]
 
 

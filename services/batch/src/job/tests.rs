@@ -79,7 +79,8 @@ fn write_input(folder: &Path) {
     let lines = |range: std::ops::Range<usize>| -> String {
         range.map(|index| format!("{{\"id\": \"{index}\", \"prompt\": \"question {index}\"}}\n\n")).collect()
     };
-    std::fs::write(folder.join("in-0.jsonl"), lines(0..15)).unwrap();
+    // As some editors begin a file.
+    std::fs::write(folder.join("in-0.jsonl"), format!("\u{feff}{}", lines(0..15))).unwrap();
     std::fs::write(folder.join("in-1.jsonl"), lines(15..LINES).trim_end()).unwrap();
 }
 

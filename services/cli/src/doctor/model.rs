@@ -72,11 +72,12 @@ fn decoding(llama: &mut Llama, machine: Machine) -> anyhow::Result<Finding> {
     }
     let per_second = STEPS as f64 / began.elapsed().as_secs_f64();
     let share = per_second * llama.weight_bytes() as f64 / machine.stream_bytes_per_second;
-    let detail = format!(
-        "{per_second:.0} tokens/s on {} thread(s), {:.0} % of what reading the weights allows",
-        machine.threads_per_worker,
-        100.0 * share
-    );
+    let threads = machine.threads_per_worker;
+    let beside = match share {
+        ..=1.0 => format!("{:.0} % of what reading the weights from memory allows", 100.0 * share),
+        _ => "more than reading the weights from memory allows: a cache holds some of them".to_owned(),
+    };
+    let detail = format!("{per_second:.0} tokens/s on {threads} thread(s), {beside}");
     if share >= SHARE_MIN {
         return Ok(Finding::ok(AREA, "decoding", detail));
     }

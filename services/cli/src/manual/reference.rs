@@ -18,7 +18,8 @@ $ uniarm man --reference >docs/configuration.md
 and a test fails while the two differ. What the options are for is said elsewhere: [README](../README.md), [kubernetes](kubernetes.md), [tenants](tenants.md), \
 [tls](tls.md), [shards](shards.md), [batch](batch.md), [training](training.md), [simulate](simulate.md).
 
-An option wins over its variable, and a variable over the default. A variable that is a switch is on when it is `true`.
+An option wins over its variable, and a variable over the default. A variable that is a switch is on when it is `true`; one of an option \
+that may be repeated has its values between commas.
 ";
 
 /// Variables that no option stands for: name, who reads it, what it says.

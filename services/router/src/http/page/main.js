@@ -81,6 +81,8 @@ function chooseObjectives() {
   preference.show(chosen.map((box) => box.value));
   const axes = preference.objectives.length >= 2;
   $("sweep").hidden = !axes;
+  // A reward model without objectives has none to prefer.
+  $("preferred").hidden = preference.objectives.length === 0;
 }
 
 // === requests ===
