@@ -2,8 +2,6 @@
 
 use std::ops::RangeInclusive;
 
-use clap::builder::RangedU64ValueParser;
-
 /// A day: whoever means more than that means none of it.
 const SECONDS_MAX: f64 = 86_400.0;
 
@@ -11,8 +9,11 @@ const SECONDS_MAX: f64 = 86_400.0;
 const MAGNITUDES: RangeInclusive<f64> = 1e-6..=1e9;
 
 /// A whole number in a range.
-pub fn within(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(range)
+pub fn within(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    move |text| match text.parse::<u64>() {
+        Ok(number) if range.contains(&number) => Ok(number as usize),
+        _ => Err(format!("wants a whole number from {} to {}", range.start(), range.end())),
+    }
 }
 
 /// # Errors
@@ -88,7 +89,7 @@ mod tests {
             ("bench choose", "--rounds", "-1"),
             ("bench context", "--prompt-tokens", "-1"),
             (base, "--rank", "-1"),
-            ("train c.toml --output out", "--threads", "-1"),
+            ("train c.toml --out out", "--threads", "-1"),
         ];
         for (command, flag, number) in cases {
             let words = ["uniarm"].into_iter().chain(command.split(' ')).chain([flag, number]);
