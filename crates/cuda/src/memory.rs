@@ -1,9 +1,10 @@
 //! Memory of the device.
 
-use cudarc::driver::{CudaSlice, DevicePtr as _, DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{CudaSlice, DevicePtr as _, DeviceRepr, ValidAsZeroBits, result};
 use uniarm_model::ModelError;
 
 use crate::device::{Device, refused};
+use crate::rows::RowMemory;
 
 /// Numbers on the device, whose address kernels get.
 pub(crate) struct Memory<T> {
@@ -73,6 +74,21 @@ impl<T: DeviceRepr + ValidAsZeroBits> Memory<T> {
 
     pub fn bytes(&self) -> usize {
         self.numbers.len() * size_of::<T>()
+    }
+}
+
+impl Memory<f32> {
+    /// Copies numbers from number `first` on, as many as there is room for. Both stay where they are until the device has
+    /// finished.
+    pub fn copy_out(&self, device: &Device, first: usize, to: &RowMemory) -> Result<(), ModelError> {
+        let place = self.numbers.slice(first..first + to.numbers());
+        let (from, _) = place.device_ptr(device.stream());
+        let (stream, bytes) = (device.stream(), to.numbers() * size_of::<f32>());
+        let copied = stream.context().bind_to_thread().and_then(|()| {
+            // Safety: both stretches have so many bytes, the former by the slice.
+            unsafe { result::memcpy_dtod_async(to.at(0), from, bytes, stream.cu_stream()) }
+        });
+        copied.map_err(|error| refused("a copy within the device", error))
     }
 }
 

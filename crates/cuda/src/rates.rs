@@ -112,13 +112,13 @@ fn product(device: &Device, inputs: usize, rows: usize) -> Result<f64, ModelErro
 
 fn to_device(device: &Device, bytes: usize) -> Result<f64, ModelError> {
     let (mut memory, mut pages) = (Memory::reserve(device, bytes, "a copy")?, Locked::<u8>::new());
-    let pages = pages.reserve(device, bytes)?;
+    let pages = pages.reserve(device.stream(), bytes)?;
     time(device, || memory.write(device, 0, pages))
 }
 
 fn from_device(device: &Device, bytes: usize) -> Result<f64, ModelError> {
     let (memory, mut pages) = (Memory::reserve(device, bytes, "a copy")?, Locked::<u8>::new());
-    let pages = pages.reserve(device, bytes)?;
+    let pages = pages.reserve(device.stream(), bytes)?;
     time(device, || memory.read(device, 0, pages))
 }
 
