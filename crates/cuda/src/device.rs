@@ -153,10 +153,6 @@ impl Device {
         self.kernels[name].cu_function()
     }
 
-    pub fn free_bytes(&self) -> usize {
-        self.context.mem_get_info().map_or(0, |(free, _)| free)
-    }
-
     /// Waits until everything is computed.
     pub fn finish(&self) -> Result<(), ModelError> {
         self.stream.synchronize().map_err(|error| refused("a step", error))

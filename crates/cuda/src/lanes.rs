@@ -1,10 +1,12 @@
 //! Lanes of rows over NCCL: groups of two ranks, of which one sends and the other receives.
 //!
-//! An end has a stream of its own, so that neither waits for the model's, nor the model for it. Nothing has a header: both
-//! ends know the order and the lengths of rows from what announces them. A call ends when all that it began is done, by the
-//! timeout at the latest (`crates/collective/src/nccl.rs`); after a failure the communicator is aborted.
+//! An end has a stream of its own, so that neither waits for the model's, nor the model for it. Nothing has a header: both ends
+//! know the order and the lengths of rows from what announces them. A call ends when all that it began is done, by the timeout
+//! at the latest (`crates/collective/src/nccl.rs`); after a failure the communicator is aborted.
+//!
+//! Memory is from the driver's pools: to reserve other memory may wait for whatever the device does, a transfer whose peer is late
+//! among it. NCCL wants other memory of ranks that are threads of one process, which the ends of a lane are not.
 
-use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -15,7 +17,8 @@ use uniarm_model::{DeviceRow, Hangup, ModelError, RowLanes, RowReceiver, RowSend
 
 use crate::device::{is_idle_soon, open_stream, refused};
 use crate::locked::Locked;
-use crate::rows::{CudaRow, RowMemory};
+use crate::memory::Memory;
+use crate::rows::CudaRow;
 
 /// Ranks of a lane.
 const RECEIVER: usize = 0;
@@ -39,7 +42,7 @@ struct End {
 
 struct Receiver {
     end: End,
-    memory: Option<RowMemory>,
+    memory: Option<Memory<f32>>,
     rows: Locked<f32>,
 }
 
@@ -88,7 +91,7 @@ impl End {
     /// Passes stretches of memory to the other end or from it, each as a transfer of its own, and returns when all are done.
     ///
     /// # Safety
-    /// They are memory of this device, which stays until [`End::is_idle`].
+    /// They are memory of this device, which stays until this has returned well, or nothing is under way on the stream any more.
     unsafe fn pass(&mut self, parcels: &[Parcel]) -> Result<(), ModelError> {
         let is_receiver = self.nccl.rank() == RECEIVER;
         let stream = self.stream.cu_stream().cast();
@@ -127,10 +130,12 @@ impl Receiver {
     /// A few rows, behind those that are there.
     fn receive_few(&mut self, lengths: &[usize], rows: &mut Vec<Vec<f32>>) -> Result<(), ModelError> {
         let all: usize = lengths.iter().sum();
-        let memory = match self.memory.take().filter(|memory| memory.numbers() >= all) {
-            Some(memory) => memory,
-            None => RowMemory::reserve(self.end.stream.context(), all.next_power_of_two())?,
-        };
+        if self.memory.as_ref().is_none_or(|memory| memory.len() < all) {
+            self.memory = None;
+            let count = all.next_power_of_two();
+            self.memory = Some(Memory::reserve_on(&self.end.stream, count, "rows that are received")?);
+        }
+        let memory = self.memory.as_ref().expect("memory that was reserved");
         let mut first = 0;
         let parcels = lengths.iter().filter(|length| **length > 0).map(|length| {
             let address = memory.at(first);
@@ -138,13 +143,8 @@ impl Receiver {
             Parcel { peer: SENDER, address, bytes: length * size_of::<f32>() }
         });
         let parcels: Vec<Parcel> = parcels.collect();
-        // Safety: the memory stays where it is until nothing is under way, and else for ever.
-        if let Err(error) = unsafe { self.end.pass(&parcels) } {
-            if !self.end.is_idle() {
-                mem::forget(memory);
-            }
-            return Err(error);
-        }
+        // Safety: the memory is given back in the order of this very stream, behind whatever is under way.
+        unsafe { self.end.pass(&parcels) }?;
         let numbers = self.rows.reserve(&self.end.stream, all)?;
         // Safety: so many numbers were received there; the pages stay at least until the stream is done, which is not behind a
         // peer any more.
@@ -156,7 +156,6 @@ impl Receiver {
         for length in lengths {
             rows.push(numbers.split_off(..*length).expect("as many numbers as all rows have").to_vec());
         }
-        self.memory = Some(memory);
         Ok(())
     }
 }
@@ -183,8 +182,8 @@ impl RowSender for Sender {
         let mut parcels = Vec::with_capacity(rows.len());
         for (row, length) in rows {
             let row: CudaRow = row.downcast()?;
-            if length > row.memory().numbers() {
-                let reason = format!("{length} logits of a row of {}", row.memory().numbers());
+            if length > row.memory().len() {
+                let reason = format!("{length} logits of a row of {}", row.memory().len());
                 return Err(ModelError::Invalid { field: "row", reason });
             }
             if length > 0 {

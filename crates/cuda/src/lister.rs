@@ -208,8 +208,8 @@ impl Lister {
         let columns = self.slice.len();
         let mut rows = Vec::with_capacity(numbers.len());
         for number in numbers {
-            let row = self.stock.take(device, columns)?;
-            self.kept.copy_out(device, Listing::slot(*number) * columns, row.memory())?;
+            let mut row = self.stock.take(device, columns)?;
+            self.kept.copy_to(device, Listing::slot(*number) * columns, row.memory_mut())?;
             rows.push(row);
         }
         device.finish()?;

@@ -125,5 +125,5 @@ fn from_device(device: &Device, bytes: usize) -> Result<f64, ModelError> {
 fn within_device(device: &Device, bytes: usize) -> Result<f64, ModelError> {
     let from: Memory<u8> = Memory::reserve(device, bytes, "a copy")?;
     let mut to = Memory::reserve(device, bytes, "a copy")?;
-    time(device, || to.copy(device, &from))
+    time(device, || from.copy_to(device, 0, &mut to))
 }

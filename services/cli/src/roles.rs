@@ -92,6 +92,7 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
         );
     }
     check_dense_over(&args)?;
+    let timeout = args.group.timeout()?;
     let seat = args.group.seat(Role::Base, &args.process, args.device)?;
     if args.fused_reward.is_some() && seat.is_some() {
         bail!("--fused-reward does not go with --group: a group of processes has one role");
@@ -111,7 +112,7 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
         return group::base(process, seat, args).await;
     }
     let threads = (&args.engine, worker::Threads::of(args.fused_reward.is_some()));
-    let device = (args.device, args.group.timeout()?);
+    let device = (args.device, timeout);
     let Some(loaded) = process.load(args.model.clone(), device, threads).await? else { return Ok(()) };
     match args.fused_reward.clone() {
         None => base_alone(process, loaded, args).await,
@@ -190,6 +191,7 @@ async fn base_fused(process: Process, loaded: Model, args: BaseArgs, address: &s
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     args.models.check()?;
+    let timeout = args.group.timeout()?;
     let seat = args.group.seat(Role::Reward, &args.process, args.device)?;
     let Some(process) = Process::start(
         Role::Reward,
@@ -206,7 +208,7 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
         return group::reward(process, seat, args).await;
     }
     let threads = (&args.engine, worker::Threads::of(false));
-    let device = (args.device, args.group.timeout()?);
+    let device = (args.device, timeout);
     let Some(loaded) = process.load(args.model, device, threads).await? else { return Ok(()) };
     let config = loaded.files.config.clone();
     let (handle, member) = worker::start_reward(loaded, &args.models, &args.engine, &process.metrics)?;
