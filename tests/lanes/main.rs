@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use made_up::{LLAMA, QWEN2, Scene, Shape, VOCABULARY};
+use made_up::{LLAMA, Scene, Shape, VOCABULARY};
 use uniarm_base::{
     BaseEngine, BaseHandle, BaseOptions, BaseSettings, DraftRows, DraftWindow, GrpcScorer, Lanes, PaceOptions,
 };
@@ -46,6 +46,9 @@ const NO_COMPILER: i32 = 3;
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 const CONTEXT_TOKENS: usize = 512;
+
+/// Another model of the base model's size.
+const REWARD: Shape = Shape { qwen2: true, ..LLAMA };
 
 /// The reward model that is its backbone as it is, and one under a system text.
 const PLAIN: &str = "plain";
@@ -130,7 +133,7 @@ impl Pair {
         let lanes = || -> Arc<dyn RowLanes> {
             Arc::new(Fragile { lanes: CudaLanes::new(0, TIMEOUT), lane, made: Arc::clone(&made) })
         };
-        let [base_scene, reward_scene] = [LLAMA, QWEN2].map(Shape::scene);
+        let [base_scene, reward_scene] = [LLAMA, REWARD].map(Shape::scene);
         let mut catalogue = RewardCatalogue::new(Backbone {
             name: "reward".into(),
             fingerprint: [2; 32],

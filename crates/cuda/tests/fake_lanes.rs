@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaContext;
 use uniarm_cuda::{CudaLanes, CudaLlama, CudaOptions, WeightFormat};
 use uniarm_model::{
-    DeviceRow, Forward, Likeliest, Listing, Lists, ModelError, Part, Row, RowLanes, RowReceiver, RowSender,
-    ScriptedForward, ScriptedOptions,
+    DeviceRow, Forward, Hangup, Likeliest, Listing, Lists, ModelError, Part, Row, RowLanes, RowReceiver,
+    RowSender, ScriptedForward, ScriptedOptions,
 };
 
 #[path = "support/fakes.rs"]
@@ -234,7 +234,7 @@ fn an_end_that_goes_at_any_call_closes_the_other() {
                 let (error, took) = thread::scope(|scope| {
                     scope.spawn(move || {
                         (0..calls).for_each(|_| drop(receiver.receive(&[VOCABULARY]).unwrap()));
-                        go(going, receiver.hangup(), receiver);
+                        go(going, &receiver.hangup(), receiver);
                     });
                     until_it_fails(|| sender.send(some_rows(&mut model, 1)))
                 });
@@ -245,7 +245,7 @@ fn an_end_that_goes_at_any_call_closes_the_other() {
                 let (error, took) = thread::scope(|scope| {
                     scope.spawn(move || {
                         rows.into_iter().for_each(|rows| sender.send(rows).unwrap());
-                        go(going, sender.hangup(), sender);
+                        go(going, &sender.hangup(), sender);
                     });
                     until_it_fails(|| receiver.receive(&[VOCABULARY]).map(drop))
                 });
@@ -268,7 +268,7 @@ fn an_end_that_goes_at_any_call_closes_the_other() {
 }
 
 /// `end` is what hangs up; that one stays for the call of the other.
-fn go(going: Going, hangup: uniarm_model::Hangup, end: impl Sized) {
+fn go(going: Going, hangup: &Hangup, end: impl Sized) {
     if let Going::HangsUp = going {
         hangup.close();
         thread::sleep(Duration::from_millis(100));
