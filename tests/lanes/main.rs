@@ -62,6 +62,8 @@ fn main() {
     runtime.block_on(async {
         answers_are_those_without_a_lane().await;
         println!("ok      answers are those without a lane");
+        rows_that_do_not_go_over_the_lane_stand_beside_those_that_do().await;
+        println!("ok      rows that do not go over the lane stand beside those that do");
         a_lane_that_breaks_in_an_answer_changes_nothing_of_it().await;
         println!("ok      a lane that breaks in an answer changes nothing of it");
         where_one_end_has_no_lane_rows_come_by_grpc().await;
@@ -214,12 +216,12 @@ impl Pair {
         transcripts
     }
 
-    /// Answers short requests until rows come over the lane.
+    /// Answers a short request until rows come over the lane: it has two terms, of which one alone may draft.
     async fn until_there_is_a_lane(&self) {
         let began = Instant::now();
         while self.lane_rows() == 0 {
             assert!(began.elapsed() < TIMEOUT, "no row comes over a lane");
-            self.answers(&[request(0, Some(Exchange::Dense))]).await;
+            self.answers(&[request(2, Some(Exchange::Dense))]).await;
         }
     }
 
@@ -320,19 +322,24 @@ async fn answers_are_those_without_a_lane() {
     let certified = pair.answers(&requests(Some(Exchange::Certified))).await;
     assert_eq!(seen(&certified), seen(&expected));
     assert!(pair.lane_rows() > before, "no list was followed by its row");
+}
 
-    // Rows that do not go over it, of sessions that draft and answers with details, beside others that do.
+/// Sessions that draft, and answers with details, beside others whose rows go over the lane.
+async fn rows_that_do_not_go_over_the_lane_stand_beside_those_that_do() {
     let detailed = |mut request: GenerateRequest| {
         request.sampling.logprobs = Some(3);
         request
     };
     let asked: Vec<_> = requests(None).into_iter().step_by(2).map(detailed).chain(requests(None)).collect();
+    let reference = Pair::new(Lane::None, Exchange::Certified, DraftWindow::Fixed(0)).await;
     let expected = reference.answers(&asked).await;
-    let before = pair.lane_rows();
-    assert_eq!(seen(&pair.answers(&asked).await), seen(&expected));
-    assert!(pair.lane_rows() > before, "rows of answers without details");
-    let drafting = Pair::new(Lane::Whole, Exchange::Dense, DraftWindow::Fixed(4)).await;
-    assert_eq!(seen(&drafting.answers(&asked).await), seen(&expected));
+    for window in [0, 4] {
+        let pair = Pair::new(Lane::Whole, Exchange::Dense, DraftWindow::Fixed(window)).await;
+        pair.until_there_is_a_lane().await;
+        let before = pair.lane_rows();
+        assert_eq!(seen(&pair.answers(&asked).await), seen(&expected), "window {window}");
+        assert!(pair.lane_rows() > before, "window {window}: no row went over the lane");
+    }
 }
 
 async fn a_lane_that_breaks_in_an_answer_changes_nothing_of_it() {
