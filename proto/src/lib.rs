@@ -38,7 +38,7 @@ pub use request::{
     ChatMessage, Exchange, GenerateRequest, GuidanceTerm, Input, OnRewardLoss, Placed, Priority, Sampling,
 };
 pub use session::{
-    Advance, Answer, Draft, DraftMode, Failure, FailureCode, Load, OpBatch, Open, ReplyBatch,
+    Advance, Answer, Draft, DraftMode, Failure, FailureCode, LaneState, Load, OpBatch, Open, ReplyBatch,
     SessionGeneration, SessionId, SessionOp, SessionPace, SessionReply, SessionRow,
 };
 

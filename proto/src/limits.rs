@@ -77,5 +77,8 @@ pub const LIST_LENGTH_MAX: u32 = 4096;
 /// draft can waste.
 pub const DRAFT_WINDOW_MAX: u32 = 64;
 
+/// Logits of a row on a lane: many times the vocabulary of any served model.
+pub const LANE_VALUES_MAX: u32 = 1 << 22;
+
 /// Session operations in one message: every sequence of a large worker, a few times over.
 pub const SESSION_OPS_MAX: usize = 1 << 14;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     ProtocolError,
-    limits::{DRAFT_WINDOW_MAX, INPUT_TOKENS_MAX, LIST_LENGTH_MAX, QUERY_IDS_MAX},
+    limits::{DRAFT_WINDOW_MAX, INPUT_TOKENS_MAX, LANE_VALUES_MAX, LIST_LENGTH_MAX, QUERY_IDS_MAX},
     member::{Generation, MemberId, TokenizerFingerprint},
     pb,
     request::{Input, Priority, Sampling, check_count, preference_from_wire, preference_to_wire},
@@ -124,6 +124,8 @@ pub struct SessionRow {
     pub position: u32,
     pub ids: Vec<u32>,
     pub values: Vec<f32>,
+    /// Over 0: so many values come over the lane, and none are here.
+    pub lane_values: u32,
     /// 0 where the session does not want it.
     pub log_normalizer: f32,
     /// `Some`: the list is ranked with the noise, and every unlisted scale · z + G is at most this.
@@ -145,6 +147,8 @@ pub struct Answer {
     pub position: u32,
     pub ids: Vec<u32>,
     pub values: Vec<f32>,
+    /// As of a row.
+    pub lane_values: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,6 +190,15 @@ pub type OpBatch = Vec<(SessionId, SessionGeneration, SessionOp)>;
 pub struct ReplyBatch {
     pub replies: Vec<(SessionId, SessionGeneration, SessionReply)>,
     pub load: Option<Load>,
+    pub lane: Option<LaneState>,
+}
+
+/// What has become of a lane that was offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LaneState {
+    Joined,
+    /// Why there is none, or none any more: what was announced and has not come does not come.
+    Closed(String),
 }
 
 // === impl SessionOp ===
@@ -388,6 +401,7 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
             },
             pb::session_reply::Reply::Row(row) => Self::Row(SessionRow {
                 position: row.position,
+                lane_values: lane_values_from_wire("row.lane_values", row.lane_values, &row.values)?,
                 values: values_from_wire("row.values", &row.ids, &row.values)?,
                 ids: row.ids,
                 log_normalizer: row.log_normalizer,
@@ -397,6 +411,7 @@ impl TryFrom<pb::session_reply::Reply> for SessionReply {
             }),
             pb::session_reply::Reply::Answer(answer) => Self::Answer(Answer {
                 position: answer.position,
+                lane_values: lane_values_from_wire("answer.lane_values", answer.lane_values, &answer.values)?,
                 values: values_from_wire("answer.values", &answer.ids, &answer.values)?,
                 ids: answer.ids,
             }),
@@ -429,11 +444,13 @@ impl From<SessionReply> for pb::session_reply::Reply {
                 branch: row.branch,
                 draft: row.draft.map(|draft| draft.token),
                 drafted: row.draft.map_or(DraftMode::Off, |draft| draft.mode).to_wire() as i32,
+                lane_values: row.lane_values,
             }),
             SessionReply::Answer(answer) => Self::Answer(pb::Answer {
                 position: answer.position,
                 ids: answer.ids,
                 values: values_to_wire(&answer.values),
+                lane_values: answer.lane_values,
             }),
             SessionReply::Failure(failure) => Self::Failure(failure.into()),
         }
@@ -449,12 +466,39 @@ fn values_from_wire(field: &str, ids: &[u32], wire: &Bytes) -> Result<Vec<f32>, 
     Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
+/// Values are here or on the lane, and what is on the lane is a whole row: ids would want as many values here.
+fn lane_values_from_wire(field: &str, count: u32, here: &Bytes) -> Result<u32, ProtocolError> {
+    check_count(field, count as usize, LANE_VALUES_MAX as usize)?;
+    match count > 0 && !here.is_empty() {
+        true => Err(ProtocolError::invalid(field, "says that values come which are here")),
+        false => Ok(count),
+    }
+}
+
 fn values_to_wire(values: &[f32]) -> Bytes {
     let mut wire = Vec::with_capacity(4 * values.len());
     for value in values {
         wire.extend_from_slice(&value.to_le_bytes());
     }
     wire.into()
+}
+
+// === impl LaneState ===
+
+impl From<pb::LaneState> for LaneState {
+    fn from(wire: pb::LaneState) -> Self {
+        if wire.closed.is_empty() { Self::Joined } else { Self::Closed(wire.closed) }
+    }
+}
+
+impl From<LaneState> for pb::LaneState {
+    fn from(state: LaneState) -> Self {
+        match state {
+            LaneState::Joined => Self { closed: String::new() },
+            LaneState::Closed(reason) if reason.is_empty() => Self { closed: "closed".to_owned() },
+            LaneState::Closed(closed) => Self { closed },
+        }
+    }
 }
 
 // === impl Failure ===
@@ -535,6 +579,7 @@ mod tests {
             position: 3,
             ids: vec![7, 2],
             values: vec![f32::MIN_POSITIVE, -0.0],
+            lane_values: 0,
             log_normalizer: 12.5,
             floor: Some(-0.5),
             branch: 4,
@@ -553,5 +598,43 @@ mod tests {
         let row = pb::Row { ids: vec![1, 2], values: Bytes::from_static(&[0; 4]), ..Default::default() };
         let error = SessionReply::try_from(pb::session_reply::Reply::Row(row)).unwrap_err();
         assert_eq!(error.field(), "row.values");
+    }
+
+    #[test]
+    fn rows_on_a_lane_say_how_long_they_are_and_have_nothing_here() {
+        let answer = Answer { position: 3, ids: Vec::new(), values: Vec::new(), lane_values: 49_152 };
+        let wire: pb::session_reply::Reply = SessionReply::Answer(answer.clone()).into();
+        assert_eq!(SessionReply::try_from(wire), Ok(SessionReply::Answer(answer)));
+
+        let row = pb::Row { position: 3, lane_values: 91, ..pb::Row::default() };
+        let Ok(SessionReply::Row(read)) = SessionReply::try_from(pb::session_reply::Reply::Row(row.clone()))
+        else {
+            panic!("a row on a lane")
+        };
+        assert_eq!((read.lane_values, &read.values), (91, &Vec::new()));
+        for wrong in [
+            pb::Row { lane_values: LANE_VALUES_MAX + 1, ..row.clone() },
+            pb::Row { values: Bytes::from_static(&[0; 4]), ..row.clone() },
+        ] {
+            let error = SessionReply::try_from(pb::session_reply::Reply::Row(wrong)).unwrap_err();
+            assert_eq!(error.field(), "row.lane_values");
+        }
+        // Ids would want values here.
+        let listed = pb::Row { ids: vec![7], ..row };
+        let error = SessionReply::try_from(pb::session_reply::Reply::Row(listed)).unwrap_err();
+        assert_eq!(error.field(), "row.values");
+    }
+
+    #[test]
+    fn what_has_become_of_a_lane_survives_the_wire() {
+        for state in [LaneState::Joined, LaneState::Closed("no GPU".to_owned())] {
+            assert_eq!(LaneState::from(pb::LaneState::from(state.clone())), state);
+        }
+        let silent = pb::LaneState::from(LaneState::Closed(String::new()));
+        assert_ne!(
+            LaneState::from(silent),
+            LaneState::Joined,
+            "a lane without a reason is closed nonetheless"
+        );
     }
 }

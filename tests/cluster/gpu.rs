@@ -42,8 +42,9 @@ async fn base_and_reward_workers_on_a_gpu_answer_as_those_on_the_cpu() {
         answers.into_iter().map(|answer| answer.choices[0].tokens.clone()).collect::<Vec<_>>()
     };
     let flags = ["--model", demo_model(), "--kv-tokens", "512", "--device", "cuda", "--gpu-weights", "f32"];
-    // In lock-step, where reward workers hand over lists too.
-    let base = Running::start_on(&host, "base", &[&flags[..], &["--draft-window", "0"]].concat());
+    // In lock-step, where reward workers hand over lists too. A group has no lane: all goes by gRPC.
+    let flags_of_base = [&flags[..], &["--draft-window", "0", "--dense-over", "nccl"]].concat();
+    let base = Running::start_on(&host, "base", &flags_of_base);
     // A group of one: it meets, agrees and computes as larger ones do, whose ranks the stand-in for NCCL has as threads only.
     let meeting = free_address();
     let group = ["--group", "g0", "--rank", "0", "--size", "1", "--group-address", &meeting];
@@ -124,6 +125,10 @@ fn a_gpu_that_cannot_be_is_refused_with_a_sentence() {
     let group = ["--group", "g0", "--rank", "0", "--size", "2", "--group-address", &meeting];
     let staged = refused(&[&["--device", "cuda", "--stages", "2"][..], &group].concat());
     assert!(staged.contains("--stages does not go with --device cuda:0"), "{staged}");
+    let on_cpu = refused(&["--dense-over", "nccl"]);
+    assert!(on_cpu.contains("--dense-over nccl goes with --device cuda"), "{on_cpu}");
+    let grouped = refused(&[&["--device", "cuda", "--dense-over", "nccl"][..], &group].concat());
+    assert!(grouped.contains("--dense-over nccl goes with neither --group nor --fused-reward"), "{grouped}");
     let unknown = refused(&["--device", "gpu"]);
     assert!(unknown.contains("cpu, cuda, or cuda:N"), "{unknown}");
     if std::path::Path::new("/proc/driver/nvidia").exists() {

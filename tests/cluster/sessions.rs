@@ -34,7 +34,7 @@ impl Stream {
 
     async fn send(&self, session: u64, generation: u32, op: SessionOp) {
         let op = op_to_wire(SessionId(session), SessionGeneration(generation), op);
-        self.ops.send(pb::RewardRequest { ops: vec![op] }).await.unwrap();
+        self.ops.send(pb::RewardRequest { ops: vec![op], lane: None }).await.unwrap();
     }
 
     /// The next reply of any session; `None` after a silence.

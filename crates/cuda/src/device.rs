@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::ptr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{ptr, thread};
 
-use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUfunction};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg as _};
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 use libloading::Library;
@@ -48,6 +49,10 @@ const KERNELS: [&str; 22] = [
     "list_parts",
     "list_rows",
 ];
+
+/// How long whoever gives memory back waits for a stream: steps take less, and what was aborted ends sooner.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// The second and third dimension of a grid have 16 bits.
 const GRID_MAX: usize = u16::MAX as usize;
@@ -101,17 +106,9 @@ impl Device {
     /// # Errors
     /// [`ModelError::Device`] for a library that is missing, a device that is not there, and what driver and compiler say.
     pub fn open(ordinal: usize) -> Result<Self, ModelError> {
-        check_driver()?;
+        let stream = open_stream(ordinal)?;
         check_compiler()?;
-        let context = CudaContext::new(ordinal).map_err(|error| {
-            let count = CudaContext::device_count().unwrap_or(0);
-            ModelError::Device(format!(
-                "device {ordinal} of {count} (counted from 0) cannot be opened: {error}"
-            ))
-        })?;
-        // Safety: everything of this model is used on its one stream, in order.
-        unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(|error| refused("a stream", error))?;
+        let context = Arc::clone(stream.context());
         let (major, minor) =
             context.compute_capability().map_err(|error| refused("the device's version", error))?;
         let capability = (major.unsigned_abs(), minor.unsigned_abs());
@@ -154,10 +151,6 @@ impl Device {
     /// A kernel, as the driver knows it; it is there as long as the device.
     pub fn kernel(&self, name: &str) -> CUfunction {
         self.kernels[name].cu_function()
-    }
-
-    pub fn free_bytes(&self) -> usize {
-        self.context.mem_get_info().map_or(0, |(free, _)| free)
     }
 
     /// Waits until everything is computed.
@@ -222,6 +215,32 @@ impl Architecture {
             Self::Real(major, minor) => format!("--gpu-architecture=sm_{major}{minor}"),
         }
     }
+}
+
+/// A stream of its own on a device.
+///
+/// # Errors
+/// [`ModelError::Device`] for a driver that is missing, a device that is not there, and what the driver says.
+pub(crate) fn open_stream(ordinal: usize) -> Result<Arc<CudaStream>, ModelError> {
+    check_driver()?;
+    let context = CudaContext::new(ordinal).map_err(|error| {
+        let count = CudaContext::device_count().unwrap_or(0);
+        ModelError::Device(format!("device {ordinal} of {count} (counted from 0) cannot be opened: {error}"))
+    })?;
+    // Safety: whoever opens a stream uses what is its own on this one alone, in order.
+    unsafe { context.disable_event_tracking() };
+    context.new_stream().map_err(|error| refused("a stream", error))
+}
+
+/// Whether a stream has nothing left to do, within the time that an abort takes to show.
+pub(crate) fn is_idle_soon(stream: &CudaStream) -> bool {
+    let began = Instant::now();
+    // Safety: the stream is there as long as the reference.
+    let state = || unsafe { sys::cuStreamQuery(stream.cu_stream()) };
+    while state() == sys::CUresult::CUDA_ERROR_NOT_READY && began.elapsed() < PATIENCE {
+        thread::sleep(PAUSE);
+    }
+    state() == sys::CUresult::CUDA_SUCCESS
 }
 
 /// The GPUs that this process sees, by their numbers.

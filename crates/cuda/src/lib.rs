@@ -16,6 +16,9 @@
 //! `crates/decode` does, and find the best of it; the row stays on the device, in a ring of the latest 256, until somebody asks
 //! for it (`tests/fake_lists.rs`).
 //!
+//! **Lanes** (`src/lanes.rs`) carry whole rows from one model's device to another process's, over NCCL: kept rows are copied within the
+//! device, and sent from there (`tests/fake_lanes.rs`).
+//!
 //! **Launches** of a step: 1 + 9 × layers, 2 more where logits are wanted, and another 2 where lists are. A layer: norm, product
 //! (queries, keys, values), rotation and append, attention, product (output), norm, product (gate, up), gating, product
 //! (down); residual additions are part of the products. Two more for each group of linear layers that an adapter of the step
@@ -35,6 +38,7 @@
 mod adapters;
 mod device;
 mod graphs;
+mod lanes;
 mod lister;
 mod llama;
 mod locked;
@@ -42,12 +46,14 @@ mod memory;
 mod peers;
 mod product;
 mod rates;
+mod rows;
 mod sheet;
 mod step;
 mod weights;
 mod workspace;
 
 pub use device::{Architecture, Gpu, check_kernels, gpus};
+pub use lanes::CudaLanes;
 pub use lister::list_rows;
 pub use llama::{CudaLlama, CudaOptions};
 pub use product::Products;

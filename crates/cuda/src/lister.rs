@@ -11,6 +11,7 @@ use crate::device::{Device, Grid};
 use crate::graphs::Launcher;
 use crate::locked::Locked;
 use crate::memory::{Growing, Memory};
+use crate::rows::{CudaRow, Stock};
 use crate::step::integer;
 
 // As in `kernels/likeliest.cu`.
@@ -41,6 +42,8 @@ pub(crate) struct Lister {
     words: Locked<u32>,
     /// Rows that were kept, on their way to the host.
     rows: Locked<f32>,
+    /// The same, on their way to another device.
+    stock: Stock,
     /// What this rank hands over, as [`Listing::write`] has it.
     own: Vec<u32>,
 }
@@ -75,6 +78,7 @@ impl Lister {
             listed: Growing::new(),
             words: Locked::new(),
             rows: Locked::new(),
+            stock: Stock::new(),
             own: Vec::new(),
         })
     }
@@ -166,7 +170,7 @@ impl Lister {
     pub fn read(&mut self, device: &Device) -> Result<(), ModelError> {
         match self.tokens() {
             0 => Ok(()),
-            tokens => self.listed.read(device, self.words.reserve(device, tokens * TOKEN_WORDS)?),
+            tokens => self.listed.read(device, self.words.reserve(device.stream(), tokens * TOKEN_WORDS)?),
         }
     }
 
@@ -191,9 +195,22 @@ impl Lister {
     /// Copies this rank's part of rows that are kept: (numbers, slice.len())
     pub fn read_kept(&mut self, device: &Device, numbers: &[u64]) -> Result<&[f32], ModelError> {
         let columns = self.slice.len();
-        let rows = self.rows.reserve(device, numbers.len() * columns)?;
+        let rows = self.rows.reserve(device.stream(), numbers.len() * columns)?;
         for (number, row) in numbers.iter().zip(rows.chunks_exact_mut(columns)) {
             self.kept.read(device, Listing::slot(*number) * columns, row)?;
+        }
+        device.finish()?;
+        Ok(rows)
+    }
+
+    /// Copies rows that are kept, each to memory of its own. They are there when this returns.
+    pub fn detach(&self, device: &Device, numbers: &[u64]) -> Result<Vec<CudaRow>, ModelError> {
+        let columns = self.slice.len();
+        let mut rows = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let mut row = self.stock.take(device, columns)?;
+            self.kept.copy_to(device, Listing::slot(*number) * columns, row.memory_mut())?;
+            rows.push(row);
         }
         device.finish()?;
         Ok(rows)

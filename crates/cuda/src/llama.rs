@@ -2,8 +2,8 @@
 
 use uniarm_collective::Collective;
 use uniarm_model::{
-    Arithmetic, Columns, Config, Division, Forward, Likeliest, Limits, Lists, ModelError, ModelFiles, Part,
-    Plan, RankForward, Ranking, RopeTable, Row, Terms,
+    Arithmetic, Columns, Config, DeviceRow, Division, Forward, Likeliest, Limits, Lists, ModelError,
+    ModelFiles, Part, Plan, RankForward, Ranking, RopeTable, Row, Terms,
 };
 
 use crate::adapters::Adapters;
@@ -232,6 +232,18 @@ impl Forward for CudaLlama {
             return Err(ModelError::row_not_kept());
         }
         self.hand_over(numbers, logits)
+    }
+
+    fn detach_rows(&mut self, numbers: &[u64]) -> Result<Vec<DeviceRow>, ModelError> {
+        if self.part.size > 1 {
+            let reason = "each rank has a part of a row on its device".to_owned();
+            return Err(ModelError::Invalid { field: "numbers", reason });
+        }
+        if !self.keeps(numbers) {
+            return Err(ModelError::row_not_kept());
+        }
+        let rows = self.lister.detach(&self.device, numbers)?;
+        Ok(rows.into_iter().map(DeviceRow::new).collect())
     }
 }
 

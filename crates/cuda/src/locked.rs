@@ -2,18 +2,13 @@
 //! memory the driver copies first, and waits for what the stream has before.
 
 use std::marker::PhantomData;
+use std::slice;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use std::{slice, thread};
 
-use cudarc::driver::{CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result, sys};
+use cudarc::driver::{CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result};
 use uniarm_model::ModelError;
 
-use crate::device::{Device, refused};
-
-/// How long whoever gives pages back waits for the stream: steps take less, and what was aborted ends sooner.
-const PATIENCE: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_micros(200);
+use crate::device::{is_idle_soon, refused};
 
 /// Memory that grows to the largest use seen, and loses what it holds when it grows: pages take longer to lock than to copy.
 pub(crate) struct Locked<T> {
@@ -38,12 +33,12 @@ impl<T: DeviceRepr + ValidAsZeroBits> Locked<T> {
         Self { pages: None, numbers: PhantomData }
     }
 
-    /// Room for `count` numbers, of any content. Copies of what is here have to be done.
-    pub fn reserve(&mut self, device: &Device, count: usize) -> Result<&mut [T], ModelError> {
+    /// Room for `count` numbers, of any content, and for copies on this stream. Copies of what is here have to be done.
+    pub fn reserve(&mut self, stream: &Arc<CudaStream>, count: usize) -> Result<&mut [T], ModelError> {
         let bytes = count * size_of::<T>();
         if self.pages.as_ref().is_none_or(|pages| pages.bytes < bytes) {
             self.pages = None;
-            self.pages = Some(Pages::lock(device, bytes.max(1).next_power_of_two())?);
+            self.pages = Some(Pages::lock(stream, bytes.max(1).next_power_of_two())?);
         }
         let pages = self.pages.as_mut().expect("pages that were locked");
         // Safety: they are so many bytes at least, at the beginning of a page; zeros, or what a T was copied to.
@@ -62,8 +57,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Locked<T> {
 // === impl Pages ===
 
 impl Pages {
-    fn lock(device: &Device, bytes: usize) -> Result<Self, ModelError> {
-        let stream = Arc::clone(device.stream());
+    fn lock(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, ModelError> {
         let locked = stream.context().bind_to_thread().and_then(|()| {
             // Safety: the context is this thread's, and the driver gives so many bytes or none.
             unsafe {
@@ -73,7 +67,7 @@ impl Pages {
             }
         });
         let address = locked.map_err(|error| refused(&format!("{bytes} bytes of locked memory"), error))?;
-        Ok(Self { stream, address, bytes })
+        Ok(Self { stream: Arc::clone(stream), address, bytes })
     }
 }
 
@@ -83,13 +77,7 @@ impl Drop for Pages {
         if self.stream.context().bind_to_thread().is_err() {
             return;
         }
-        let began = Instant::now();
-        // Safety: the stream is there as long as this.
-        let state = || unsafe { sys::cuStreamQuery(self.stream.cu_stream()) };
-        while state() == sys::CUresult::CUDA_ERROR_NOT_READY && began.elapsed() < PATIENCE {
-            thread::sleep(PAUSE);
-        }
-        if state() == sys::CUresult::CUDA_SUCCESS {
+        if is_idle_soon(&self.stream) {
             // Safety: the driver gave this address, and no copy is under way. What it says of that, nobody can mend.
             let _ = unsafe { result::free_host(self.address.cast()) };
         }

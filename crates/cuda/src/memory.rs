@@ -1,6 +1,8 @@
 //! Memory of the device.
 
-use cudarc::driver::{CudaSlice, DevicePtr as _, DeviceRepr, ValidAsZeroBits};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr as _, DeviceRepr, ValidAsZeroBits};
 use uniarm_model::ModelError;
 
 use crate::device::{Device, refused};
@@ -19,15 +21,21 @@ pub(crate) struct Growing<T> {
 impl<T: DeviceRepr + ValidAsZeroBits> Memory<T> {
     /// Memory of any content, for `what`, which an error names.
     pub fn reserve(device: &Device, count: usize, what: &str) -> Result<Self, ModelError> {
+        Self::reserve_on(device.stream(), count, what)
+    }
+
+    /// The same for work on this stream, in whose order it is given back.
+    pub fn reserve_on(stream: &Arc<CudaStream>, count: usize, what: &str) -> Result<Self, ModelError> {
         // Safety: a driver has no memory of no bytes, so there is one number at least; who reads has written before.
-        let numbers = unsafe { device.stream().alloc(count.max(1)) }.map_err(|error| {
-            let (free, bytes) = (device.free_bytes(), count * size_of::<T>());
+        let numbers = unsafe { stream.alloc(count.max(1)) }.map_err(|error| {
+            let free = stream.context().mem_get_info().map_or(0, |(free, _)| free);
+            let bytes = count * size_of::<T>();
             ModelError::Device(format!(
                 "no room for {what}: {bytes} bytes of {free} that are free ({error}). Take a smaller model, fewer cache \
                  blocks, or a device that nobody else uses"
             ))
         })?;
-        let (address, _) = numbers.device_ptr(device.stream());
+        let (address, _) = numbers.device_ptr(stream);
         Ok(Self { address, numbers })
     }
 
@@ -57,11 +65,13 @@ impl<T: DeviceRepr + ValidAsZeroBits> Memory<T> {
         device.stream().memcpy_dtoh(&place, numbers).map_err(|error| refused("a copy from the device", error))
     }
 
-    /// Copies all numbers of memory of the same size.
-    pub fn copy(&mut self, device: &Device, from: &Self) -> Result<(), ModelError> {
+    /// Copies numbers from number `first` on, as many as the other memory has. Both stay where they are until the device has
+    /// finished.
+    pub fn copy_to(&self, device: &Device, first: usize, to: &mut Self) -> Result<(), ModelError> {
+        let place = self.numbers.slice(first..first + to.numbers.len());
         device
             .stream()
-            .memcpy_dtod(&from.numbers, &mut self.numbers)
+            .memcpy_dtod(&place, &mut to.numbers)
             .map_err(|error| refused("a copy within the device", error))
     }
 
@@ -69,6 +79,10 @@ impl<T: DeviceRepr + ValidAsZeroBits> Memory<T> {
     pub fn at(&self, index: usize) -> u64 {
         debug_assert!(index < self.numbers.len());
         self.address + (index * size_of::<T>()) as u64
+    }
+
+    pub fn len(&self) -> usize {
+        self.numbers.len()
     }
 
     pub fn bytes(&self) -> usize {

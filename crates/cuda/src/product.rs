@@ -116,7 +116,7 @@ impl Products {
         // Safety: these are a product's arguments, and the memory is there until the device has finished.
         unsafe { device.launch(kernel, grid, &arguments)? };
         let mut inbox = Locked::new();
-        output.read(device, 0, inbox.reserve(device, numbers)?)?;
+        output.read(device, 0, inbox.reserve(device.stream(), numbers)?)?;
         device.finish()?;
         Ok(inbox.numbers(numbers).to_vec())
     }

@@ -112,18 +112,18 @@ fn product(device: &Device, inputs: usize, rows: usize) -> Result<f64, ModelErro
 
 fn to_device(device: &Device, bytes: usize) -> Result<f64, ModelError> {
     let (mut memory, mut pages) = (Memory::reserve(device, bytes, "a copy")?, Locked::<u8>::new());
-    let pages = pages.reserve(device, bytes)?;
+    let pages = pages.reserve(device.stream(), bytes)?;
     time(device, || memory.write(device, 0, pages))
 }
 
 fn from_device(device: &Device, bytes: usize) -> Result<f64, ModelError> {
     let (memory, mut pages) = (Memory::reserve(device, bytes, "a copy")?, Locked::<u8>::new());
-    let pages = pages.reserve(device, bytes)?;
+    let pages = pages.reserve(device.stream(), bytes)?;
     time(device, || memory.read(device, 0, pages))
 }
 
 fn within_device(device: &Device, bytes: usize) -> Result<f64, ModelError> {
     let from: Memory<u8> = Memory::reserve(device, bytes, "a copy")?;
     let mut to = Memory::reserve(device, bytes, "a copy")?;
-    time(device, || to.copy(device, &from))
+    time(device, || from.copy_to(device, 0, &mut to))
 }

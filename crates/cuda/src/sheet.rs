@@ -113,7 +113,7 @@ impl Sheet {
         let count = self.words.len().next_power_of_two().max(WORDS_MIN);
         let memory = self.memory.reserve(device, count, "a step's tokens")?;
         // The step before is done, and with it the copy of what stands there.
-        let outbox = self.outbox.reserve(device, self.words.len())?;
+        let outbox = self.outbox.reserve(device.stream(), self.words.len())?;
         outbox.copy_from_slice(&self.words);
         memory.write(device, 0, outbox)?;
         self.address = memory.at(0);

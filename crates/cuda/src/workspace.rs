@@ -62,7 +62,7 @@ impl Workspace {
 
     /// Copies so many of the step's logits from the device, the first ones.
     pub fn read_logits(&mut self, device: &Device, count: usize) -> Result<(), ModelError> {
-        self.logits.read(device, self.inbox.reserve(device, count)?)
+        self.logits.read(device, self.inbox.reserve(device.stream(), count)?)
     }
 
     /// Those that were copied, when the device has finished.

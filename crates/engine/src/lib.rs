@@ -19,7 +19,7 @@ use uniarm_decode::{
         SchedulerStats, SequenceId, StepPlan, Tenant,
     },
 };
-use uniarm_model::{Conditioned, Forward, Likeliest, Lists, ModelError, Row};
+use uniarm_model::{Conditioned, DeviceRow, Forward, Likeliest, Lists, ModelError, Row};
 
 /// Sequences, their paged cache and the model, advanced one step at a time by the thread that owns it.
 pub struct Executor {
@@ -284,6 +284,14 @@ impl Executor {
             Err(ModelError::Invalid { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The whole rows behind lists of these numbers, on the model's device.
+    ///
+    /// # Errors
+    /// As [`Forward::detach_rows`]: one that is not kept any more, or a model that has no such rows.
+    pub fn detach_rows(&mut self, numbers: &[u64]) -> Result<Vec<DeviceRow>, ModelError> {
+        self.forward.detach_rows(numbers)
     }
 
     /// Computes the tokens from index `from` on once more, and hands out their logits again.

@@ -43,6 +43,10 @@ pub enum ModelError {
     #[error("the group of shards is over: {0}")]
     Group(#[from] CollectiveError),
 
+    /// A way of rows between two devices is closed, or cannot be had.
+    #[error("the lane of rows: {0}")]
+    Lane(CollectiveError),
+
     /// A GPU, its driver or its compiler is missing, or refused; the sentence says what to do.
     #[error("device: {0}")]
     Device(String),

@@ -6,6 +6,7 @@
 
 use crate::adapter::Conditioned;
 use crate::error::ModelError;
+use crate::lane::DeviceRow;
 use crate::likeliest::{Likeliest, Lists};
 
 /// One sequence's part of a step.
@@ -91,6 +92,19 @@ pub trait Forward: Send {
     fn listed_rows(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
         let _ = (numbers, logits);
         Err(ModelError::Invalid { field: "numbers", reason: "it gives no lists".to_owned() })
+    }
+
+    /// The same rows, as copies in the memory of the model's device: for lanes of this device
+    /// ([`RowLanes`](crate::RowLanes)). They are complete when this returns.
+    ///
+    /// # Errors
+    /// As [`Forward::listed_rows`]; [`ModelError::Invalid`] of a model whose rows are on no device, or in parts on several.
+    fn detach_rows(&mut self, numbers: &[u64]) -> Result<Vec<DeviceRow>, ModelError> {
+        let _ = numbers;
+        Err(ModelError::Invalid {
+            field: "numbers",
+            reason: "its rows are on no device of its own".to_owned(),
+        })
     }
 }
 

@@ -20,6 +20,8 @@ mod forward;
 mod likeliest;
 mod listing;
 
+mod lane;
+
 pub mod kernels;
 
 mod rope;
@@ -46,6 +48,7 @@ pub use division::{Columns, Division, Linear, Outputs, Part};
 pub use error::ModelError;
 pub use forward::{Forward, Limits, Row};
 pub use hub::cache_folder;
+pub use lane::{DeviceRow, Hangup, RowLanes, RowReceiver, RowSender};
 pub use likeliest::{Candidate, Likeliest, Lists, NoiseAt, Ranking};
 pub use listing::Listing;
 pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};

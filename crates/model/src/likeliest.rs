@@ -6,7 +6,7 @@
 /// The tokens of a position that are wanted in place of its row: those with the largest scale · z + G.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Likeliest {
-    /// How many tokens, at least one.
+    /// How many tokens. 0: the list is empty, and what is wanted is that the row behind it is kept.
     pub count: usize,
     /// Positive.
     pub scale: f32,
@@ -50,6 +50,9 @@ pub struct Lists {
 // === impl Likeliest ===
 
 impl Likeliest {
+    /// Nothing of the row, which stays where it is until it is asked for.
+    pub const KEPT: Self = Self { count: 0, scale: 1.0, noise: None };
+
     /// The same for a later position.
     pub fn later(self, positions: usize) -> Self {
         let later = |at: NoiseAt| NoiseAt { position: at.position + positions as u32, ..at };

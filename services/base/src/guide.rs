@@ -5,18 +5,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    future::Future,
+    future::{self, Future},
     pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::StreamExt as _;
+use futures_util::stream;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{Instant, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use uniarm_proto::{
     Dice, OpBatch, ProtocolError, ReplyBatch, RewardWorker, SessionGeneration, SessionId, SessionOp,
     client::{self, Dialer},
@@ -25,7 +24,10 @@ use uniarm_proto::{
 };
 use uniarm_runtime::drive::Inbox;
 
-use crate::engine::Command;
+use crate::{
+    engine::Command,
+    lane::{Arrivals, Lanes},
+};
 
 /// First wait before a lost worker is dialled again; doubles up to the longest.
 const REDIAL_FIRST: Duration = Duration::from_millis(50);
@@ -69,6 +71,8 @@ pub enum LinkError {
 #[derive(Default)]
 pub struct GrpcScorer {
     pub dialer: Dialer,
+    /// Where whole rows are to come from GPU to GPU.
+    pub lanes: Option<Lanes>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,6 +120,7 @@ enum LinkState {
 impl Scorer for GrpcScorer {
     fn dial(&self, worker: &RewardWorker) -> DialFuture {
         let (worker, dialer) = (worker.clone(), self.dialer.clone());
+        let lanes = self.lanes.clone();
         Box::pin(async move {
             let unreachable = |reason: String| LinkError::Unreachable {
                 worker: worker.member.to_string(),
@@ -125,43 +130,92 @@ impl Scorer for GrpcScorer {
             let channel = dialer.connect(&worker.address).await;
             let channel = channel.map_err(|error| unreachable(reason_of(&error)))?;
             let (ops, outgoing) = mpsc::channel::<OpBatch>(OUTGOING_MESSAGES_MAX);
-            let outgoing = ReceiverStream::new(outgoing).map(ops_to_wire);
+            let (offer, offered) = oneshot::channel();
+            let outgoing = stream::unfold((outgoing, Some(offered)), next_request);
             let response = client::reward(channel).exchange(outgoing).await;
-            let mut incoming = response.map_err(|status| unreachable(status.to_string()))?.into_inner();
+            let incoming = response.map_err(|status| unreachable(status.to_string()))?.into_inner();
             let (sender, replies) = mpsc::unbounded_channel();
-            tokio::spawn(async move {
-                loop {
-                    match incoming.message().await.map(|message| message.map(replies_from_wire)) {
-                        Ok(Some(Ok(batch))) => {
-                            if sender.send(batch).is_err() {
-                                return;
-                            }
-                        }
-                        Ok(None) => return,
-                        Ok(Some(Err(error))) => {
-                            tracing::error!(worker = %worker.member, %error, "a reward worker broke the contract");
-                            return;
-                        }
-                        Err(status) => {
-                            tracing::info!(worker = %worker.member, %status, "the reward stream ended");
-                            return;
-                        }
-                    }
-                }
-            });
+            let lanes = lanes.filter(|lanes| lanes.may_offer(&worker));
+            let arrivals = Arrivals::new(worker.clone(), lanes.map(|lanes| (lanes, offer)));
+            tokio::spawn(relay(worker, incoming, arrivals, sender));
             Ok(LinkStream { ops, replies })
         })
+    }
+}
+
+/// What goes to a worker: operations until there are no more, and the offer of a lane as soon as it is made.
+type Outgoing = (mpsc::Receiver<OpBatch>, Option<oneshot::Receiver<Vec<u8>>>);
+
+async fn next_request((mut ops, mut offer): Outgoing) -> Option<(pb::RewardRequest, Outgoing)> {
+    loop {
+        let made = async {
+            match &mut offer {
+                Some(offer) => offer.await.ok(),
+                None => future::pending().await,
+            }
+        };
+        let request = tokio::select! {
+            biased;
+            batch = ops.recv() => ops_to_wire(batch?),
+            made = made => {
+                offer = None;
+                let Some(nccl_id) = made else { continue }; // there is no lane
+                let lane = Some(pb::LaneOffer { nccl_id: nccl_id.into() });
+                pb::RewardRequest { ops: Vec::new(), lane }
+            }
+        };
+        return Some((request, (ops, offer)));
+    }
+}
+
+/// Hands on what comes from a worker, until either side ends.
+async fn relay(
+    worker: RewardWorker,
+    mut incoming: tonic::Streaming<pb::RewardReply>,
+    mut arrivals: Arrivals,
+    sender: mpsc::UnboundedSender<ReplyBatch>,
+) {
+    let worker = worker.member;
+    loop {
+        let arrived = tokio::select! {
+            biased;
+            batch = arrivals.next() => match batch.map(|batch| sender.send(batch)) {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) => return,
+                Err(lost) => Err(lost),
+            },
+            message = incoming.message() => match message.map(|message| message.map(replies_from_wire)) {
+                Ok(Some(Ok(batch))) => arrivals.push(batch),
+                Ok(None) => return,
+                Ok(Some(Err(error))) => {
+                    tracing::error!(%worker, %error, "a reward worker broke the contract");
+                    return;
+                }
+                Err(status) => {
+                    tracing::info!(%worker, %status, "the reward stream ended");
+                    return;
+                }
+            },
+        };
+        if let Err(lost) = arrived {
+            tracing::warn!(%worker, %lost, "the reward stream ends");
+            return;
+        }
     }
 }
 
 fn ops_to_wire(batch: OpBatch) -> pb::RewardRequest {
     let ops =
         batch.into_iter().map(|(session, generation, op)| op_to_wire(session, generation, op)).collect();
-    pb::RewardRequest { ops }
+    pb::RewardRequest { ops, lane: None }
 }
 
 fn replies_from_wire(message: pb::RewardReply) -> Result<ReplyBatch, ProtocolError> {
-    let mut batch = ReplyBatch { replies: Vec::new(), load: message.load.map(Into::into) };
+    let mut batch = ReplyBatch {
+        replies: Vec::new(),
+        load: message.load.map(Into::into),
+        lane: message.lane.map(Into::into),
+    };
     for reply in message.replies {
         let (session, generation, reply) = reply_from_wire(reply);
         if let Some(reply) = reply? {

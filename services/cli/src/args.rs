@@ -232,8 +232,17 @@ pub struct BaseArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub exchange: ExchangeArgs,
+    /// How whole rows of reward logits come: with all else, or from GPU to GPU where the reward worker has one too (docs/gpu.md)
+    #[arg(long, env = "UNIARM_DENSE_OVER", value_enum, default_value = "grpc")]
+    pub dense_over: DenseOver,
     #[command(flatten)]
     pub group: GroupArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DenseOver {
+    Grpc,
+    Nccl,
 }
 
 /// How reward logits travel; the tokens are the same either way.

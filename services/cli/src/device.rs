@@ -1,10 +1,12 @@
 //! Where a worker's model computes: on the CPU, or on a GPU.
 
+use std::{sync::Arc, time::Duration};
+
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use uniarm_collective::Nccl;
-use uniarm_cuda::{CudaLlama, CudaOptions, WeightFormat};
-use uniarm_model::{Forward, LlamaOptions, ModelFiles, Part, Shard};
+use uniarm_cuda::{CudaLanes, CudaLlama, CudaOptions, WeightFormat};
+use uniarm_model::{Forward, LlamaOptions, ModelFiles, Part, RowLanes, Shard};
 use uniarm_trainer::network::DeviceName;
 
 use crate::{
@@ -33,16 +35,33 @@ pub enum GpuWeights {
 pub struct Model {
     pub files: ModelFiles,
     pub forward: Box<dyn Forward>,
+    /// Of whole rows from its device, or to it.
+    pub lanes: Option<Arc<dyn RowLanes>>,
+}
+
+// === impl Model ===
+
+impl Model {
+    /// One whose rows are on the host, or on several devices.
+    pub fn without_lanes(files: ModelFiles, forward: Box<dyn Forward>) -> Self {
+        Self { files, forward, lanes: None }
+    }
 }
 
 // === impl DeviceArgs ===
 
 impl DeviceArgs {
-    /// Opens and loads a model where it is to compute, and tries it.
-    pub async fn load(self, source: String, engine: &EngineArgs, share: Threads) -> anyhow::Result<Model> {
+    /// Opens and loads a model where it is to compute, and tries it. An end of a lane that does not hear of the other one for
+    /// `timeout` closes it.
+    pub async fn load(
+        self,
+        source: String,
+        (engine, share): (&EngineArgs, Threads),
+        timeout: Duration,
+    ) -> anyhow::Result<Model> {
         let DeviceName::Cuda(device) = self.device else {
             let Loaded { files, llama } = worker::load(source, engine, share).await?;
-            return Ok(Model { files, forward: Box::new(llama) });
+            return Ok(Model::without_lanes(files, Box::new(llama)));
         };
         let options = self.cuda_options(device, &worker::llama_options(engine, share));
         let loading = tokio::task::spawn_blocking(move || {
@@ -54,7 +73,8 @@ impl DeviceArgs {
             })?;
             let (weights, name) = (llama.weight_bytes(), llama.device_name());
             tracing::info!(device = name, weights, "the model computes on a GPU");
-            anyhow::Ok(Model { files, forward: Box::new(llama) })
+            let lanes = Arc::new(CudaLanes::new(device, timeout));
+            anyhow::Ok(Model { files, forward: Box::new(llama), lanes: Some(lanes) })
         });
         loading.await.context("loading the model panicked")?
     }

@@ -25,7 +25,7 @@ use uniarm_trainer::network::DeviceName;
 use crate::{
     args::{BaseArgs, COUNT_MAX, EngineArgs, ProcessArgs, RewardArgs},
     bounds, catalogue,
-    device::DeviceArgs,
+    device::{DeviceArgs, Model},
     process::Process,
     served::Served,
     tls::role_name,
@@ -63,7 +63,7 @@ pub struct GroupArgs {
     /// Where they meet: rank 0 listens there, the others call it (host:port) [default: they find it in the store]
     #[arg(long, env = "UNIARM_GROUP_ADDRESS", value_name = "ADDRESS")]
     pub group_address: Option<String>,
-    /// Seconds after which a rank that does not answer is lost
+    /// Seconds after which a rank that does not answer is lost, and so is the other end of a lane of rows (--dense-over nccl)
     #[arg(long, env = "UNIARM_GROUP_TIMEOUT", default_value_t = TIMEOUT_SECONDS)]
     pub group_timeout: f32,
 }
@@ -96,6 +96,17 @@ struct Led {
 // === impl GroupArgs ===
 
 impl GroupArgs {
+    /// How long a rank, and the other end of a lane of rows, is waited for.
+    ///
+    /// # Errors
+    /// For what is no such time; the sentence names the flag.
+    pub fn timeout(&self) -> anyhow::Result<Duration> {
+        if !(self.group_timeout > 0.0 && self.group_timeout <= TIMEOUT_SECONDS_MAX) {
+            bail!("--group-timeout wants up to {TIMEOUT_SECONDS_MAX} seconds, not {}", self.group_timeout);
+        }
+        Ok(Duration::from_secs_f32(self.group_timeout))
+    }
+
     /// The seat that the flags name; none without `--group`.
     ///
     /// # Errors
@@ -134,9 +145,7 @@ impl GroupArgs {
                 device.device
             );
         }
-        if !(self.group_timeout > 0.0 && self.group_timeout <= TIMEOUT_SECONDS_MAX) {
-            bail!("--group-timeout wants up to {TIMEOUT_SECONDS_MAX} seconds, not {}", self.group_timeout);
-        }
+        let timeout = self.timeout()?;
         if self.group_address.is_none() && process.store.parse()? == StoreAddress::Memory {
             bail!("a group with --store memory needs --group-address, or give it etcd://…");
         }
@@ -153,7 +162,7 @@ impl GroupArgs {
             size,
             stages: self.stages,
             address: self.group_address.clone(),
-            timeout: Duration::from_secs_f32(self.group_timeout),
+            timeout,
             wires: process.tls.wires(role_name(role))?,
             device,
         }))
@@ -176,7 +185,7 @@ pub async fn base(mut process: Process, seat: Seat, args: BaseArgs) -> anyhow::R
     };
     process.lost = Some(lost);
     let flags = (&args.engine, &args.exchange);
-    let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])? };
+    let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])?, lanes: None };
     let scorer = Arc::new(StoreScorer::new(grpc, process.store.watch()));
     let (handle, member) = worker::start_base(files, model, args.name, flags, scorer, &process.metrics)?;
     let Some(member) = process.member(seat.sign(member)).await? else { return Ok(()) };
@@ -206,7 +215,8 @@ pub async fn reward(mut process: Process, seat: Seat, args: RewardArgs) -> anyho
     };
     process.lost = Some(lost);
     let config = files.config.clone();
-    let (handle, member) = worker::start_reward(files, model, &args.models, &args.engine, &process.metrics)?;
+    let model = Model::without_lanes(files, model);
+    let (handle, member) = worker::start_reward(model, &args.models, &args.engine, &process.metrics)?;
     let Some(member) = process.member(seat.sign(member)).await? else { return Ok(()) };
     let follower = AdapterFollower::new(handle.clone(), config, &process.metrics).sharing();
     let Some(member) = catalogue::follow(&process, follower, &handle, member).await else { return Ok(()) };

@@ -101,11 +101,11 @@ impl Process {
     pub async fn load(
         &self,
         model: String,
-        (device, engine): (DeviceArgs, &EngineArgs),
-        threads: worker::Threads,
+        (device, lane_timeout): (DeviceArgs, Duration),
+        threads: (&EngineArgs, worker::Threads),
     ) -> anyhow::Result<Option<Model>> {
         tokio::select! {
-            loaded = device.load(model, engine, threads) => Ok(Some(loaded?)),
+            loaded = device.load(model, threads, lane_timeout) => Ok(Some(loaded?)),
             () = self.shutdown.begun() => Ok(None),
         }
     }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
-use uniarm_base::{GrpcScorer, StoreScorer, server::BaseService};
+use uniarm_base::{GrpcScorer, Lanes, StoreScorer, server::BaseService};
 use uniarm_cluster::{MemberStore as _, MemoryStore, StoreAddress};
+use uniarm_collective::Nccl;
 use uniarm_engine::fused::fuse;
 use uniarm_proto::{FILE_DESCRIPTOR_SET, Member, MemberId, Role};
 use uniarm_reward::AdapterFollower;
@@ -17,7 +18,7 @@ use uniarm_runtime::{
 use uniarm_tls::RoleName;
 
 use crate::{
-    args::{BaseArgs, RewardArgs, RouterArgs, UpArgs},
+    args::{BaseArgs, DenseOver, RewardArgs, RouterArgs, UpArgs},
     catalogue,
     demo_adapter::{self, DemoAdapter},
     device::Model,
@@ -90,6 +91,8 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
             "--adapter, --reward-system and --prompted go with --fused-reward: a base worker alone steers nothing"
         );
     }
+    check_dense_over(&args)?;
+    let timeout = args.group.timeout()?;
     let seat = args.group.seat(Role::Base, &args.process, args.device)?;
     if args.fused_reward.is_some() && seat.is_some() {
         bail!("--fused-reward does not go with --group: a group of processes has one role");
@@ -108,18 +111,41 @@ pub async fn base(args: BaseArgs) -> anyhow::Result<()> {
     if let Some(seat) = seat {
         return group::base(process, seat, args).await;
     }
-    let threads = worker::Threads::of(args.fused_reward.is_some());
-    let flags = (args.device, &args.engine);
-    let Some(loaded) = process.load(args.model.clone(), flags, threads).await? else { return Ok(()) };
+    let threads = (&args.engine, worker::Threads::of(args.fused_reward.is_some()));
+    let device = (args.device, timeout);
+    let Some(loaded) = process.load(args.model.clone(), device, threads).await? else { return Ok(()) };
     match args.fused_reward.clone() {
         None => base_alone(process, loaded, args).await,
         Some(address) => base_fused(process, loaded, args, &address).await,
     }
 }
 
+/// Whether whole rows can come as they are asked for.
+fn check_dense_over(args: &BaseArgs) -> anyhow::Result<()> {
+    if args.dense_over == DenseOver::Grpc {
+        return Ok(());
+    }
+    if args.device.device.is_cpu() {
+        bail!("--dense-over nccl goes with --device cuda: rows come to a GPU, and this base worker has none");
+    }
+    if args.group.group.is_some() || args.fused_reward.is_some() {
+        bail!(
+            "--dense-over nccl goes with neither --group nor --fused-reward: rows come to the GPU of one process and role"
+        );
+    }
+    Ok(())
+}
+
 async fn base_alone(process: Process, loaded: Model, args: BaseArgs) -> anyhow::Result<()> {
     let flags = (&args.engine, &args.exchange);
-    let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])? };
+    let lanes = match args.dense_over {
+        DenseOver::Grpc => None,
+        DenseOver::Nccl => {
+            Nccl::version().context("--dense-over nccl")?;
+            loaded.lanes.map(|lanes| Lanes::new(lanes, &process.metrics))
+        }
+    };
+    let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])?, lanes };
     let scorer = Arc::new(StoreScorer::new(grpc, process.store.watch()));
     let (handle, member) =
         worker::start_base(loaded.files, loaded.forward, args.name, flags, scorer, &process.metrics)?;
@@ -135,8 +161,8 @@ async fn base_fused(process: Process, loaded: Model, args: BaseArgs, address: &s
     let reward_files = worker::open(&args.model)?;
     let config = reward_files.config.clone();
     let [base_model, reward_model] = fuse(loaded.forward);
-    let (reward, member) =
-        worker::start_reward(reward_files, Box::new(reward_model), &args.models, &args.engine, metrics)?;
+    let reward_model = Model::without_lanes(reward_files, Box::new(reward_model));
+    let (reward, member) = worker::start_reward(reward_model, &args.models, &args.engine, metrics)?;
     let id = MemberId(format!("{}-reward", process.id));
     let advertise = match &args.process.advertise {
         Some(advertise) => {
@@ -153,7 +179,7 @@ async fn base_fused(process: Process, loaded: Model, args: BaseArgs, address: &s
         return Ok(());
     };
     let flags = (&args.engine, &args.exchange);
-    let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])? };
+    let grpc = GrpcScorer { dialer: args.process.tls.dialer(&[RoleName::Reward])?, lanes: None };
     let others = StoreScorer::new(grpc, process.store.watch());
     let scorer = Arc::new(LocalScorer::beside(reward.clone(), reward_member.id.clone(), others));
     let (handle, member) =
@@ -165,6 +191,7 @@ async fn base_fused(process: Process, loaded: Model, args: BaseArgs, address: &s
 
 pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     args.models.check()?;
+    let timeout = args.group.timeout()?;
     let seat = args.group.seat(Role::Reward, &args.process, args.device)?;
     let Some(process) = Process::start(
         Role::Reward,
@@ -180,12 +207,11 @@ pub async fn reward(args: RewardArgs) -> anyhow::Result<()> {
     if let Some(seat) = seat {
         return group::reward(process, seat, args).await;
     }
-    let threads = worker::Threads::of(false);
-    let flags = (args.device, &args.engine);
-    let Some(loaded) = process.load(args.model, flags, threads).await? else { return Ok(()) };
+    let threads = (&args.engine, worker::Threads::of(false));
+    let device = (args.device, timeout);
+    let Some(loaded) = process.load(args.model, device, threads).await? else { return Ok(()) };
     let config = loaded.files.config.clone();
-    let (handle, member) =
-        worker::start_reward(loaded.files, loaded.forward, &args.models, &args.engine, &process.metrics)?;
+    let (handle, member) = worker::start_reward(loaded, &args.models, &args.engine, &process.metrics)?;
     let Some(member) = process.member(member).await? else { return Ok(()) };
     let follower = AdapterFollower::new(handle.clone(), config, &process.metrics);
     let Some(member) = catalogue::follow(&process, follower, &handle, member).await else { return Ok(()) };
@@ -237,8 +263,8 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     }
     let loaded = worker::load(base_source.clone(), &args.engine, worker::Threads::of(args.fused)).await?;
     let pair = worker::pair(loaded, (&base_source, reward_source), &args.engine, args.fused).await?;
-    let (reward, reward_member) =
-        worker::start_reward(pair.reward_files, pair.reward, &models, &args.engine, &metrics)?;
+    let reward = Model::without_lanes(pair.reward_files, pair.reward);
+    let (reward, reward_member) = worker::start_reward(reward, &models, &args.engine, &metrics)?;
     let scorer = Arc::new(LocalScorer::new(reward));
     let flags = (&args.engine, &args.exchange);
     let (base, base_member) = worker::start_base(pair.base_files, pair.base, None, flags, scorer, &metrics)?;

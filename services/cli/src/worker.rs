@@ -18,6 +18,7 @@ use uniarm_runtime::Metrics;
 
 use crate::{
     args::{EngineArgs, ExchangeArgs, ExchangeMode, RewardModelArgs},
+    device::Model,
     memory,
 };
 
@@ -211,20 +212,20 @@ pub fn start_base(
 }
 
 pub fn start_reward(
-    files: ModelFiles,
-    model: Box<dyn Forward>,
+    model: Model,
     models: &RewardModelArgs,
     engine: &EngineArgs,
     metrics: &Metrics,
 ) -> anyhow::Result<(RewardHandle, Member)> {
+    let Model { files, forward, lanes } = model;
     let config = files.config.clone();
     let backbone = Backbone {
         name: files.name,
         fingerprint: files.fingerprint,
         tokenizer: files.tokenizer.context("a reward model needs a tokenizer")?,
         template: files.template,
-        context_tokens: uniarm_engine::context_tokens(&*model),
-        vocabulary: model.vocabulary(),
+        context_tokens: uniarm_engine::context_tokens(&*forward),
+        vocabulary: forward.vocabulary(),
     };
     let mut catalogue = RewardCatalogue::new(backbone);
     for adapter in &models.adapter {
@@ -240,9 +241,9 @@ pub fn start_reward(
     if catalogue.records().is_empty() {
         catalogue.add_plain(DEFAULT_REWARD)?;
     }
-    let options = RewardOptions { executor: executor_options(engine), ..RewardOptions::default() };
+    let options = RewardOptions { executor: executor_options(engine), lanes, ..RewardOptions::default() };
     let member = Member { capacity: engine.running_max as u32, ..catalogue.member() };
-    let handle = RewardEngine::start(model, catalogue, &options, metrics)?;
+    let handle = RewardEngine::start(forward, catalogue, &options, metrics)?;
     Ok((handle, member))
 }
 

@@ -1,5 +1,7 @@
 //! The engine: one OS thread owns the model and all sessions, and is fed through an inbox that never blocks it.
 
+mod rows;
+
 use std::{
     collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
@@ -13,10 +15,9 @@ use uniarm_decode::{
     scheduler::{AddError, ExtendError, NewSequence, Priority as Rank, SequenceId, Tenant},
 };
 use uniarm_engine::{Executor, Logits};
-use uniarm_model::Conditioned;
-use uniarm_model::ModelError;
+use uniarm_model::{Conditioned, ModelError};
 use uniarm_proto::{
-    Advance, Answer, DraftMode, Failure, FailureCode, Load, Priority, ReplyBatch, SessionGeneration,
+    Advance, DraftMode, Failure, FailureCode, LaneState, Load, Priority, ReplyBatch, SessionGeneration,
     SessionId, SessionPace, SessionReply,
 };
 use uniarm_runtime::{
@@ -26,6 +27,7 @@ use uniarm_runtime::{
 
 use crate::{
     handle::{Command, ConnectionId, ReadyKind, ReadyOp},
+    lane::Lane,
     metrics::RewardMetrics,
     prepare::Prepared,
     session::{Session, Step},
@@ -69,6 +71,7 @@ enum RowKind {
 struct Peer {
     replies: async_mpsc::UnboundedSender<ReplyBatch>,
     batch: ReplyBatch,
+    lane: Option<Lane>,
 }
 
 // === impl Engine ===
@@ -100,11 +103,20 @@ impl Engine {
         match command {
             Command::Connect { connection, replies } => {
                 let batch = ReplyBatch { load: Some(self.load()), ..ReplyBatch::default() };
-                self.connections.insert(connection, Peer { replies, batch });
+                self.connections.insert(connection, Peer { replies, batch, lane: None });
             }
             Command::Ops { connection, ops, .. } => {
                 for op in ops {
                     self.apply_op(connection, op);
+                }
+            }
+            Command::Lane { connection, lane } => {
+                if let Some(peer) = self.connections.get_mut(&connection) {
+                    let (lane, state) = match lane {
+                        Ok(lane) => (Some(lane), LaneState::Joined),
+                        Err(reason) => (None, LaneState::Closed(reason)),
+                    };
+                    (peer.lane, peer.batch.lane) = (lane, Some(state));
                 }
             }
             Command::Drain => {
@@ -270,39 +282,6 @@ impl Engine {
         }
     }
 
-    fn query(&mut self, key: SessionKey, position: u32, ids: Vec<u32>) {
-        if !self.fetch(key, position) {
-            return self.sessions.get_mut(&key).expect("it is current").ask_later(position, ids);
-        }
-        let session = &self.sessions[&key];
-        let Some(values) = session.query(position, &ids) else { return }; // late or repeated
-        let generation = session.generation;
-        self.metrics.queries.inc();
-        self.reply(key, generation, SessionReply::Answer(Answer { position, ids, values }));
-    }
-
-    /// Puts the row behind a position's list in its place, if there is a list. False: the row is gone, and comes again with
-    /// the next step.
-    fn fetch(&mut self, key: SessionKey, position: u32) -> bool {
-        let Self { executor, sessions, metrics, .. } = self;
-        let session = sessions.get_mut(&key).expect("it is current");
-        let Some(number) = session.list_number(position) else { return true };
-        match executor.listed_row(number) {
-            Ok(Some((row, gathered))) => {
-                metrics.logits.on_fetched(gathered);
-                session.on_whole_row(position, row);
-                true
-            }
-            // What has failed fails again in the next step, which says so.
-            Ok(None) | Err(_) => {
-                metrics.logits.on_repeated();
-                let from = session.want_row(position);
-                executor.repeat(session.sequence, from);
-                false
-            }
-        }
-    }
-
     fn fail(&mut self, key: SessionKey, generation: SessionGeneration, field: &str, message: String) {
         self.close(key);
         let failure = Failure { code: FailureCode::InvalidArgument, field: field.to_owned(), message };
@@ -330,13 +309,16 @@ impl Engine {
 
     /// One step; false: there was nothing to do.
     fn step(&mut self) -> bool {
-        let Self { executor, sessions, by_sequence, .. } = self;
+        let Self { executor, sessions, by_sequence, connections, .. } = self;
         let mut answered: Vec<SessionKey> = Vec::new();
         let mut drafted = 0;
         let mut planned = executor.plan();
         let vocabulary = executor.vocabulary();
         planned.take_lists(|sequence, index| match by_sequence[&sequence] {
-            (key, RowKind::Reward) => sessions[&key].wanted_list(index, vocabulary),
+            (key, RowKind::Reward) => {
+                let has_lane = connections.get(&key.0).is_some_and(|peer| peer.lane.is_some());
+                sessions[&key].wanted_list(index, vocabulary, has_lane)
+            }
             (_, RowKind::Plain) => None,
         });
         let result = executor.compute(planned, |sequence, index, logits| {
@@ -358,6 +340,7 @@ impl Engine {
             }
         });
         let began = Instant::now();
+        self.detach(&answered);
         answered.iter().for_each(|key| self.answer(*key));
         let metrics = &self.metrics;
         match result {
@@ -406,9 +389,12 @@ impl Engine {
         let vocabulary = session.vocabulary;
         let chooser = self.choosers.entry(vocabulary).or_insert_with(|| Chooser::new(vocabulary));
         let generation = session.generation;
-        for row in session.answer(chooser) {
+        for (row, detached) in session.answer(chooser) {
             self.metrics.rows.inc();
             self.reply(key, generation, SessionReply::Row(row));
+            if let Some(detached) = detached {
+                self.put_on_lane(key.0, detached, vocabulary);
+            }
         }
         let session = self.sessions.get_mut(&key).expect("a row came for it");
         for (position, ids) in session.asked() {
@@ -434,7 +420,8 @@ impl Engine {
         let least = load.step_points.first().map_or(0.0, |(_, micros)| f64::from(*micros) / 1e6);
         self.metrics.least_forward.set(least);
         for peer in self.connections.values_mut() {
-            if peer.batch.replies.is_empty() && peer.batch.load.is_none() {
+            let ReplyBatch { replies, load: news, lane } = &peer.batch;
+            if replies.is_empty() && news.is_none() && lane.is_none() {
                 continue;
             }
             let mut batch = std::mem::take(&mut peer.batch);

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc, watch};
 use uniarm_engine::{Executor, ExecutorOptions};
-use uniarm_model::{Forward, ModelError};
+use uniarm_model::{Forward, ModelError, RowLanes};
 use uniarm_proto::{
     Advance, Failure, FailureCode, ProtocolError, ReplyBatch, SessionGeneration, SessionId, SessionOp,
     SessionPace,
@@ -20,6 +20,7 @@ use uniarm_runtime::{
 use crate::{
     catalogue::RewardCatalogue,
     engine::Engine,
+    lane::Lane,
     metrics::RewardMetrics,
     prepare::{Prepared, prepare},
     steps::StepMeter,
@@ -34,6 +35,8 @@ const CONNECTION_BATCHES_MAX: usize = 64;
 pub struct RewardOptions {
     pub executor: ExecutorOptions,
     pub driver: Driver,
+    /// Lanes of the model's device, for base workers that offer some. `None`: its rows are on no device of its own.
+    pub lanes: Option<Arc<dyn RowLanes>>,
 }
 
 /// Starts engines.
@@ -46,6 +49,7 @@ pub struct RewardHandle {
     catalogue: Arc<watch::Sender<Arc<RewardCatalogue>>>,
     inbox: Inbox<Command>,
     connections: Arc<AtomicU64>,
+    lanes: Option<Arc<dyn RowLanes>>,
 }
 
 /// Why an engine does not start.
@@ -62,6 +66,8 @@ pub struct Connection {
     id: ConnectionId,
     handle: RewardHandle,
     credits: Arc<Semaphore>,
+    /// It has had the one lane that it may have.
+    is_offered: bool,
 }
 
 /// An operation as it came: already decoded, or refused by the contract.
@@ -84,6 +90,11 @@ pub(crate) enum Command {
     },
     Disconnect {
         connection: ConnectionId,
+    },
+    /// A lane beside the stream, or why there is none, or none any more.
+    Lane {
+        connection: ConnectionId,
+        lane: Result<Lane, String>,
     },
     Drain,
 }
@@ -126,7 +137,7 @@ impl RewardEngine {
         let engine = Engine::new(executor, fingerprint, own);
         drive(options.driver, "reward-engine", engine, commands)?;
         let catalogue = Arc::new(watch::Sender::new(Arc::new(catalogue)));
-        Ok(RewardHandle { catalogue, inbox, connections: Arc::default() })
+        Ok(RewardHandle { catalogue, inbox, connections: Arc::default(), lanes: options.lanes.clone() })
     }
 }
 
@@ -162,7 +173,7 @@ impl RewardHandle {
         // A failed send means that the engine is gone: then the receiver says so, because `replies` went with it.
         let _ = self.inbox.send(Command::Connect { connection: id, replies });
         let credits = Arc::new(Semaphore::new(CONNECTION_BATCHES_MAX));
-        (Connection { id, handle: self.clone(), credits }, receiver)
+        (Connection { id, handle: self.clone(), credits, is_offered: false }, receiver)
     }
 }
 
@@ -188,6 +199,22 @@ impl Connection {
             ready_ops(&self.handle, ops)
         };
         let _ = self.handle.inbox.send(Command::Ops { connection: self.id, ops: ready, _credit });
+    }
+
+    /// Takes the lane that the base worker offers, if that is possible; the answer is among the replies. Further offers are
+    /// none.
+    pub fn take_lane(&mut self, offer: Vec<u8>) {
+        if std::mem::replace(&mut self.is_offered, true) {
+            return;
+        }
+        let (connection, inbox) = (self.id, self.handle.inbox.clone());
+        match self.handle.lanes.clone() {
+            Some(lanes) => Lane::join(lanes, offer, (connection, inbox)),
+            None => {
+                let reason = "this reward worker's rows are on no GPU of its own".to_owned();
+                let _ = inbox.send(Command::Lane { connection, lane: Err(reason) });
+            }
+        }
     }
 }
 

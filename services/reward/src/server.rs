@@ -25,6 +25,12 @@ pub struct RewardService {
     member: Arc<Member>,
 }
 
+/// A message of a base worker.
+struct Incoming {
+    ops: Vec<IncomingOp>,
+    lane: Option<pb::LaneOffer>,
+}
+
 // === impl RewardService ===
 
 impl RewardService {
@@ -53,13 +59,18 @@ impl Reward for RewardService {
     ) -> Result<Response<Self::ExchangeStream>, Status> {
         let (peer, member) = (request.remote_addr(), Arc::clone(&self.member));
         let mut requests = request.into_inner();
-        let (connection, replies) = self.handle.connect();
+        let (mut connection, replies) = self.handle.connect();
         tracing::info!(?peer, "a base worker connected");
         tokio::spawn(async move {
             // The connection is dropped at the end, and with it all its sessions.
             while let Some(message) = requests.next().await {
                 match message.map(incoming) {
-                    Ok(Some(ops)) => connection.submit(ops).await,
+                    Ok(Some(Incoming { ops, lane })) => {
+                        if let Some(offer) = lane {
+                            connection.take_lane(offer.nccl_id.into());
+                        }
+                        connection.submit(ops).await;
+                    }
                     Ok(None) => {
                         tracing::warn!(?peer, limit = SESSION_OPS_MAX, "a message with too many operations");
                         break;
@@ -92,7 +103,7 @@ fn engine_gone() -> impl Stream<Item = Result<pb::RewardReply, Status>> {
 }
 
 /// `None`: more operations than any base worker has reason to send.
-fn incoming(message: pb::RewardRequest) -> Option<Vec<IncomingOp>> {
+fn incoming(message: pb::RewardRequest) -> Option<Incoming> {
     if message.ops.len() > SESSION_OPS_MAX {
         return None;
     }
@@ -100,7 +111,7 @@ fn incoming(message: pb::RewardRequest) -> Option<Vec<IncomingOp>> {
         let (session, generation, op) = op_from_wire(op);
         op.transpose().map(|op| (session, generation, op))
     };
-    Some(message.ops.into_iter().filter_map(known).collect())
+    Some(Incoming { ops: message.ops.into_iter().filter_map(known).collect(), lane: message.lane })
 }
 
 /// Opened sessions say whose they are.
@@ -114,5 +125,6 @@ fn to_wire(batch: ReplyBatch, member: &Member) -> pb::RewardReply {
     pb::RewardReply {
         replies: batch.replies.into_iter().map(reply).collect(),
         load: batch.load.map(Into::into),
+        lane: batch.lane.map(Into::into),
     }
 }

@@ -15,7 +15,7 @@ use uniarm_decode::{
     scheduler::{SequenceId, Tenant},
 };
 use uniarm_engine::Logits;
-use uniarm_model::{Likeliest, NoiseAt};
+use uniarm_model::{DeviceRow, Likeliest, NoiseAt};
 use uniarm_proto::{Advance, Draft, DraftMode, SessionGeneration, SessionPace, SessionRow};
 
 use crate::prepare::Prepared;
@@ -90,6 +90,10 @@ enum HeldLogits {
     Row(Vec<f32>),
     /// With its number, by which the row behind it is found.
     List(TopList, u64),
+    /// On the device, for a lane.
+    Detached(DeviceRow),
+    /// It went into the lane, whole: no more of it is asked for.
+    Sent,
 }
 
 // === impl Session ===
@@ -146,12 +150,15 @@ impl Session {
     }
 
     /// The list that does in place of rows after the token at `index` of its sequence and those behind it, from a model
-    /// whose rows have `vocabulary` logits; none where more of a row is needed.
-    pub(crate) fn wanted_list(&self, index: usize, vocabulary: usize) -> Option<Likeliest> {
+    /// whose rows have `vocabulary` logits; none where more of a row is needed. Rows that a lane carries stay on the device.
+    pub(crate) fn wanted_list(&self, index: usize, vocabulary: usize, has_lane: bool) -> Option<Likeliest> {
         // A draft adds the base model's share to each logit, which turns the ranking into another one.
-        let needs_rows = self.list_length == 0 || self.wants_normalizer || self.pace.draft != DraftMode::Off;
+        let needs_rows = self.wants_normalizer || self.pace.draft != DraftMode::Off;
         if needs_rows || self.is_row_wanted || self.vocabulary != vocabulary {
             return None;
+        }
+        if self.list_length == 0 {
+            return has_lane.then_some(Likeliest::KEPT);
         }
         let count = self.list_length;
         let Some(scale) = self.noise_scale else {
@@ -192,8 +199,30 @@ impl Session {
     pub(crate) fn list_number(&self, position: u32) -> Option<u64> {
         match self.rows.iter().find(|row| row.position == position)?.logits {
             HeldLogits::List(_, number) => Some(number),
-            HeldLogits::Row(_) => None,
+            HeldLogits::Row(_) | HeldLogits::Detached(_) | HeldLogits::Sent => None,
         }
+    }
+
+    /// Rows without an answer that stayed on the device, with the numbers by which they are found.
+    pub(crate) fn kept_rows(&self) -> impl Iterator<Item = (u32, u64)> {
+        let kept = self.rows.iter().filter(|row| self.list_length == 0 && !row.answered);
+        kept.filter_map(|row| match row.logits {
+            HeldLogits::List(_, number) => Some((row.position, number)),
+            _ => None,
+        })
+    }
+
+    /// The copy of such a row that a lane takes.
+    pub(crate) fn on_detached(&mut self, position: u32, row: DeviceRow) {
+        if let Some(held) = self.rows.iter_mut().find(|row| row.position == position) {
+            held.logits = HeldLogits::Detached(row);
+        }
+    }
+
+    /// The number of the row that a question for all of it can be answered with from the device.
+    pub(crate) fn answered_list(&self, position: u32) -> Option<u64> {
+        let held = self.rows.iter().find(|row| row.position == position && row.answered)?;
+        self.list_number(held.position)
     }
 
     /// A position whose list says nothing, and for which there is no answer yet.
@@ -248,8 +277,9 @@ impl Session {
         }
     }
 
-    /// Answers for the rows that have none; the last one comes with a draft, if the session makes any.
-    pub(crate) fn answer(&mut self, chooser: &mut Chooser) -> Vec<SessionRow> {
+    /// Answers for the rows that have none, with what goes into the lane of each; the last one comes with a draft, if the
+    /// session makes any.
+    pub(crate) fn answer(&mut self, chooser: &mut Chooser) -> Vec<(SessionRow, Option<DeviceRow>)> {
         let mut answers = Vec::new();
         for index in 0..self.rows.len() {
             if self.rows[index].answered {
@@ -258,7 +288,8 @@ impl Session {
             self.rows[index].answered = true;
             let draft =
                 if self.rows[index].position == self.length { self.make_draft(chooser) } else { None };
-            answers.push(SessionRow { branch: self.branch, draft, ..self.list(&self.rows[index]) });
+            let row = SessionRow { branch: self.branch, draft, ..self.list(&self.rows[index]) };
+            answers.push((row, self.rows[index].take_detached()));
         }
         answers
     }
@@ -372,6 +403,7 @@ impl Session {
             position,
             ids: Vec::new(),
             values: Vec::new(),
+            lane_values: 0,
             log_normalizer: 0.0,
             floor: None,
             branch: 0,
@@ -383,6 +415,9 @@ impl Session {
         };
         let row = match &held.logits {
             HeldLogits::List(list, _) => return of_list(list),
+            HeldLogits::Detached(_) | HeldLogits::Sent => {
+                return SessionRow { lane_values: self.vocabulary as u32, ..answer };
+            }
             HeldLogits::Row(row) => &row[..self.vocabulary],
         };
         let listed = match (self.list_length, self.noise_scale) {
@@ -392,5 +427,20 @@ impl Session {
         };
         let log_normalizer = if self.wants_normalizer { log_sum_exp(row) } else { 0.0 };
         SessionRow { log_normalizer, ..listed }
+    }
+}
+
+// === impl HeldRow ===
+
+impl HeldRow {
+    /// What a lane sends of it, once.
+    fn take_detached(&mut self) -> Option<DeviceRow> {
+        match std::mem::replace(&mut self.logits, HeldLogits::Sent) {
+            HeldLogits::Detached(row) => Some(row),
+            other => {
+                self.logits = other;
+                None
+            }
+        }
     }
 }

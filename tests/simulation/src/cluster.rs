@@ -213,7 +213,8 @@ impl Cluster {
                 (Served::Router(RouterService::new(view, options, metrics)), Member::new(Role::Router))
             }
             Role::Base => {
-                let scorer = StoreScorer::new(GrpcScorer { dialer }, view).with_dice(dice.clone());
+                let scorer =
+                    StoreScorer::new(GrpcScorer { dialer, lanes: None }, view).with_dice(dice.clone());
                 let (handle, member) = self.start_base(scorer, dice, metrics);
                 (Served::Base(handle), member)
             }
@@ -263,7 +264,7 @@ impl Cluster {
         let member = catalogue.member();
         let (model, clock) = Timed::new(Part::Reward, self.shape.blocks);
         let executor = self.shape.executor(clock, self.shape.waiting_max);
-        let options = RewardOptions { executor, driver: Driver::Task };
+        let options = RewardOptions { executor, driver: Driver::Task, lanes: None };
         (RewardEngine::start(Box::new(model), catalogue, &options, metrics).unwrap(), member)
     }
 

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     args::{DraftRowsArg, EngineArgs, ExchangeArgs, ExchangeMode, RewardModelArgs},
+    device::Model,
     local::LocalScorer,
     worker::{self, Loaded, Threads},
 };
@@ -158,7 +159,8 @@ async fn setting(
         anyhow::Ok(Box::new(Scripted::new(model, peak, agreement)))
     };
     let forward = scripted(reward, REWARD_PEAK, args.agreement)?;
-    let (handle, _) = worker::start_reward(demo_files().await?, forward, &models, &args.engine, &metrics)?;
+    let model = Model::without_lanes(demo_files().await?, forward);
+    let (handle, _) = worker::start_reward(model, &models, &args.engine, &metrics)?;
     let scorer = Arc::new(LocalScorer::new(handle));
     let forward = scripted(base, BASE_PEAK, 1.0)?;
     let flags = (&args.engine, &exchange);

@@ -110,10 +110,19 @@ fn rows(vocabulary: usize, batch: usize, length: usize) -> ReplyBatch {
             let list = noisy_top_list(&logits, length, 1.0, &noise, 1);
             (list.ids().to_vec(), list.values().to_vec(), list.ranking().map(|ranking| ranking.floor))
         };
-        let row = SessionRow { position: 1, ids, values, log_normalizer: 1.0, floor, branch: 0, draft: None };
+        let row = SessionRow {
+            position: 1,
+            ids,
+            values,
+            lane_values: 0,
+            log_normalizer: 1.0,
+            floor,
+            branch: 0,
+            draft: None,
+        };
         (SessionId(session as u64), SessionGeneration(0), SessionReply::Row(row))
     };
-    ReplyBatch { replies: (0..batch).map(reply).collect(), load: None }
+    ReplyBatch { replies: (0..batch).map(reply).collect(), ..ReplyBatch::default() }
 }
 
 /// What a base worker sends after a step.
@@ -144,7 +153,7 @@ async fn time(mut stream: LinkStream, batch: usize, rounds: u32) -> anyhow::Resu
 fn to_wire(batch: ReplyBatch) -> pb::RewardReply {
     let replies = batch.replies.into_iter();
     let replies = replies.map(|(session, generation, reply)| reply_to_wire(session, generation, reply));
-    pb::RewardReply { replies: replies.collect(), load: None }
+    pb::RewardReply { replies: replies.collect(), ..pb::RewardReply::default() }
 }
 
 // === impl Echo ===

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     args::{EngineArgs, ExchangeArgs, RewardModelArgs},
+    device::Model,
     local::LocalScorer,
     worker::{self, DEMO_PROMPTED, Loaded, Threads},
 };
@@ -110,7 +111,8 @@ impl Rig {
         let metrics = Metrics::new();
         let (base, reward) = self.forwards(roles)?;
         let files = worker::open(&self.source)?;
-        let (reward, _) = worker::start_reward(files, reward, &models, &self.engine, &metrics)?;
+        let reward = Model::without_lanes(files, reward);
+        let (reward, _) = worker::start_reward(reward, &models, &self.engine, &metrics)?;
         let scorer = Arc::new(LocalScorer::new(reward));
         let files = worker::open(&self.source)?;
         let (base, _) = worker::start_base(files, base, None, (&self.engine, exchange), scorer, &metrics)?;
