@@ -128,12 +128,6 @@ impl GroupArgs {
         if self.stages == 0 || !size.is_multiple_of(self.stages) {
             bail!("--stages {} does not divide the {size} ranks of --size", self.stages);
         }
-        if self.stages > 1 && !device.device.is_cpu() {
-            bail!(
-                "--stages does not go with --device {}: ranks on GPUs each have a part of every layer",
-                device.device
-            );
-        }
         if !(self.group_timeout > 0.0 && self.group_timeout <= TIMEOUT_SECONDS_MAX) {
             bail!("--group-timeout wants up to {TIMEOUT_SECONDS_MAX} seconds, not {}", self.group_timeout);
         }
@@ -454,6 +448,8 @@ mod tests {
         assert_eq!(seat(&[]), Ok(None));
         let of = |group: &[&str]| seat(&[group, &address].concat());
         assert_eq!(of(&["--group", "g0", "--rank", "1", "--size", "2"]), Ok(Some((1, 2))));
+        let staged = ["--group", "g0", "--rank", "3", "--size", "4", "--stages", "2", "--device", "cuda:1"];
+        assert_eq!(of(&staged), Ok(Some((3, 4))));
         let refused = [
             (of(&["--group", "g0"]), "--group wants --rank and --size"),
             (of(&["--rank", "0"]), "go with --group"),
@@ -475,10 +471,6 @@ mod tests {
                 "--stages 0 does not divide",
             ),
             (of(&["--stages", "2"]), "go with --group"),
-            (
-                of(&["--group", "g0", "--rank", "0", "--size", "2", "--stages", "2", "--device", "cuda:1"]),
-                "--stages does not go with --device cuda:1",
-            ),
             (seat(&["--group", "g0", "--rank", "0", "--size", "2"]), "needs --group-address"),
             (
                 seat(&["--group", "g0", "--rank", "0", "--size", "2", "--group-address", "nowhere"]),
