@@ -123,8 +123,6 @@ fn a_gpu_that_cannot_be_is_refused_with_a_sentence() {
     };
     let meeting = free_address();
     let group = ["--group", "g0", "--rank", "0", "--size", "2", "--group-address", &meeting];
-    let staged = refused(&[&["--device", "cuda", "--stages", "2"][..], &group].concat());
-    assert!(staged.contains("--stages does not go with --device cuda:0"), "{staged}");
     let on_cpu = refused(&["--dense-over", "nccl"]);
     assert!(on_cpu.contains("--dense-over nccl goes with --device cuda"), "{on_cpu}");
     let grouped = refused(&[&["--device", "cuda", "--dense-over", "nccl"][..], &group].concat());

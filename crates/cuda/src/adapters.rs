@@ -1,12 +1,11 @@
 //! Adapters on the device: uploaded when a row first has them, and kept as long as anybody else keeps them.
 
 use std::mem::offset_of;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use bytemuck::{Pod, Zeroable};
-use uniarm_model::{
-    Adapter, Conditioned, Config, Division, Linear, Mixing, ModelError, Outputs, StackedFactors,
-};
+use uniarm_model::{Adapter, Conditioned, Division, Linear, Mixing, ModelError, Outputs, StackedFactors};
 
 use crate::device::Device;
 use crate::memory::Memory;
@@ -30,14 +29,14 @@ pub(crate) struct Adapters {
     loaded: Vec<Loaded>,
 }
 
-/// One adapter's weights on the device: of every B the rows of a rank's own outputs.
+/// One adapter's weights on the device: those of the layers of a rank's stage, and of every B the rows of its own outputs.
 pub(crate) struct Loaded {
     /// Dead once nobody can send rows with it any more.
     adapter: Weak<Adapter>,
     fingerprint: [u8; 32],
-    /// A [`GroupRecord`] for each group of each layer.
+    /// A [`GroupRecord`] for each group of each of these layers.
     table: Memory<u8>,
-    /// Per group of each layer, the ranks of its parts together, and the outputs of the widest one.
+    /// Per group of each of them, the ranks of its parts together, and the outputs of the widest one.
     extents: Vec<Extent>,
     /// What the table points to.
     _factors: Memory<f32>,
@@ -91,11 +90,11 @@ impl Group {
 }
 
 impl Adapters {
-    /// The adapter of a row on the device.
+    /// The adapter of a row on the device, of these layers.
     pub fn load(
         &mut self,
         device: &Device,
-        (config, division): (&Config, &Division),
+        (layers, division): (&Range<usize>, &Division),
         conditioned: &Conditioned,
     ) -> Result<&Loaded, ModelError> {
         let fingerprint = conditioned.adapter().fingerprint();
@@ -105,7 +104,7 @@ impl Adapters {
             return Ok(&self.loaded[index]);
         }
         self.loaded.retain(|loaded| loaded.adapter.strong_count() > 0);
-        self.loaded.push(Loaded::new(device, (config, division), conditioned.adapter())?);
+        self.loaded.push(Loaded::new(device, (layers, division), conditioned.adapter())?);
         Ok(self.loaded.last().expect("the one that was pushed"))
     }
 }
@@ -113,10 +112,11 @@ impl Adapters {
 impl Loaded {
     fn new(
         device: &Device,
-        (config, division): (&Config, &Division),
+        (layers, division): (&Range<usize>, &Division),
         adapter: &Arc<Adapter>,
     ) -> Result<Self, ModelError> {
         let mut stacks = adapter.factors();
+        stacks.retain(|stack| layers.contains(&stack.layer));
         for part in stacks.iter_mut().flat_map(|stack| &mut stack.parts) {
             let own = division.outputs(part.linear).rows;
             part.b.truncate(own.end * part.rank);
@@ -124,11 +124,12 @@ impl Loaded {
         }
         let factors: Vec<f32> = stacks.iter().flat_map(numbers).flatten().copied().collect();
         let factors = Memory::of(device, &factors, "an adapter")?;
-        let mut records = vec![GroupRecord::default(); config.layers * Group::COUNT];
+        let mut records = vec![GroupRecord::default(); layers.len() * Group::COUNT];
         let mut extents = vec![Extent::default(); records.len()];
         let mut next = 0;
         for stack in &stacks {
-            let index = stack.layer * Group::COUNT + Group::of(stack.parts[0].linear) as usize;
+            let index =
+                (stack.layer - layers.start) * Group::COUNT + Group::of(stack.parts[0].linear) as usize;
             records[index] = record(stack, division, |count| {
                 next += count;
                 factors.at(next - count)
@@ -146,7 +147,7 @@ impl Loaded {
         self.table.at(0)
     }
 
-    /// Per group of each layer.
+    /// Per group of each of the stage's layers.
     pub fn extents(&self) -> &[Extent] {
         &self.extents
     }

@@ -10,7 +10,8 @@
 //! another kind of GPU: a cluster in which tokens must not depend on the worker has base workers of one kind.
 //!
 //! **Ranks of a group** (`src/peers.rs`) each hold their outputs of every matrix, and hand each other activations from device to
-//! device, over NCCL: the logits have the bits of one GPU, for any number of ranks (`tests/fake_group.rs`).
+//! device, over NCCL: the logits have the bits of one GPU, for any number of ranks (`tests/fake_group.rs`). Ranks of a stage hold
+//! its layers alone; steps of many tokens pass through the stages in micro-batches.
 //!
 //! **Lists** of the likeliest tokens take the place of rows where they are enough: two kernels rank a row with its noise, bit for bit as
 //! `crates/decode` does, and find the best of it; the row stays on the device, in a ring of the latest 256, until somebody asks

@@ -28,7 +28,7 @@ const TOKEN_WORDS: usize = 3;
 /// Makes lists of this rank's tokens.
 pub(crate) struct Lister {
     listing: Listing,
-    /// This rank's part of the vocabulary, and all of it.
+    /// This rank's part of the vocabulary, empty where another stage has the logits; and all of it.
     slice: Range<usize>,
     vocabulary: usize,
     /// Of the step's lists.
@@ -105,14 +105,27 @@ impl Lister {
         }
     }
 
-    /// Positions of the step in the order in which their logits lie on the device: those whose rows are wanted come first.
-    pub fn order(&self) -> impl Iterator<Item = usize> {
-        self.listing.whole().chain(self.listing.listed())
+    /// Of some of the step's positions, those whose rows are wanted, and then the others.
+    pub fn order(&self, positions: Range<usize>) -> impl Iterator<Item = usize> {
+        let all = self.listing.whole().chain(self.listing.listed());
+        all.filter(move |position| positions.contains(position))
+    }
+
+    /// Where logits of both kinds lie among those of the step, of which all rows that are wanted come first.
+    pub fn places(&self, positions: Range<usize>) -> [Range<usize>; 2] {
+        let Range { start, end } = positions;
+        let whole = |end: usize| self.listing.wanted()[..end].iter().filter(|list| list.is_none()).count();
+        let listed = |end: usize| self.whole() + end - whole(end);
+        [whole(start)..whole(end), listed(start)..listed(end)]
+    }
+
+    pub fn positions(&self) -> usize {
+        self.listing.positions()
     }
 
     /// Positions whose rows are wanted.
     pub fn whole(&self) -> usize {
-        self.listing.positions() - self.records.len()
+        self.positions() - self.records.len()
     }
 
     pub fn lists(&self) -> usize {
@@ -122,6 +135,14 @@ impl Lister {
     /// The step's lists in words, as the device takes them.
     pub fn records(&self) -> impl Iterator<Item = u32> {
         bytemuck::cast_slice(&self.records).iter().copied()
+    }
+
+    /// Room on the host for the step's lists, before anything is computed, as of a workspace.
+    pub fn make_room(&mut self, device: &Device) -> Result<(), ModelError> {
+        match self.tokens() {
+            0 => Ok(()),
+            tokens => self.words.reserve(device.stream(), tokens * TOKEN_WORDS).map(|_| ()),
+        }
     }
 
     /// Makes the step's lists of `scores`, (lists, slice.len()), and keeps these rows.
@@ -192,7 +213,7 @@ impl Lister {
         numbers.iter().all(|number| self.listing.keeps(*number))
     }
 
-    /// Copies this rank's part of rows that are kept: (numbers, slice.len())
+    /// In the last stage, copies this rank's part of rows that are kept: (numbers, slice.len())
     pub fn read_kept(&mut self, device: &Device, numbers: &[u64]) -> Result<&[f32], ModelError> {
         let columns = self.slice.len();
         let rows = self.rows.reserve(device.stream(), numbers.len() * columns)?;

@@ -3,7 +3,7 @@
 use uniarm_collective::Collective;
 use uniarm_model::{
     Arithmetic, Columns, Config, DeviceRow, Division, Forward, Likeliest, Limits, Lists, ModelError,
-    ModelFiles, Part, Plan, RankForward, Ranking, RopeTable, Row, Terms,
+    ModelFiles, Part, Plan, RankForward, Ranking, RopeTable, Row, Terms, micro_batches,
 };
 
 use crate::adapters::Adapters;
@@ -22,6 +22,10 @@ const VECTOR: usize = 16;
 /// As in `kernels/attention.cu`.
 const HEAD_DIM_MAX: usize = 256;
 
+/// Tokens of a micro-batch, at least. Products, which take three multiply-adds for a weight and an activation, cost more than reading
+/// the weights from 50 (A100) to 100 tokens (H100) on, by the rates that their makers give.
+const MICRO_TOKENS_MIN: usize = 64;
+
 /// What a model takes of the device.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaOptions {
@@ -39,14 +43,15 @@ pub struct CudaOptions {
 /// A loaded model with its cache, or one rank's part of both.
 pub struct CudaLlama {
     pub(crate) config: Config,
-    part: Part,
+    pub(crate) part: Part,
     /// Whose outputs these are: matrices have those of one rank, and all inputs.
     pub(crate) division: Division,
     pub(crate) weights: LlamaWeights,
     pub(crate) rope: Rope,
     pub(crate) cache: Cache,
     pub(crate) workspace: Workspace,
-    pub(crate) sheet: Sheet,
+    /// One for each micro-batch of a step, as many as a step has had.
+    pub(crate) sheets: Vec<Sheet>,
     pub(crate) lister: Lister,
     /// None: each kernel is launched by itself.
     pub(crate) graphs: Option<Graphs>,
@@ -66,7 +71,7 @@ pub(crate) struct Rope {
     pub sine: Memory<f32>,
 }
 
-/// Keys and values: (layers, slots, own kv_heads × head_dim) each.
+/// Keys and values: (own layers, slots, own kv_heads × head_dim) each.
 pub(crate) struct Cache {
     keys: Memory<f32>,
     values: Memory<f32>,
@@ -91,25 +96,23 @@ impl CudaLlama {
     /// ([`Collective::on_device`]). It computes once it has joined.
     ///
     /// # Errors
-    /// As [`CudaLlama::load`]; [`ModelError::Invalid`] for a part that is none, and for stages, which are for CPUs.
+    /// As [`CudaLlama::load`]; [`ModelError::Invalid`] for a part that is none.
     pub fn load_part(files: &ModelFiles, options: &CudaOptions, part: Part) -> Result<Self, ModelError> {
         let config = files.config.clone();
         check(files, options)?;
         part.check(&config)?;
-        if part.stages != 1 {
-            let reason = "ranks on GPUs each have a part of every layer; stages are for CPUs".to_owned();
-            return Err(ModelError::Invalid { field: "stages", reason });
-        }
         let division = Division::new(&config, part.place(), part.ranks())?;
+        // Lists are made where the logits are.
+        let listed = if part.is_last_stage() { division.columns(Columns::Vocabulary) } else { 0..0 };
         let device = Device::open(options.device)?;
         let slots = options.kv_blocks * options.block_tokens;
         Ok(Self {
-            weights: LlamaWeights::load(&device, files, options.weights, &division)?,
+            weights: LlamaWeights::load(&device, files, options.weights, (part, &division))?,
             rope: Rope::load(&device, &config, slots)?,
-            cache: Cache::reserve(&device, (&config, &division), options)?,
+            cache: Cache::reserve(&device, (&config, part, &division), options)?,
             workspace: Workspace::new(),
-            sheet: Sheet::new(),
-            lister: Lister::reserve(&device, division.columns(Columns::Vocabulary), config.vocabulary)?,
+            sheets: Vec::new(),
+            lister: Lister::reserve(&device, listed, config.vocabulary)?,
             graphs: options.graphs.then(Graphs::default),
             adapters: Adapters::default(),
             plan: Plan::new(slots),
@@ -147,16 +150,37 @@ impl CudaLlama {
         self.weights.bytes()
     }
 
-    /// Bytes of one cache block over all layers.
+    /// Bytes of one cache block over all layers that are here.
     pub fn block_bytes(&self) -> usize {
-        self.config.layers * self.cache.block_bytes()
+        self.weights.layers.len() * self.cache.block_bytes()
     }
 
-    /// Brings prepared rows to the device.
-    fn fill(&mut self, rows: &[Row<'_>]) -> Result<(), ModelError> {
-        let Self { device, config, division, sheet, lister, adapters, plan, peers, .. } = self;
-        let others = peers.as_ref().filter(|peers| peers.has_others());
-        sheet.fill(device, (config, division, others), (plan, rows, lister), adapters)
+    /// Brings prepared rows to the device, all of them before anything is computed: copying an adapter waits for the stream, which
+    /// must not wait for a peer by then. Returns how many micro-batches they are.
+    fn fill(&mut self, rows: &[Row<'_>]) -> Result<usize, ModelError> {
+        if self.part.stages == 1 {
+            self.fill_batch(0, rows, 0)?;
+            return Ok(1);
+        }
+        let batches = micro_batches(rows, self.part.stages, MICRO_TOKENS_MIN);
+        let mut first = 0;
+        for (index, rows) in batches.iter().enumerate() {
+            self.plan.lay_out(rows, self.cache.block_tokens)?;
+            self.fill_batch(index, rows, first)?;
+            first += self.plan.wanted.len();
+        }
+        Ok(batches.len())
+    }
+
+    /// Brings a laid out micro-batch to the device, whose positions begin with the step's `first` one.
+    fn fill_batch(&mut self, index: usize, rows: &[Row<'_>], first: usize) -> Result<(), ModelError> {
+        let Self { device, config, part, division, sheets, lister, adapters, plan, peers, .. } = self;
+        if sheets.len() == index {
+            sheets.push(Sheet::new());
+        }
+        let fellows = peers.as_ref().filter(|peers| part.is_first_stage() && peers.has_fellows());
+        let layers = part.layers(config);
+        sheets[index].fill(device, (&layers, division, fellows), (plan, rows), (lister, first), adapters)
     }
 
     /// Brings the lists of a step to rank 0.
@@ -307,7 +331,7 @@ impl RankForward for CudaLlama {
         if rows.is_empty() {
             return Ok(());
         }
-        let mut computed = self.fill(rows).and_then(|()| self.step(logits));
+        let mut computed = self.fill(rows).and_then(|batches| self.step(batches, logits));
         if self.lister.lists() > 0 {
             computed = computed.and_then(|()| self.collect(lists));
         }
@@ -321,15 +345,14 @@ impl RankForward for CudaLlama {
     fn hand_over(&mut self, numbers: &[u64], logits: &mut Vec<f32>) -> Result<usize, ModelError> {
         let (rows, vocabulary) = (numbers.len(), self.config.vocabulary);
         logits.resize(if self.leads() { rows * vocabulary } else { 0 }, 0.0);
-        let Self { device, lister, peers, .. } = self;
-        let handed = lister.read_kept(device, numbers).and_then(|own| {
-            match peers.as_mut().filter(|peers| peers.has_others()) {
-                None => {
-                    logits.copy_from_slice(own);
-                    Ok(0)
-                }
-                Some(peers) => peers.collect(own, (rows, vocabulary), logits),
+        let Self { device, lister, peers, part, .. } = self;
+        let own = if part.is_last_stage() { lister.read_kept(device, numbers) } else { Ok(&[][..]) };
+        let handed = own.and_then(|own| match peers.as_mut().filter(|peers| peers.has_others()) {
+            None => {
+                logits.copy_from_slice(own);
+                Ok(0)
             }
+            Some(peers) => peers.collect(own, (rows, vocabulary), logits),
         });
         self.watch(handed)
     }
@@ -347,12 +370,13 @@ impl Rope {
 impl Cache {
     fn reserve(
         device: &Device,
-        (config, division): (&Config, &Division),
+        (config, part, division): (&Config, Part, &Division),
         options: &CudaOptions,
     ) -> Result<Self, ModelError> {
         let CudaOptions { kv_blocks: blocks, block_tokens, .. } = *options;
         let layer = blocks * block_tokens * division.kv_heads.len() * config.head_dim;
-        let reserve = || Memory::reserve(device, config.layers * layer, "half of the cache");
+        let layers = part.layers(config).len();
+        let reserve = || Memory::reserve(device, layers * layer, "half of the cache");
         Ok(Self { keys: reserve()?, values: reserve()?, blocks, block_tokens, layer })
     }
 
@@ -361,7 +385,7 @@ impl Cache {
         2 * self.layer / self.blocks * size_of::<f32>()
     }
 
-    /// Where keys and values of a layer begin.
+    /// Where keys and values of a layer begin, counted from the first one here.
     pub fn layer(&self, layer: usize) -> (u64, u64) {
         (self.keys.at(layer * self.layer), self.values.at(layer * self.layer))
     }

@@ -3,6 +3,10 @@
 //! Outputs are divided as on CPUs (`crates/model/src/division.rs`): each rank computes its columns of a row, and all of them
 //! gather the row before the next product. Parts travel as they were computed, (rows, own columns), and lie one behind the
 //! other until a kernel places them; a single row of parts is the whole row already, and is gathered where it belongs.
+//!
+//! **Stages** pass on what a rank's columns of the residual have become, each rank to the one of its place in the next stage, where
+//! they are gathered: between stages nothing travels twice. All transfers of a rank are on one stream, in the order of layers and
+//! micro-batches. Logits, which go to rank 0, come last: rank 0 would else wait for a stage that waits for its next batch.
 
 use std::ops::Range;
 
@@ -20,16 +24,18 @@ pub(crate) const LAYERS_IN_FLIGHT: usize = 16;
 pub(crate) struct Peers {
     group: Box<dyn Collective>,
     part: Part,
-    /// By rank.
+    /// Of the layers of a stage, by place.
     divisions: Vec<Division>,
-    /// Of each kind of columns, where every rank's begin, and the end.
+    /// Of each kind of columns, where every place's begin, and the end.
     bounds: Memory<u32>,
 }
 
-/// Who gets this rank's part.
+/// Whose parts are gathered, and who gets them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Receivers {
-    All,
+    /// The ranks of a stage, each other's.
+    Stage,
+    /// Rank 0, those of the last stage.
     Leader,
 }
 
@@ -73,8 +79,14 @@ impl Peers {
         self.part.size > 1
     }
 
-    pub fn rank(&self) -> usize {
-        self.part.rank
+    /// Whether there are others in its stage.
+    pub fn has_fellows(&self) -> bool {
+        self.divisions.len() > 1
+    }
+
+    /// Its place among the ranks of its stage.
+    pub fn place(&self) -> usize {
+        self.part.place()
     }
 
     pub fn divisions(&self) -> &[Division] {
@@ -86,7 +98,7 @@ impl Peers {
         self.bounds.at(columns as usize * (self.divisions.len() + 1))
     }
 
-    /// `parts`, those of all ranks of `rows` rows, gets of the first `count` of these what is computed elsewhere.
+    /// `parts`, those of all ranks of a stage of `rows` rows, gets of the first `count` of these what is computed elsewhere.
     pub fn gather(
         &mut self,
         device: &Device,
@@ -105,7 +117,8 @@ impl Peers {
         self.spread(device, parts, &stretches, receivers)
     }
 
-    /// Hands this rank's stretch of the numbers at `parts` to the receivers, and fills those of others where it is one.
+    /// Hands this rank's stretch of the numbers at `parts` to the receivers, and fills those of others where it is one. Stretches
+    /// are by place.
     pub fn spread(
         &mut self,
         device: &Device,
@@ -114,34 +127,54 @@ impl Peers {
         receivers: Receivers,
     ) -> Result<(), ModelError> {
         let own = self.part.rank;
-        let receives = |rank: usize| receivers == Receivers::All || rank == 0;
-        let parcel = |peer: usize, stretch: &Range<usize>| Parcel {
-            peer,
-            address: parts + (stretch.start * size_of::<f32>()) as u64,
-            bytes: stretch.len() * size_of::<f32>(),
+        let (givers, takers) = match receivers {
+            Receivers::Stage => (self.part.members(), self.part.members()),
+            Receivers::Leader => (self.part.last_members(), 0..1),
         };
-        let others = || (0..stretches.len()).filter(|rank| *rank != own);
-        let outgoing = others().filter(|rank| receives(*rank)).map(|rank| parcel(rank, &stretches[own]));
-        let incoming = others().filter(|_| receives(own)).map(|rank| parcel(rank, &stretches[rank]));
-        let [outgoing, incoming] =
-            [outgoing.collect::<Vec<_>>(), incoming.collect()].map(|mut parcels: Vec<Parcel>| {
-                parcels.retain(|parcel| parcel.bytes > 0);
-                parcels
-            });
+        let (gives, takes) = (givers.contains(&own), takers.contains(&own));
+        let parcel = |peer: usize, stretch: &Range<usize>| {
+            parcel(peer, parts + (stretch.start * size_of::<f32>()) as u64, stretch.len())
+        };
+        let others = takers.filter(|peer| gives && *peer != own);
+        let outgoing = others.filter_map(|peer| parcel(peer, &stretches[self.part.place()]));
+        let others = givers.zip(stretches).filter(|(peer, _)| takes && *peer != own);
+        let incoming = others.filter_map(|(peer, stretch)| parcel(peer, stretch));
+        let (outgoing, incoming): (Vec<Parcel>, Vec<Parcel>) = (outgoing.collect(), incoming.collect());
+        self.transfer(device, &outgoing, &incoming)
+    }
+
+    /// Hands so many numbers to the rank of its place in the next stage.
+    pub fn pass_on(&mut self, device: &Device, address: u64, count: usize) -> Result<(), ModelError> {
+        let next = self.part.rank + self.part.ranks();
+        self.transfer(device, parcel(next, address, count).as_slice(), &[])
+    }
+
+    /// Takes so many numbers from the rank of its place in the stage before.
+    pub fn take_over(&mut self, device: &Device, address: u64, count: usize) -> Result<(), ModelError> {
+        let former = self.part.rank - self.part.ranks();
+        self.transfer(device, &[], parcel(former, address, count).as_slice())
+    }
+
+    fn transfer(
+        &mut self,
+        device: &Device,
+        outgoing: &[Parcel],
+        incoming: &[Parcel],
+    ) -> Result<(), ModelError> {
         // Safety: these are buffers of the model, which it gives back in the order of this very stream; the stream is one of
         // the device's primary context.
-        unsafe { on_device(&mut *self.group).transfer(device.raw_stream(), &outgoing, &incoming) }?;
+        unsafe { on_device(&mut *self.group).transfer(device.raw_stream(), outgoing, incoming) }?;
         Ok(())
     }
 
-    /// Tokens of the vocabulary that each rank has.
+    /// Tokens of the vocabulary that each rank of a stage has.
     pub fn tokens(&self) -> impl Iterator<Item = usize> + Clone {
         self.divisions.iter().map(|division| division.columns(Columns::Vocabulary).len())
     }
 
-    /// Brings rows of logits to rank 0, where `whole` gets them, (rows, vocabulary), from the host memory of all ranks: `own`
-    /// are this one's columns. For a few rows now and then, which are not worth a way between devices. Returns how many bytes
-    /// have come from others.
+    /// Brings rows of logits to rank 0, where `whole` gets them, (rows, vocabulary), from the host memory of the ranks of the last
+    /// stage: `own` are this one's columns, if it is one of them. For a few rows now and then, which are not worth a way between
+    /// devices. Returns how many bytes have come from others.
     pub fn collect(
         &mut self,
         own: &[f32],
@@ -149,11 +182,13 @@ impl Peers {
         whole: &mut [f32],
     ) -> Result<usize, ModelError> {
         if !self.leads() {
-            self.group.send(0, own)?;
+            if self.part.is_last_stage() {
+                self.group.send(0, own)?;
+            }
             return Ok(0);
         }
         let (mut part, mut received) = (Vec::new(), 0);
-        for (rank, division) in self.divisions.iter().enumerate() {
+        for (rank, division) in self.part.last_members().zip(&self.divisions) {
             let columns = division.columns(Columns::Vocabulary);
             if rank == 0 {
                 part.extend_from_slice(own);
@@ -178,6 +213,12 @@ impl Peers {
     pub fn abort(&self, reason: &str) {
         self.group.aborter().abort(reason);
     }
+}
+
+/// None: it would be empty.
+fn parcel(peer: usize, address: u64, count: usize) -> Option<Parcel> {
+    let bytes = count * size_of::<f32>();
+    (bytes > 0).then_some(Parcel { peer, address, bytes })
 }
 
 fn drain(group: &mut dyn Collective, device: &Device) -> Result<(), ModelError> {

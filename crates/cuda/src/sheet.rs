@@ -1,8 +1,8 @@
-//! What the device has to know of a step, in one stretch of memory and one copy.
+//! What the device has to know of a step, or of one of its micro-batches, in one stretch of memory and one copy.
 
 use std::ops::Range;
 
-use uniarm_model::{Config, Division, ModelError, Plan, Row};
+use uniarm_model::{Division, ModelError, Plan, Row};
 
 use crate::adapters::{Adapters, Extent, Group};
 use crate::device::Device;
@@ -14,19 +14,21 @@ use crate::peers::Peers;
 /// Room for a step of usual size from the beginning: when it grows, everything gets another address.
 const WORDS_MIN: usize = 1 << 14;
 
-/// A laid out step in words of 32 bits, on the host and on the device.
+/// A laid out micro-batch in words of 32 bits, on the host and on the device. A step that is not cut is one.
 pub(crate) struct Sheet {
     words: Vec<u32>,
     places: Places,
-    /// Tokens of the step, and those of them that have an adapter: the last ones.
+    /// Tokens of the batch, and those of them that have an adapter: the last ones.
     pub tokens: usize,
     pub adapted: usize,
-    pub wanted: usize,
-    /// Per group of each layer, what all adapters of the step need together.
+    /// Where logits of its wanted tokens lie among those of the step: see [`Lister::places`].
+    pub places_of_logits: [Range<usize>; 2],
+    /// Per group of each layer of the stage, what all adapters of the batch need together.
     extents: Vec<Extent>,
     /// Where the state of a preference begins, by its key.
     states: Vec<(u64, u32)>,
-    /// In a group, tokens whose embeddings each rank has, as they are gathered: one rank's behind the other's.
+    /// Where the first stage has several ranks, tokens whose embeddings each of them has, as they are gathered: one rank's behind
+    /// the other's.
     owned: Vec<Range<usize>>,
     /// The words, for the device to read.
     outbox: Locked<u32>,
@@ -46,7 +48,7 @@ struct Places {
     /// Tokens whose logits are wanted, and of the last ones of them their lists.
     wanted: usize,
     lists: usize,
-    /// In a group, rows of this rank's embeddings that are wanted; and per token, its place among the gathered ones.
+    /// Where embeddings are gathered, rows of this rank's that are wanted; and per token, its place among all of them.
     own_ids: usize,
     order: usize,
     /// Per adapted token: its adapter's table (an address), and the begin of its state in `floats`.
@@ -76,7 +78,7 @@ impl Sheet {
             },
             tokens: 0,
             adapted: 0,
-            wanted: 0,
+            places_of_logits: [0..0, 0..0],
             extents: Vec::new(),
             states: Vec::new(),
             owned: Vec::new(),
@@ -86,33 +88,37 @@ impl Sheet {
         }
     }
 
-    /// Writes down a prepared plan and copies it to the device, and adapters that are not there yet.
+    /// Writes down a prepared plan, whose positions begin with the step's `first` one, and copies it to the device, and adapters
+    /// that are not there yet. `fellows`: those with whom embeddings are gathered.
     pub fn fill(
         &mut self,
         device: &Device,
-        (config, division, peers): (&Config, &Division, Option<&Peers>),
-        (plan, rows, lister): (&Plan, &[Row<'_>], &Lister),
+        (layers, division, fellows): (&Range<usize>, &Division, Option<&Peers>),
+        (plan, rows): (&Plan, &[Row<'_>]),
+        (lister, first): (&Lister, usize),
         adapters: &mut Adapters,
     ) -> Result<(), ModelError> {
+        let positions = first..first + plan.wanted.len();
         self.words.clear();
         self.tokens = plan.tokens.len();
-        self.wanted = plan.wanted.len();
+        self.places_of_logits = lister.places(positions.clone());
         self.adapted = plan.spans.first().map_or(0, |span| self.tokens - span.start);
         self.places.ids = self.put(plan.tokens.iter().map(|token| token.id));
         self.places.positions = self.put(plan.tokens.iter().map(|token| token.position as u32));
         self.places.slots = self.put(plan.tokens.iter().map(|token| token.slot as u32));
         self.put_tables(plan, rows);
-        self.places.wanted = self.put(lister.order().map(|position| plan.wanted[position] as u32));
+        let wanted = lister.order(positions).map(|position| plan.wanted[position - first] as u32);
+        self.places.wanted = self.put(wanted);
         self.places.lists = self.put(lister.records());
-        if let Some(peers) = peers {
-            self.put_owners(plan, peers);
+        if let Some(fellows) = fellows {
+            self.put_owners(plan, fellows);
         }
-        self.put_adapters(device, (config, division), (plan, rows), adapters)?;
+        self.put_adapters(device, (layers, division), (plan, rows), adapters)?;
         self.put_blocks(plan, rows);
         // Sizes differ from step to step: memory for twice as many words spares an allocation each time.
         let count = self.words.len().next_power_of_two().max(WORDS_MIN);
         let memory = self.memory.reserve(device, count, "a step's tokens")?;
-        // The step before is done, and with it the copy of what stands there.
+        // The step before is done, and with it the copy of what stands there: each batch of a step has a sheet of its own.
         let outbox = self.outbox.reserve(device.stream(), self.words.len())?;
         outbox.copy_from_slice(&self.words);
         memory.write(device, 0, outbox)?;
@@ -126,8 +132,8 @@ impl Sheet {
         place
     }
 
-    fn put_owners(&mut self, plan: &Plan, peers: &Peers) {
-        let divisions = peers.divisions();
+    fn put_owners(&mut self, plan: &Plan, fellows: &Peers) {
+        let divisions = fellows.divisions();
         let owner = |id: u32| {
             let has = |division: &Division| division.vocabulary.contains(&(id as usize));
             divisions.iter().position(has).expect("tokens are of the vocabulary")
@@ -140,8 +146,9 @@ impl Sheet {
             end += ids().filter(|id| owner(*id) == rank).count();
             self.owned.push(first..end);
         }
-        let first = divisions[peers.rank()].vocabulary.start as u32;
-        self.places.own_ids = self.put(ids().filter(|id| owner(*id) == peers.rank()).map(|id| id - first));
+        let place = fellows.place();
+        let first = divisions[place].vocabulary.start as u32;
+        self.places.own_ids = self.put(ids().filter(|id| owner(*id) == place).map(|id| id - first));
         let mut next: Vec<usize> = self.owned.iter().map(|owned| owned.start).collect();
         self.places.order = self.put(ids().map(|id| {
             let next = &mut next[owner(id)];
@@ -171,19 +178,19 @@ impl Sheet {
     fn put_adapters(
         &mut self,
         device: &Device,
-        (config, division): (&Config, &Division),
+        (layers, division): (&Range<usize>, &Division),
         (plan, rows): (&Plan, &[Row<'_>]),
         adapters: &mut Adapters,
     ) -> Result<(), ModelError> {
         self.extents.clear();
-        self.extents.resize(config.layers * Group::COUNT, Extent::default());
+        self.extents.resize(layers.len() * Group::COUNT, Extent::default());
         // Addresses lie at multiples of their size.
         self.words.resize(self.words.len().next_multiple_of(2), 0);
         self.places.adapters = self.words.len();
         for span in &plan.spans {
             let conditioned =
                 rows[plan.tokens[span.start].row].adapter.expect("spans are of rows with an adapter");
-            let loaded = adapters.load(device, (config, division), conditioned)?;
+            let loaded = adapters.load(device, (layers, division), conditioned)?;
             let table = loaded.table();
             for _ in span.clone() {
                 self.words.extend([table as u32, (table >> 32) as u32]);
@@ -245,7 +252,7 @@ impl Sheet {
         self.at(self.places.order)
     }
 
-    /// In a group, by rank.
+    /// By place among the ranks of the first stage.
     pub fn owned(&self) -> &[Range<usize>] {
         &self.owned
     }

@@ -2,19 +2,20 @@
 
 use std::ops::Range;
 
-use uniarm_model::{Columns, Config, Division, ModelError};
+use uniarm_model::{Columns, Config, Division, ModelError, Part};
 
 use crate::adapters::Group;
 use crate::device::Argument::{Address, Integer};
 use crate::device::{Argument, Device, Grid};
 use crate::graphs::{Launcher, TOKENS_MAX};
+use crate::lister::Lister;
 use crate::llama::{Cache, CudaLlama, Rope};
 use crate::memory::Memory;
 use crate::peers::{LAYERS_IN_FLIGHT, Peers, Receivers};
 use crate::product::Product;
 use crate::sheet::Sheet;
 use crate::weights::{Layer, LlamaWeights, Matrix, WeightFormat};
-use crate::workspace::Buffers;
+use crate::workspace::{Buffers, Room};
 
 // As in the kernels.
 pub(crate) const WARP: u32 = 32;
@@ -30,17 +31,19 @@ struct Step<'a> {
     device: &'a Device,
     launcher: Launcher<'a>,
     config: &'a Config,
+    part: Part,
     division: &'a Division,
     weights: &'a LlamaWeights,
     rope: &'a Rope,
     cache: &'a Cache,
+    /// The micro-batch that is computed.
     sheet: &'a Sheet,
     /// None: there are no others.
     peers: Option<&'a mut Peers>,
     at: Buffers,
 }
 
-/// Rows that all ranks have whole, and of which each computes its columns.
+/// Rows that all ranks of a stage have whole, and of which each computes its columns.
 #[derive(Clone, Copy)]
 struct Gathered {
     columns: Columns,
@@ -50,35 +53,29 @@ struct Gathered {
 }
 
 impl CudaLlama {
-    /// Computes what the sheet says, makes its lists, and fills `logits` with the rows that are wanted whole, (rows, vocabulary);
-    /// a rank other than 0, which hands over its own, has room for none.
-    pub(crate) fn step(&mut self, logits: &mut [f32]) -> Result<(), ModelError> {
-        let Self { device, config, division, weights, rope, cache, workspace, sheet, .. } = self;
+    /// Computes what the sheets of so many micro-batches say, makes the step's lists, and fills `logits` with the rows that are
+    /// wanted whole, (rows, vocabulary); a rank other than 0, which hands over its own, has room for none.
+    pub(crate) fn step(&mut self, batches: usize, logits: &mut [f32]) -> Result<(), ModelError> {
+        let room = self.room(logits.len());
+        let Self { device, config, part, division, weights, rope, cache, workspace, sheets, .. } = self;
         let (lister, mut graphs) = (&mut self.lister, self.graphs.as_mut());
         let mut peers = self.peers.as_mut().filter(|peers| peers.has_others());
-        let at = workspace.reserve(device, (config, division), sheet, peers.is_some())?;
+        let sheets = &sheets[..batches];
+        let at = workspace.reserve(device, (config, division), (sheets, room))?;
+        lister.make_room(device)?;
+        let sheet = sheets.first().expect("a step has a token");
         // What peers hand over stands between the launches.
         graphs = graphs.filter(|_| peers.is_none() && sheet.tokens <= TOKENS_MAX);
         let launcher = match &mut graphs {
             Some(graphs) => Launcher::List(graphs.record()),
             None => Launcher::Device(device),
         };
-        let others = peers.as_deref_mut();
+        let (part, others) = (*part, peers.as_deref_mut());
         let mut step =
-            Step { device, launcher, config, division, weights, rope, cache, sheet, peers: others, at };
-        step.embed()?;
-        for (index, layer) in weights.layers.iter().enumerate() {
-            step.attention(index, layer)?;
-            step.mlp(index, layer)?;
-            if (index + 1).is_multiple_of(LAYERS_IN_FLIGHT) {
-                step.keep_up()?;
-            }
-        }
-        if sheet.wanted > 0 {
-            let scores = step.head(lister.whole())?;
-            if lister.lists() > 0 {
-                lister.make((device, &mut step.launcher), scores, sheet.lists())?;
-            }
+            Step { device, launcher, config, part, division, weights, rope, cache, sheet, peers: others, at };
+        step.layers(sheets)?;
+        if lister.positions() > 0 {
+            step.head(lister)?;
         }
         if let Some(graphs) = graphs {
             // Safety: see `Step::launch`; what was given back since then, to reserve more, is named by none of these.
@@ -100,31 +97,112 @@ impl CudaLlama {
         }
         Ok(())
     }
+
+    /// For a step of which so many numbers come to the host.
+    fn room(&self, read: usize) -> Room {
+        let wanted = if self.part.is_last_stage() { self.lister.positions() } else { 0 };
+        let in_parts = self.peers.as_ref().is_some_and(Peers::has_fellows);
+        Room { wanted, logits: wanted.max(read / self.config.vocabulary), read, in_parts }
+    }
 }
 
-// The blocks of a layer.
-impl Step<'_> {
+// From tokens to logits.
+impl<'a> Step<'a> {
+    /// All layers of this stage, for one micro-batch after the other.
+    fn layers(&mut self, sheets: &'a [Sheet]) -> Result<(), ModelError> {
+        let mut in_flight = 0;
+        for sheet in sheets {
+            self.sheet = sheet;
+            self.begin()?;
+            for (index, layer) in self.weights.layers.iter().enumerate() {
+                self.attention(index, layer)?;
+                self.mlp(index, layer)?;
+                in_flight += 1;
+                if in_flight == LAYERS_IN_FLIGHT {
+                    self.keep_up()?;
+                    in_flight = 0;
+                }
+            }
+            match self.part.is_last_stage() {
+                true => self.keep_wanted()?,
+                false => self.pass_on()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// residual = embeddings, or what the stage before made of them.
+    fn begin(&mut self) -> Result<(), ModelError> {
+        match self.part.is_first_stage() {
+            true => self.embed(),
+            false => self.take_over(),
+        }
+    }
+
     fn embed(&mut self) -> Result<(), ModelError> {
         let (sheet, hidden) = (self.sheet, self.config.hidden);
         let Buffers { residual, parts, .. } = self.at;
         let table = self.weights.embedding();
         let table = (table.address(), table.format());
-        let Some(rank) = self.peers.as_ref().map(|peers| peers.rank()) else {
+        if !self.has_fellows() {
             return self.look_up(table, (sheet.ids(), sheet.tokens), residual);
-        };
-        let own = sheet.owned()[rank].clone();
+        }
+        let own = sheet.owned()[self.part.place()].clone();
         if !own.is_empty() {
             self.look_up(table, (sheet.own_ids(), own.len()), parts + bytes(own.start * hidden))?;
         }
         let stretches = sheet.owned().iter().map(|tokens| tokens.start * hidden..tokens.end * hidden);
         let stretches: Vec<Range<usize>> = stretches.collect();
         if let Some(peers) = &mut self.peers {
-            peers.spread(self.device, parts, &stretches, Receivers::All)?;
+            peers.spread(self.device, parts, &stretches, Receivers::Stage)?;
         }
         // The gathered rows are a table, too.
         self.look_up((parts, WeightFormat::F32), (sheet.order(), sheet.tokens), residual)
     }
 
+    /// Keeps the normalised rows of the wanted tokens, for the product with all of the step's: the output projection is read once.
+    fn keep_wanted(&mut self) -> Result<(), ModelError> {
+        let (hidden, [whole, listed]) = (self.config.hidden, self.sheet.places_of_logits.clone());
+        // Of a step that is not cut both kinds stand together.
+        let runs = match whole.end == listed.start {
+            true => [whole.start..listed.end, 0..0],
+            false => [whole, listed],
+        };
+        let mut rows = self.sheet.wanted_rows();
+        for run in runs.into_iter().filter(|run| !run.is_empty()) {
+            let last = self.at.last + bytes(run.start * hidden);
+            self.normalise(&self.weights.norm, (last, run.len()), rows)?;
+            rows += bytes(run.len());
+        }
+        Ok(())
+    }
+
+    /// Logits of the step's wanted tokens, of which whole rows come together, and lists of the others.
+    fn head(&mut self, lister: &mut Lister) -> Result<(), ModelError> {
+        let (is_last, whole) = (self.part.is_last_stage(), lister.whole());
+        let logits = Gathered {
+            columns: Columns::Vocabulary,
+            rows: if is_last { lister.positions() } else { whole },
+            width: self.config.vocabulary,
+            address: self.at.logits,
+        };
+        let own = self.own(logits);
+        if is_last {
+            self.multiply(self.weights.head(), (self.at.last, own, logits.rows), false)?;
+        }
+        if whole > 0 {
+            self.gather(logits, whole, Receivers::Leader)?;
+        }
+        if is_last && lister.lists() > 0 {
+            let scores = own + bytes(whole * self.division.columns(Columns::Vocabulary).len());
+            lister.make((self.device, &mut self.launcher), scores, self.sheet.lists())?;
+        }
+        Ok(())
+    }
+}
+
+// The blocks of a layer.
+impl Step<'_> {
     /// residual += output projection of the attention over the normalised residual.
     fn attention(&mut self, index: usize, layer: &Layer) -> Result<(), ModelError> {
         let (normed, qkv, tokens) = (self.at.normed, self.at.qkv, self.sheet.tokens);
@@ -162,26 +240,6 @@ impl Step<'_> {
         self.adapt(place, (input, matrix), own)?;
         self.gather_all(residual)
     }
-
-    /// Logits of the wanted tokens, in the sheet's order; the first `whole` rows of them come together. Returns where this rank's
-    /// part of the others lies.
-    fn head(&mut self, whole: usize) -> Result<u64, ModelError> {
-        let LlamaWeights { norm, head, .. } = self.weights;
-        let (normed, wanted) = (self.at.normed, self.sheet.wanted);
-        let logits = Gathered {
-            columns: Columns::Vocabulary,
-            rows: wanted,
-            width: self.config.vocabulary,
-            address: self.at.logits,
-        };
-        let own = self.own(logits);
-        self.normalise(norm, (normed, wanted), self.sheet.wanted_rows())?;
-        self.multiply(head, (normed, own, wanted), false)?;
-        if whole > 0 {
-            self.gather(logits, whole, Receivers::Leader)?;
-        }
-        Ok(own + bytes(whole * head.outputs))
-    }
 }
 
 // The other ranks.
@@ -197,9 +255,14 @@ impl Step<'_> {
         Gathered { columns, rows: self.sheet.tokens, width, address }
     }
 
+    /// Whether other ranks have parts of the same rows.
+    fn has_fellows(&self) -> bool {
+        self.peers.as_ref().is_some_and(|peers| peers.has_fellows())
+    }
+
     /// Where the parts of all ranks meet: a single row of them is the row.
     fn parts(&self, gathered: Gathered) -> u64 {
-        match self.peers.is_none() || gathered.rows == 1 {
+        match !self.has_fellows() || gathered.rows == 1 {
             true => gathered.address,
             false => self.at.parts,
         }
@@ -211,12 +274,15 @@ impl Step<'_> {
         self.parts(gathered) + bytes(gathered.rows * first)
     }
 
-    /// Gives all ranks what all have computed.
+    /// Gives all ranks of the stage what all of them have computed.
     fn gather_all(&mut self, gathered: Gathered) -> Result<(), ModelError> {
-        self.gather(gathered, gathered.rows, Receivers::All)
+        match self.has_fellows() {
+            true => self.gather(gathered, gathered.rows, Receivers::Stage),
+            false => Ok(()),
+        }
     }
 
-    /// Gives the receivers the first `count` rows of what all ranks have computed.
+    /// Gives the receivers the first `count` rows of what the ranks of a stage have computed.
     fn gather(&mut self, gathered: Gathered, count: usize, receivers: Receivers) -> Result<(), ModelError> {
         let parts = self.parts(gathered);
         let Gathered { columns, rows, .. } = gathered;
@@ -227,6 +293,25 @@ impl Step<'_> {
             true => Ok(()),
             false => self.place(gathered, count, bounds),
         }
+    }
+
+    /// The next stage gets this rank's columns of the residual, which lie where they were computed.
+    fn pass_on(&mut self) -> Result<(), ModelError> {
+        let (own, count) = self.own_residual();
+        self.peers.as_mut().map_or(Ok(()), |peers| peers.pass_on(self.device, own, count))
+    }
+
+    /// residual = that of the stage before, whose every rank hands over its columns.
+    fn take_over(&mut self) -> Result<(), ModelError> {
+        let (own, count) = self.own_residual();
+        self.peers.as_mut().map_or(Ok(()), |peers| peers.take_over(self.device, own, count))?;
+        self.gather_all(self.gathered(Columns::Hidden, self.at.residual))
+    }
+
+    /// This rank's columns of all tokens, and how many numbers they are.
+    fn own_residual(&self) -> (u64, usize) {
+        let residual = self.gathered(Columns::Hidden, self.at.residual);
+        (self.own(residual), residual.rows * self.division.columns(Columns::Hidden).len())
     }
 
     /// Waits for the device, where a peer could keep it from taking more.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::bf16;
-use uniarm_model::{Config, Division, Linear, ModelError, ModelFiles, Weights};
+use uniarm_model::{Config, Division, Linear, ModelError, ModelFiles, Part, Weights};
 
 use crate::device::Device;
 use crate::memory::Memory;
@@ -38,12 +38,13 @@ enum Numbers {
 }
 
 pub(crate) struct LlamaWeights {
-    /// (own vocabulary, hidden); none where the output projection is tied to it.
+    /// (own vocabulary, hidden), in the first stage; none where the output projection is tied to it.
     embedding: Option<Matrix>,
+    /// Of this stage.
     pub layers: Vec<Layer>,
     pub norm: Memory<f32>,
-    /// (own vocabulary, hidden)
-    pub head: Matrix,
+    /// (own vocabulary, hidden), in the last stage; in the first one too where it is the embedding as well.
+    head: Option<Matrix>,
 }
 
 pub(crate) struct Layer {
@@ -93,12 +94,12 @@ impl WeightFormat {
 }
 
 impl LlamaWeights {
-    /// The outputs that a rank holds; nothing else is read.
+    /// What a rank holds; nothing else is read.
     pub fn load(
         device: &Device,
         files: &ModelFiles,
         format: WeightFormat,
-        division: &Division,
+        (part, division): (Part, &Division),
     ) -> Result<Self, ModelError> {
         format.check(device)?;
         let ModelFiles { config, weights, .. } = files;
@@ -108,26 +109,34 @@ impl LlamaWeights {
             let own = division.vocabulary.clone();
             loader.matrix(&[Tensor { name: name.to_owned(), outputs: vocabulary, own }], hidden)
         };
-        let embedding = table("model.embed_tokens.weight")?;
-        let (embedding, head) = match config.tied_embeddings {
-            true => (None, embedding),
-            false => (Some(embedding), table("lm_head.weight")?),
+        let [embedding, head] = match config.tied_embeddings {
+            true => [None, Some("model.embed_tokens.weight")],
+            false => [Some("model.embed_tokens.weight"), Some("lm_head.weight")],
         };
+        let (first, last) = (part.is_first_stage(), part.is_last_stage());
+        let embedding = embedding.filter(|_| first).map(table).transpose()?;
+        let head = head.filter(|_| last || first && config.tied_embeddings).map(table).transpose()?;
         let layers: Result<Vec<Layer>, ModelError> =
-            (0..config.layers).map(|layer| loader.layer(layer)).collect();
+            part.layers(config).map(|layer| loader.layer(layer)).collect();
         let norm = loader.vector(&[Tensor::whole("model.norm.weight".to_owned(), hidden)])?;
         Ok(Self { embedding, layers: layers?, norm, head })
     }
 
+    /// Of a rank of the first stage.
     pub fn embedding(&self) -> &Matrix {
-        self.embedding.as_ref().unwrap_or(&self.head)
+        self.embedding.as_ref().or(self.head.as_ref()).expect("the first stage has the embeddings")
+    }
+
+    /// Of a rank of the last stage.
+    pub fn head(&self) -> &Matrix {
+        self.head.as_ref().expect("the last stage has the output projection")
     }
 
     /// Bytes that a step over few rows reads: all matrices once.
     pub fn bytes(&self) -> usize {
         let layers = self.layers.iter();
         let matrices = layers.flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
-        matrices.chain([&self.head]).map(Matrix::bytes).sum()
+        matrices.chain(&self.head).map(Matrix::bytes).sum()
     }
 }
 

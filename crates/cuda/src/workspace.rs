@@ -7,7 +7,8 @@ use crate::locked::Locked;
 use crate::memory::Growing;
 use crate::sheet::Sheet;
 
-/// Activations of a step, (tokens, …) each; grown to the largest step seen.
+/// Activations of a step's largest micro-batch, (tokens, …) each; grown to the largest step seen. Batches have them one after the
+/// other.
 pub(crate) struct Workspace {
     /// The residual stream: (tokens, hidden)
     residual: Growing<f32>,
@@ -23,12 +24,27 @@ pub(crate) struct Workspace {
     gated: Growing<f32>,
     /// A · x of adapters: (adapted tokens, ranks)
     features: Growing<f32>,
+    /// Normalised rows of all wanted tokens of the step: (wanted tokens, hidden)
+    last: Growing<f32>,
     /// (wanted tokens, vocabulary)
     logits: Growing<f32>,
-    /// In a group, rows of any of these in parts.
+    /// Where a stage has several ranks, rows of any of these in parts.
     parts: Growing<f32>,
     /// On the host: rows of logits on their way from the device.
     inbox: Locked<f32>,
+}
+
+/// What there has to be room for, besides.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// Tokens of the step whose logits this rank computes.
+    pub wanted: usize,
+    /// Rows of logits that it computes or gets.
+    pub logits: usize,
+    /// Numbers of them that come to the host.
+    pub read: usize,
+    /// Whether other ranks have parts of its rows.
+    pub in_parts: bool,
 }
 
 /// Where the activations of this step lie.
@@ -40,6 +56,7 @@ pub(crate) struct Buffers {
     pub gate_up: u64,
     pub gated: u64,
     pub features: u64,
+    pub last: u64,
     pub logits: u64,
     pub parts: u64,
 }
@@ -54,6 +71,7 @@ impl Workspace {
             gate_up: Growing::new(),
             gated: Growing::new(),
             features: Growing::new(),
+            last: Growing::new(),
             logits: Growing::new(),
             parts: Growing::new(),
             inbox: Locked::new(),
@@ -70,21 +88,27 @@ impl Workspace {
         self.inbox.numbers(count)
     }
 
-    /// Room for a step.
+    /// Room for a step, before anything of it is computed: former pages of the host are given back when the stream is idle, and
+    /// later it may wait for a peer.
     pub fn reserve(
         &mut self,
         device: &Device,
         (config, division): (&Config, &Division),
-        sheet: &Sheet,
-        in_group: bool,
+        (batches, room): (&[Sheet], Room),
     ) -> Result<Buffers, ModelError> {
+        let most = |count: fn(&Sheet) -> usize| batches.iter().map(count).max().unwrap_or(0);
+        let (adapted, ranks) = (most(|sheet| sheet.adapted), most(Sheet::ranks_max));
         // Steps of nearly one size shall not each allocate.
-        let (tokens, wanted) = (sheet.tokens.next_power_of_two(), sheet.wanted.next_power_of_two());
+        let tokens = most(|sheet| sheet.tokens).next_power_of_two();
+        let [wanted, rows] = [room.wanted, room.logits].map(usize::next_power_of_two);
         let Config { hidden, intermediate, vocabulary, heads, head_dim, .. } = *config;
         let own = |linear: Linear| division.outputs(linear).rows.len();
         let reserve = |memory: &mut Growing<f32>, numbers: usize| {
             memory.reserve(device, numbers, "a step's activations").map(|memory| memory.at(0))
         };
+        if room.read > 0 {
+            self.inbox.reserve(device.stream(), room.read)?;
+        }
         let gathered = tokens * hidden.max(heads * head_dim).max(intermediate);
         Ok(Buffers {
             residual: reserve(&mut self.residual, tokens * hidden)?,
@@ -93,17 +117,21 @@ impl Workspace {
             attended: reserve(&mut self.attended, tokens * heads * head_dim)?,
             gate_up: reserve(&mut self.gate_up, tokens * 2 * own(Linear::Gate))?,
             gated: reserve(&mut self.gated, tokens * intermediate)?,
-            features: match sheet.adapted {
+            features: match adapted {
                 0 => 0,
-                _ => reserve(&mut self.features, tokens * sheet.ranks_max())?,
+                _ => reserve(&mut self.features, tokens * ranks)?,
             },
-            logits: match sheet.wanted {
+            last: match room.wanted {
                 0 => 0,
-                _ => reserve(&mut self.logits, wanted * vocabulary)?,
+                _ => reserve(&mut self.last, wanted * hidden)?,
             },
-            parts: match in_group {
+            logits: match room.logits {
+                0 => 0,
+                _ => reserve(&mut self.logits, rows * vocabulary)?,
+            },
+            parts: match room.in_parts {
                 false => 0,
-                true => reserve(&mut self.parts, gathered.max(wanted * vocabulary))?,
+                true => reserve(&mut self.parts, gathered.max(rows * vocabulary))?,
             },
         })
     }

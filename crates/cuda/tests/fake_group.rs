@@ -25,7 +25,19 @@ mod fakes;
 #[path = "support/made_up.rs"]
 mod made_up;
 
-use made_up::{LLAMA, QWEN2, VOCABULARY};
+use made_up::{LLAMA, QWEN2, Shape, VOCABULARY};
+
+/// Stages and ranks of groups.
+type Groups = &'static [(usize, usize)];
+
+/// Those whose bits are compared with those of one GPU.
+const GROUPS: [(Shape, WeightFormat, Groups); 2] = [
+    (LLAMA, WeightFormat::F32, &[(1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (2, 4)]),
+    (QWEN2, WeightFormat::Bf16, &[(1, 2), (1, 3), (2, 2)]),
+];
+
+/// Layers that neither two stages nor three divide evenly, and more than are in flight at once, over the micro-batches of a step.
+const DEEP: Shape = Shape { layers: 11, ..LLAMA };
 
 /// Set in the process that finds the libraries.
 const FAKE: &str = "UNIARM_TEST_FAKE_GROUP";
@@ -40,13 +52,19 @@ const CACHE_BLOCKS: usize = 32;
 const ORDER_BYTES: u64 = 32 + (16 << 10);
 
 fn main() {
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 12] = [
         ("any number of ranks has the bits of one gpu", any_number_of_ranks_has_the_bits_of_one_gpu),
         ("any number of ranks has the lists of one gpu", any_number_of_ranks_has_the_lists_of_one_gpu),
+        (
+            "stages in micro-batches have the bits of one gpu",
+            stages_in_micro_batches_have_the_bits_of_one_gpu,
+        ),
+        ("ranks share the memory of one gpu", ranks_share_the_memory_of_one_gpu),
         ("followers keep their rows and count anew", followers_keep_their_rows_and_count_anew),
         ("a step copies orders and logits alone", a_step_copies_orders_and_logits_alone),
         ("a step of lists copies no logits", a_step_of_lists_copies_no_logits),
         ("a rank that is lost at any call ends the step", a_rank_that_is_lost_at_any_call_ends_the_step),
+        ("a stage that is lost at any call ends the step", a_stage_that_is_lost_at_any_call_ends_the_step),
         ("a rank that hangs is named at the timeout", a_rank_that_hangs_is_named_at_the_timeout),
         ("ranks that cannot be are refused", ranks_that_cannot_be_are_refused),
         ("the demo model has the bits of one gpu", the_demo_model_has_the_bits_of_one_gpu),
@@ -66,8 +84,28 @@ fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-fn load(files: &ModelFiles, weights: WeightFormat, part: Part) -> Shard {
-    Shard::over(Box::new(CudaLlama::load_part(files, &options(weights), part).unwrap())).ranked_by(rank)
+/// What the ranks of a group hold together.
+#[derive(Clone, Copy)]
+struct Held<'a> {
+    files: &'a ModelFiles,
+    weights: WeightFormat,
+    stages: usize,
+}
+
+impl Held<'_> {
+    fn whole(self) -> CudaLlama {
+        CudaLlama::load(self.files, &options(self.weights)).unwrap()
+    }
+
+    fn shard(self, number: usize, size: usize) -> Shard {
+        let part = Part { rank: number, size, stages: self.stages };
+        let model = CudaLlama::load_part(self.files, &options(self.weights), part).unwrap();
+        Shard::over(Box::new(model)).ranked_by(rank)
+    }
+
+    fn followers(self, size: usize) -> Vec<Shard> {
+        (1..size).map(|number| self.shard(number, size)).collect()
+    }
 }
 
 /// Joins as processes do: over TCP first, and then over NCCL.
@@ -86,13 +124,14 @@ fn join(
     })
 }
 
-/// Runs `lead` at rank 0 of a group of parts; returns what it says, and why each follower ended. Things happen to rank 1.
+/// Runs `lead` at rank 0 of a group of parts; returns what it says, and why each follower ended. Things happen to the rank that is
+/// named with them.
 fn among<T>(
     shards: &mut [Shard],
-    (group, fault): (Group, Option<Schedule>),
+    (group, fault): (Group, Option<(usize, Schedule)>),
     adapters: &[Arc<Adapter>],
     lead: impl FnOnce(&mut dyn Forward) -> T,
-    files: (&ModelFiles, WeightFormat),
+    held: Held<'_>,
 ) -> (T, Vec<String>) {
     let address = free_address();
     let size = shards.len() + 1;
@@ -100,24 +139,22 @@ fn among<T>(
         let followers: Vec<_> = (1..)
             .zip(shards)
             .map(|(rank, shard)| {
-                let (address, fault) = (address.clone(), fault.clone().filter(|_| rank == 1));
+                let fault =
+                    fault.clone().filter(|(unlucky, _)| *unlucky == rank).map(|(_, schedule)| schedule);
+                let address = address.clone();
                 scope.spawn(move || match join(shard, (&address, rank), group, fault) {
                     Ok(()) => shard.follow(adapters).to_string(),
                     Err(error) => error.to_string(),
                 })
             })
             .collect();
-        let mut shard = load(files.0, files.1, Part::from((0, size)));
+        let mut shard = held.shard(0, size);
         join(&mut shard, (&address, 0), group, None).unwrap();
         let mut leader = shard.lead(|_| {});
         let said = lead(&mut leader);
         drop(leader);
         (said, followers.into_iter().map(|follower| follower.join().unwrap()).collect())
     })
-}
-
-fn followers(files: &ModelFiles, weights: WeightFormat, size: usize) -> Vec<Shard> {
-    (1..size).map(|rank| load(files, weights, Part::from((rank, size)))).collect()
 }
 
 fn adapters_of(conditioned: &[Conditioned]) -> Vec<Arc<Adapter>> {
@@ -170,26 +207,22 @@ fn script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Vec<u32>> {
 }
 
 fn any_number_of_ranks_has_the_bits_of_one_gpu() {
-    for (shape, weights, sizes) in [(LLAMA, WeightFormat::F32, 1..=4), (QWEN2, WeightFormat::Bf16, 2..=3)] {
+    for (shape, weights, groups) in GROUPS {
         let scene = shape.scene();
         let adapters = adapters_of(&scene.adapters);
-        let mut whole = CudaLlama::load(&scene.files, &options(weights)).unwrap();
-        let expected = script(&mut whole, &scene.adapters);
-        for size in sizes {
-            let mut shards = followers(&scene.files, weights, size);
-            if size > 1 {
-                let all: usize = shards.iter().map(Shard::weight_bytes).sum();
-                assert!(all < whole.weight_bytes(), "{size} ranks: the followers hold {all} bytes");
-            }
+        let held = Held { files: &scene.files, weights, stages: 1 };
+        let expected = script(&mut held.whole(), &scene.adapters);
+        for (stages, size) in groups.iter().copied() {
+            let held = Held { stages, ..held };
             let (found, ends) = among(
-                &mut shards,
+                &mut held.followers(size),
                 (group(size, TIMEOUT), None),
                 &adapters,
                 |leader| script(leader, &scene.adapters),
-                (&scene.files, weights),
+                held,
             );
             for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                assert!(found == expected, "step {step} of {size} ranks, {weights:?}");
+                assert!(found == expected, "step {step} of {size} ranks in {stages} stages, {weights:?}");
             }
             // The leader is gone, and that is all.
             assert!(ends.iter().all(|end| end.contains("rank 0 is gone")), "{ends:?}");
@@ -222,6 +255,31 @@ fn listed_script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Liste
         (vec![a, b, c], vec![None, long, None]),
         (vec![c, a, adapted], vec![long, noisy(9), noisy(0)]),
     ];
+    listed(model, &steps)
+}
+
+/// A step that passes through stages in micro-batches, of which rows are cut in the middle, rows and lists wanted of one batch, and of
+/// one after the other; and a step behind it that is too short for that.
+fn long_script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Listed> {
+    let noise = Some(NoiseAt { seed: 5, choice: 0, position: 30 });
+    let list = Some(Likeliest { count: 5, scale: 0.9, noise });
+    let prompts = [(11, 80), (12, 90), (13, 101)].map(|(seed, count)| prompt(seed, count));
+    let blocks: [Vec<u32>; 3] = [0..5, 5..11, 11..18].map(Vec::from_iter);
+    let row = |index: usize, from: usize, to: usize, wanted: usize| Row {
+        tokens: &prompts[index][from..to],
+        start: from,
+        blocks: &blocks[index],
+        logits_from: to - from - wanted,
+        adapter: [None, Some(&adapters[1]), Some(&adapters[3])][index],
+    };
+    let steps = [
+        (vec![row(0, 0, 79, 70), row(1, 0, 90, 60), row(2, 0, 100, 40)], vec![None, list, None]),
+        (vec![row(2, 100, 101, 1), row(0, 79, 80, 1)], vec![list, None]),
+    ];
+    listed(model, &steps)
+}
+
+fn listed(model: &mut dyn Forward, steps: &[(Vec<Row<'_>>, Vec<Option<Likeliest>>)]) -> Vec<Listed> {
     let of = |(rows, wanted): &(Vec<Row<'_>>, Vec<Option<Likeliest>>)| {
         let (mut logits, mut lists, mut behind) = (Vec::new(), Lists::default(), Vec::new());
         model.forward_listed((rows, wanted), (&mut logits, &mut lists)).unwrap();
@@ -246,22 +304,74 @@ fn listed_script(model: &mut dyn Forward, adapters: &[Conditioned]) -> Vec<Liste
 }
 
 fn any_number_of_ranks_has_the_lists_of_one_gpu() {
-    for (shape, weights, sizes) in [(LLAMA, WeightFormat::F32, 1..=4), (QWEN2, WeightFormat::Bf16, 2..=3)] {
+    for (shape, weights, groups) in GROUPS {
         let scene = shape.scene();
-        let mut whole = CudaLlama::load(&scene.files, &options(weights)).unwrap();
-        let expected = listed_script(&mut whole, &scene.adapters);
-        for size in sizes {
+        let held = Held { files: &scene.files, weights, stages: 1 };
+        let expected = listed_script(&mut held.whole(), &scene.adapters);
+        for (stages, size) in groups.iter().copied() {
+            let held = Held { stages, ..held };
             let (found, ends) = among(
-                &mut followers(&scene.files, weights, size),
+                &mut held.followers(size),
                 (group(size, TIMEOUT), None),
                 &adapters_of(&scene.adapters),
                 |leader| listed_script(leader, &scene.adapters),
-                (&scene.files, weights),
+                held,
             );
             for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                assert!(found == expected, "step {step} of {size} ranks, {weights:?}");
+                assert!(found == expected, "step {step} of {size} ranks in {stages} stages, {weights:?}");
             }
             assert!(ends.iter().all(|end| end.contains("rank 0 is gone")), "{ends:?}");
+        }
+    }
+}
+
+fn stages_in_micro_batches_have_the_bits_of_one_gpu() {
+    let scene = DEEP.scene();
+    let held = Held { files: &scene.files, weights: WeightFormat::F32, stages: 1 };
+    let expected = long_script(&mut held.whole(), &scene.adapters);
+    for (stages, size) in [(2, 2), (3, 6)] {
+        let held = Held { stages, ..held };
+        let (found, ends) = among(
+            &mut held.followers(size),
+            (group(size, TIMEOUT), None),
+            &adapters_of(&scene.adapters),
+            |leader| long_script(leader, &scene.adapters),
+            held,
+        );
+        for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert!(found == expected, "step {step} of {size} ranks in {stages} stages");
+        }
+        assert!(ends.iter().all(|end| end.contains("rank 0 is gone")), "{ends:?}");
+    }
+}
+
+/// To the byte: what one GPU has, ranks have once, but for angles and norms, and embeddings that are the output projection too.
+fn ranks_share_the_memory_of_one_gpu() {
+    let shapes: [(_, Groups); 2] = [(DEEP, &[(1, 2), (2, 2), (2, 4), (3, 6)]), (QWEN2, &[(2, 2)])];
+    for (shape, groups) in shapes {
+        let scene = shape.scene();
+        let load = |part: Part| {
+            let before = fakes::count("fake_allocated_bytes");
+            let model = CudaLlama::load_part(&scene.files, &options(WeightFormat::F32), part).unwrap();
+            let bytes = fakes::count("fake_allocated_bytes") - before;
+            [bytes, model.weight_bytes() as u64, model.block_bytes() as u64]
+        };
+        let whole = load(Part::WHOLE);
+        for (stages, size) in groups.iter().copied() {
+            let parts: Vec<[u64; 3]> = (0..size).map(|rank| load(Part { rank, size, stages })).collect();
+            let [bytes, weights, blocks] =
+                [0, 1, 2].map(|kind| parts.iter().map(|part| part[kind]).sum::<u64>());
+            let ranks = size / stages;
+            let angles = CACHE_BLOCKS * BLOCK_TOKENS * shape.head_dim;
+            let norms = shape.hidden * (size - 1 + 2 * shape.layers * (ranks - 1));
+            // A ring of no rows takes a number.
+            let rings = size - ranks;
+            let tied = if shape.qwen2 || stages == 1 { 0 } else { VOCABULARY * shape.hidden };
+            let numbers = |count: usize| (count * size_of::<f32>()) as u64;
+            let what = format!("{stages} stages of {size} ranks: {parts:?}, and one GPU {whole:?}");
+            assert_eq!(weights, whole[1] + numbers(tied), "{what}");
+            assert_eq!(blocks, whole[2], "{what}");
+            assert_eq!(bytes, whole[0] + numbers(tied + angles * (size - 1) + norms + rings), "{what}");
         }
     }
 }
@@ -269,8 +379,16 @@ fn any_number_of_ranks_has_the_lists_of_one_gpu() {
 /// A follower has been in another group, and numbers its lists as a leader does who has not.
 fn followers_keep_their_rows_and_count_anew() {
     let scene = LLAMA.scene();
-    let files = (&scene.files, WeightFormat::F32);
-    let mut shards = followers(files.0, files.1, 2);
+    // What comes of a row: one other rank has half of it, or all.
+    for (stages, bytes) in
+        [(1, size_of::<f32>() * VOCABULARY.div_ceil(2)), (2, size_of::<f32>() * VOCABULARY)]
+    {
+        keep_rows_and_count_anew(Held { files: &scene.files, weights: WeightFormat::F32, stages }, bytes);
+    }
+}
+
+fn keep_rows_and_count_anew(held: Held<'_>, bytes: usize) {
+    let mut shards = held.followers(2);
     let tokens = prompt(3, 5);
     let row = Row { tokens: &tokens, start: 0, blocks: &[0], logits_from: 1, adapter: None };
     let list = Some(Likeliest { count: 4, scale: 1.0, noise: None });
@@ -284,17 +402,20 @@ fn followers_keep_their_rows_and_count_anew() {
                 assert_eq!(lists.first, first);
             }
             let came = leader.listed_rows(&[6, 1], &mut behind).unwrap();
-            assert_eq!(came, 2 * size_of::<f32>() * VOCABULARY.div_ceil(2), "from one other rank");
+            assert_eq!(came, 2 * bytes, "of two rows");
             let rows: Vec<&[f32]> = logits.chunks_exact(VOCABULARY).collect();
             assert!(behind == [rows[2], rows[1]].concat());
             let error = leader.listed_rows(&[8], &mut behind).unwrap_err();
             assert!(error.to_string().contains("not kept"), "{error}");
         };
-        among(&mut shards, (group(2, TIMEOUT), None), &[], lead, files);
+        among(&mut shards, (group(2, TIMEOUT), None), &[], lead, held);
     }
     // A step that comes again is launched kernel by kernel: what ranks hand each other stands between.
     assert_eq!(fakes::count("fake_graph_launches"), by_graph);
 }
+
+/// Stages and ranks of groups whose copies are counted.
+const COUNTED: [(usize, usize); 3] = [(1, 3), (2, 2), (2, 4)];
 
 fn a_step_of_lists_copies_no_logits() {
     const COUNT: usize = 6;
@@ -302,43 +423,53 @@ fn a_step_of_lists_copies_no_logits() {
     let tokens = prompt(3, 5);
     let row = Row { tokens: &tokens, start: 0, blocks: &[0], logits_from: 3, adapter: None };
     let list = Some(Likeliest { count: COUNT, scale: 1.0, noise: None });
-    let ((copied, gathered), _) = among(
-        &mut followers(&scene.files, WeightFormat::F32, 3),
-        (group(3, TIMEOUT), None),
-        &[],
-        |leader| {
-            let mut lists = Lists::default();
-            leader.forward(&[row], &mut Vec::new()).unwrap();
-            let before = fakes::count("fake_bytes_to_host");
-            leader.forward_listed((&[row], &[list]), (&mut Vec::new(), &mut lists)).unwrap();
-            (fakes::count("fake_bytes_to_host") - before, lists.gathered_bytes)
-        },
-        (&scene.files, WeightFormat::F32),
-    );
-    // Each rank's list comes from its device, and from the other ranks in a message.
-    let list_bytes = 2 * COUNT * 3 * size_of::<u32>();
-    assert_eq!(copied, 2 * ORDER_BYTES + (3 * list_bytes) as u64 + 2 * ORDER_BYTES);
-    assert_eq!(gathered, 2 * (list_bytes + 2 * size_of::<u32>()));
+    for (stages, size) in COUNTED {
+        let held = Held { files: &scene.files, weights: WeightFormat::F32, stages };
+        let ((copied, gathered), _) = among(
+            &mut held.followers(size),
+            (group(size, TIMEOUT), None),
+            &[],
+            |leader| {
+                let mut lists = Lists::default();
+                leader.forward(&[row], &mut Vec::new()).unwrap();
+                let before = fakes::count("fake_bytes_to_host");
+                leader.forward_listed((&[row], &[list]), (&mut Vec::new(), &mut lists)).unwrap();
+                (fakes::count("fake_bytes_to_host") - before, lists.gathered_bytes)
+            },
+            held,
+        );
+        // Lists come from the devices of the last stage, and but for that of rank 0 in a message.
+        let list_bytes = 2 * COUNT * 3 * size_of::<u32>();
+        let makers = size / stages;
+        let messages = if stages == 1 { makers - 1 } else { makers };
+        let orders = (size - 1 + messages) as u64 * ORDER_BYTES;
+        assert_eq!(copied, orders + (makers * list_bytes) as u64, "{stages} stages of {size} ranks");
+        assert_eq!(gathered, messages * (list_bytes + 2 * size_of::<u32>()));
+    }
 }
 
 fn a_step_copies_orders_and_logits_alone() {
     let scene = LLAMA.scene();
     let tokens = prompt(3, 5);
     let row = Row { tokens: &tokens, start: 0, blocks: &[0], logits_from: 3, adapter: None };
-    let (copied, _) = among(
-        &mut followers(&scene.files, WeightFormat::F32, 3),
-        (group(3, TIMEOUT), None),
-        &[],
-        |leader| {
-            // After a first step nobody still copies what ranks told each other when they joined.
-            leader.forward(&[row], &mut Vec::new()).unwrap();
-            let before = fakes::count("fake_bytes_to_host");
-            leader.forward(&[row], &mut Vec::new()).unwrap();
-            fakes::count("fake_bytes_to_host") - before
-        },
-        (&scene.files, WeightFormat::F32),
-    );
-    assert_eq!(copied, 2 * ORDER_BYTES + (2 * VOCABULARY * size_of::<f32>()) as u64);
+    for (stages, size) in COUNTED {
+        let held = Held { files: &scene.files, weights: WeightFormat::F32, stages };
+        let (copied, _) = among(
+            &mut held.followers(size),
+            (group(size, TIMEOUT), None),
+            &[],
+            |leader| {
+                // After a first step nobody still copies what ranks told each other when they joined.
+                leader.forward(&[row], &mut Vec::new()).unwrap();
+                let before = fakes::count("fake_bytes_to_host");
+                leader.forward(&[row], &mut Vec::new()).unwrap();
+                fakes::count("fake_bytes_to_host") - before
+            },
+            held,
+        );
+        let logits = (2 * VOCABULARY * size_of::<f32>()) as u64;
+        assert_eq!(copied, (size - 1) as u64 * ORDER_BYTES + logits, "{stages} stages of {size} ranks");
+    }
 }
 
 /// Steps until one fails: how, and how long all of them took. With a list, the row behind it is asked for after each.
@@ -364,55 +495,83 @@ fn until_it_fails(leader: &mut dyn Forward, list: Option<Likeliest>) -> (String,
     panic!("no step failed")
 }
 
-/// Calls of rank 1 until a step is done, joining included: what ranks agree on, what a former group left, the order,
+/// Calls of a rank until a step is done, joining included: what ranks agree on, what a former group left, the order,
 /// embeddings, four gathers for each of two layers, logits, and the wait for all of them; in place of logits a list behind
 /// that, the next order, and the row.
 const CALLS: u64 = 3 + 1 + 4 * 2 + 1 + 1;
 const CALLS_OF_A_LIST: u64 = CALLS + 2;
 
+/// The same of a rank of two stages, each of a layer: embeddings, or what comes from the stage before, and a gather of that; and
+/// in the first stage what goes to the next one.
+const CALLS_OF_A_STAGE: u64 = 3 + 2 + 4 + 1 + 1;
+const CALLS_OF_A_STAGE_WITH_A_LIST: u64 = CALLS_OF_A_STAGE + 2;
+
 fn a_rank_that_is_lost_at_any_call_ends_the_step() {
     let scene = LLAMA.scene();
-    let files = (&scene.files, WeightFormat::F32);
-    let mut shards = followers(files.0, files.1, 3);
+    let held = Held { files: &scene.files, weights: WeightFormat::F32, stages: 1 };
+    lose_at_any_call(held, (3, 1), (CALLS, CALLS_OF_A_LIST), &scene.adapters);
+}
+
+fn a_stage_that_is_lost_at_any_call_ends_the_step() {
+    let scene = LLAMA.scene();
+    let held = Held { files: &scene.files, weights: WeightFormat::F32, stages: 2 };
+    for unlucky in [1, 3] {
+        let calls = (CALLS_OF_A_STAGE, CALLS_OF_A_STAGE_WITH_A_LIST);
+        lose_at_any_call(held, (4, unlucky), calls, &scene.adapters);
+    }
+}
+
+fn lose_at_any_call(
+    held: Held<'_>,
+    (size, unlucky): (usize, usize),
+    (calls, calls_of_a_list): (u64, u64),
+    conditioned: &[Conditioned],
+) {
+    let mut shards = held.followers(size);
+    // Of several stages, some rank may be the first to hear of one that ended because of the lost one.
+    let named = if held.stages == 1 { unlucky..unlucky + 1 } else { 1..size };
     let list = Some(Likeliest { count: 4, scale: 1.0, noise: None });
-    let calls = (2..=CALLS).map(|call| (call, None)).chain((2..=CALLS_OF_A_LIST).map(|call| (call, list)));
+    let calls = (2..=calls).map(|call| (call, None)).chain((2..=calls_of_a_list).map(|call| (call, list)));
     for (call, list) in calls {
         for fault in [Fault::Abort, Fault::Death] {
             let schedule = Schedule::once(call, fault);
             let fails = |leader: &mut dyn Forward| until_it_fails(leader, list);
-            let ((error, took), ends) =
-                among(&mut shards, (group(3, TIMEOUT), Some(schedule)), &[], fails, files);
-            assert!(error.contains("rank 1"), "{fault:?} at call {call}: {error}, {ends:?}");
-            assert!(took < TIMEOUT / 2, "{fault:?} at call {call}: {took:?}");
+            let fate = (group(size, TIMEOUT), Some((unlucky, schedule)));
+            let ((error, took), ends) = among(&mut shards, fate, &[], fails, held);
+            let what = format!("{fault:?} of rank {unlucky} at call {call}");
+            let is_named = named.clone().any(|rank| error.contains(&format!("rank {rank}")));
+            assert!(is_named, "{what}: {error}, {ends:?}");
+            assert!(took < TIMEOUT / 2, "{what}: {took:?}");
         }
     }
     // Followers have kept their weights, and go on in the next group.
-    let mut whole = CudaLlama::load(files.0, &options(files.1)).unwrap();
-    let expected = script(&mut whole, &scene.adapters);
-    let adapters = adapters_of(&scene.adapters);
+    let expected = script(&mut held.whole(), conditioned);
     let (found, _) = among(
         &mut shards,
-        (group(3, TIMEOUT), None),
-        &adapters,
-        |leader| script(leader, &scene.adapters),
-        files,
+        (group(size, TIMEOUT), None),
+        &adapters_of(conditioned),
+        |leader| script(leader, conditioned),
+        held,
     );
     assert!(found == expected);
 }
 
 fn a_rank_that_hangs_is_named_at_the_timeout() {
     let scene = LLAMA.scene();
-    let files = (&scene.files, WeightFormat::F32);
     let timeout = Duration::from_secs(8);
-    let mut shards = followers(files.0, files.1, 3);
-    // In an order, in the midst of a step, and at its end.
-    for call in [2, 6, CALLS - 1] {
+    // In an order, in the midst of a step, and at its end; of the last stage, before it takes over.
+    let hangs = [(1, 3, 1, 2), (1, 3, 1, 6), (1, 3, 1, CALLS - 1), (2, 2, 1, 3)];
+    for (stages, size, unlucky, call) in hangs {
+        let held = Held { files: &scene.files, weights: WeightFormat::F32, stages };
         let schedule = Schedule::once(call, Fault::Silence);
         let fails = |leader: &mut dyn Forward| until_it_fails(leader, None);
-        let ((error, took), ends) =
-            among(&mut shards, (group(3, timeout), Some(schedule)), &[], fails, files);
-        assert!(error.contains("rank 1"), "at call {call}: {error}, {ends:?}");
-        assert!(took < 3 * timeout, "at call {call}: {took:?}");
+        let fate = (group(size, timeout), Some((unlucky, schedule)));
+        let ((error, took), ends) = among(&mut held.followers(size), fate, &[], fails, held);
+        assert!(
+            error.contains(&format!("rank {unlucky}")),
+            "{stages} stages, call {call}: {error}, {ends:?}"
+        );
+        assert!(took < 3 * timeout, "{stages} stages, call {call}: {took:?}");
     }
 }
 
@@ -422,8 +581,8 @@ fn ranks_that_cannot_be_are_refused() {
         let refused = CudaLlama::load_part(&scene.files, &options(WeightFormat::F32), part);
         refused.err().expect("no such part").to_string()
     };
-    let stages = load(Part { rank: 0, size: 2, stages: 2 });
-    assert!(stages.contains("stages are for CPUs"), "{stages}");
+    assert!(load(Part { rank: 0, size: 3, stages: 2 }).contains("3 ranks are not a multiple of 2 stages"));
+    assert!(load(Part { rank: 0, size: 3, stages: 3 }).contains("3 stages share this model's 2 layers"));
     assert!(load(Part::from((0, 5))).contains("5 ranks share this model's 4"));
 
     let two = group(2, TIMEOUT);
@@ -437,7 +596,7 @@ fn ranks_that_cannot_be_are_refused() {
         let options = LlamaOptions { threads: 1, kv_blocks: CACHE_BLOCKS, block_tokens: BLOCK_TOKENS };
         Shard::load(&scene.files, &options, part(0)).unwrap()
     };
-    let on_gpu = |rank, weights| self::load(&scene.files, weights, part(rank));
+    let on_gpu = |rank, weights| Held { files: &scene.files, weights, stages: 1 }.shard(rank, 2);
     let pairs = [
         (on_cpu(), on_gpu(1, WeightFormat::F32), "weights of f32, and rank 0 on a CPU"),
         (
@@ -474,9 +633,11 @@ fn the_demo_model_has_the_bits_of_one_gpu() {
         model.forward(&[row], &mut logits).unwrap();
         bits(&logits)
     };
-    let weights = WeightFormat::Bf16;
-    let expected = step(&mut CudaLlama::load(&files, &options(weights)).unwrap());
-    let (found, _) =
-        among(&mut followers(&files, weights, 2), (group(2, TIMEOUT), None), &[], step, (&files, weights));
-    assert!(found == expected);
+    let held = Held { files: &files, weights: WeightFormat::Bf16, stages: 1 };
+    let expected = step(&mut held.whole());
+    for stages in [1, 2] {
+        let held = Held { stages, ..held };
+        let (found, _) = among(&mut held.followers(2), (group(2, TIMEOUT), None), &[], step, held);
+        assert!(found == expected, "{stages} stages");
+    }
 }

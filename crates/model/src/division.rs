@@ -147,21 +147,26 @@ impl Part {
     }
 
     /// The ranks of its stage.
-    pub(crate) fn members(&self) -> Range<usize> {
+    pub fn members(&self) -> Range<usize> {
         let first = self.stage() * self.ranks();
         first..first + self.ranks()
     }
 
-    pub(crate) fn is_first_stage(&self) -> bool {
+    /// The ranks of the last stage, which have the logits.
+    pub fn last_members(&self) -> Range<usize> {
+        self.size - self.ranks()..self.size
+    }
+
+    pub fn is_first_stage(&self) -> bool {
         self.stage() == 0
     }
 
-    pub(crate) fn is_last_stage(&self) -> bool {
+    pub fn is_last_stage(&self) -> bool {
         self.stage() + 1 == self.stages
     }
 
     /// Layers of its stage.
-    pub(crate) fn layers(&self, config: &Config) -> Range<usize> {
+    pub fn layers(&self, config: &Config) -> Range<usize> {
         config.layers * self.stage() / self.stages..config.layers * (self.stage() + 1) / self.stages
     }
 }

@@ -51,7 +51,7 @@ pub use hub::cache_folder;
 pub use lane::{DeviceRow, Hangup, RowLanes, RowReceiver, RowSender};
 pub use likeliest::{Candidate, Likeliest, Lists, NoiseAt, Ranking};
 pub use listing::Listing;
-pub use llama::{Llama, LlamaOptions, Operations, Plan, Token};
+pub use llama::{Llama, LlamaOptions, Operations, Plan, Token, micro_batches};
 pub use rope::RopeTable;
 pub use scripted::{ScriptedForward, ScriptedLists, ScriptedOptions};
 pub use sharded::{Arithmetic, Leader, RankForward, Shard, Terms};

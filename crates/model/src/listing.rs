@@ -114,7 +114,7 @@ impl Listing {
                 return Ok(0);
             }
             Some(group) => {
-                for (rank, tokens) in (part.size - part.ranks()..).zip(tokens.clone()) {
+                for (rank, tokens) in part.last_members().zip(tokens.clone()) {
                     if rank == 0 {
                         self.all.extend_from_slice(own);
                         continue;

@@ -31,8 +31,12 @@ use crate::sharded::{Arithmetic, RankForward, Terms};
 use crate::source::ModelFiles;
 
 use exchange::Exchange;
+pub use micro::micro_batches;
 pub use plan::{Plan, Token};
 use step::Workspace;
+
+/// Tokens of a micro-batch, at least.
+const MICRO_TOKENS_MIN: usize = 32;
 
 /// What a model takes of the machine.
 #[derive(Clone, Copy, Debug)]
@@ -307,7 +311,7 @@ impl RankForward for Llama {
             1 => self.step(rows, (logits, 0))?,
             stages => {
                 let mut first = 0;
-                for rows in micro::batches(rows, stages) {
+                for rows in micro_batches(rows, stages, MICRO_TOKENS_MIN) {
                     self.plan.lay_out(&rows, self.cache.shape().block_tokens)?;
                     self.step(&rows, (logits, first))?;
                     first += rows.iter().map(Row::wanted).sum::<usize>();

@@ -139,12 +139,6 @@ impl GroupArgs {
         if self.stages == 0 || !size.is_multiple_of(self.stages) {
             bail!("--stages {} does not divide the {size} ranks of --size", self.stages);
         }
-        if self.stages > 1 && !device.device.is_cpu() {
-            bail!(
-                "--stages does not go with --device {}: ranks on GPUs each have a part of every layer",
-                device.device
-            );
-        }
         let timeout = self.timeout()?;
         if self.group_address.is_none() && process.store.parse()? == StoreAddress::Memory {
             bail!("a group with --store memory needs --group-address, or give it etcd://…");
@@ -464,6 +458,8 @@ mod tests {
         assert_eq!(seat(&[]), Ok(None));
         let of = |group: &[&str]| seat(&[group, &address].concat());
         assert_eq!(of(&["--group", "g0", "--rank", "1", "--size", "2"]), Ok(Some((1, 2))));
+        let staged = ["--group", "g0", "--rank", "3", "--size", "4", "--stages", "2", "--device", "cuda:1"];
+        assert_eq!(of(&staged), Ok(Some((3, 4))));
         let refused = [
             (of(&["--group", "g0"]), "--group wants --rank and --size"),
             (of(&["--rank", "0"]), "go with --group"),
@@ -485,10 +481,6 @@ mod tests {
                 "--stages 0 does not divide",
             ),
             (of(&["--stages", "2"]), "go with --group"),
-            (
-                of(&["--group", "g0", "--rank", "0", "--size", "2", "--stages", "2", "--device", "cuda:1"]),
-                "--stages does not go with --device cuda:1",
-            ),
             (seat(&["--group", "g0", "--rank", "0", "--size", "2"]), "needs --group-address"),
             (
                 seat(&["--group", "g0", "--rank", "0", "--size", "2", "--group-address", "nowhere"]),

@@ -264,6 +264,12 @@ void run_release(void* address) {
 extern "C" {
 
 uint64_t fake_allocations() { return allocations_made; }
+
+uint64_t fake_allocated_bytes() {
+    std::lock_guard guard(lock);
+    return allocated_bytes;
+}
+
 uint64_t fake_launches() { return launches_made; }
 uint64_t fake_bytes_to_host() { return bytes_to_host; }
 uint64_t fake_copies_to_device() { return copies_to_device; }

@@ -9,14 +9,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uniarm_model::{Adapter, Conditioned, ModelFiles, OpenOptions, open};
 
-const LAYERS: usize = 2;
-
 /// Odd: the last warp of the product has a column too many.
 pub const VOCABULARY: usize = 91;
 
 /// Dimensions that leave warps, vectors and blocks half filled.
 #[derive(Clone, Copy)]
 pub struct Shape {
+    pub layers: usize,
     pub hidden: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -27,9 +26,9 @@ pub struct Shape {
 }
 
 pub const LLAMA: Shape =
-    Shape { hidden: 64, heads: 4, kv_heads: 2, head_dim: 16, intermediate: 80, qwen2: false };
+    Shape { layers: 2, hidden: 64, heads: 4, kv_heads: 2, head_dim: 16, intermediate: 80, qwen2: false };
 pub const QWEN2: Shape =
-    Shape { hidden: 272, heads: 3, kv_heads: 1, head_dim: 80, intermediate: 304, qwen2: true };
+    Shape { layers: 2, hidden: 272, heads: 3, kv_heads: 1, head_dim: 80, intermediate: 304, qwen2: true };
 
 /// A model with a LoRA, a MoSLoRA under two preferences and a PBLoRA.
 pub struct Scene {
@@ -112,7 +111,7 @@ impl Shape {
         if self.qwen2 {
             tensors.put("lm_head.weight", &[VOCABULARY, hidden], (0.0, 0.3));
         }
-        for layer in 0..LAYERS {
+        for layer in 0..self.layers {
             let stem = format!("model.layers.{layer}.");
             tensors.put(&format!("{stem}input_layernorm.weight"), &[hidden], (1.0, 0.2));
             tensors.put(&format!("{stem}post_attention_layernorm.weight"), &[hidden], (1.0, 0.2));
@@ -125,7 +124,7 @@ impl Shape {
         }
         let config = json!({
             "model_type": if self.qwen2 { "qwen2" } else { "llama" }, "hidden_size": hidden,
-            "num_hidden_layers": LAYERS, "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
             "head_dim": self.head_dim, "intermediate_size": self.intermediate, "vocab_size": VOCABULARY,
             "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
             "tie_word_embeddings": !self.qwen2, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
@@ -135,7 +134,7 @@ impl Shape {
 
     fn save_lora(self, folder: &Path) {
         let mut tensors = Tensors::default();
-        for layer in 0..LAYERS {
+        for layer in 0..self.layers {
             for (name, outputs, inputs) in self.linear() {
                 let stem = format!("base_model.model.model.layers.{layer}.{name}.lora_");
                 tensors.put(&format!("{stem}A.weight"), &[3, inputs], (0.0, 0.2));
@@ -148,7 +147,7 @@ impl Shape {
 
     fn save_moslora(self, folder: &Path) {
         let mut tensors = Tensors::default();
-        for layer in 0..LAYERS {
+        for layer in 0..self.layers {
             for (name, outputs, inputs) in [self.linear()[0], self.linear()[2], self.linear()[6]] {
                 let stem = format!("base_model.model.model.layers.{layer}.{name}.moslora_");
                 tensors.put(&format!("{stem}A.weight"), &[4, inputs], (0.0, 0.2));
@@ -168,7 +167,7 @@ impl Shape {
     /// On the second of q, k and v alone, with ranks that differ from the other adapters'.
     fn save_pblora(self, folder: &Path) {
         let mut tensors = Tensors::default();
-        for layer in 0..LAYERS {
+        for layer in 0..self.layers {
             for (name, outputs, inputs) in [self.linear()[1], self.linear()[5]] {
                 let stem = format!("base_model.model.model.layers.{layer}.{name}.pblora_");
                 tensors.put(&format!("{stem}A"), &[5, inputs], (0.0, 0.2));

@@ -286,7 +286,7 @@ impl Peers {
             };
         }
         let mut received = 0;
-        for (rank, division) in (part.size - part.ranks()..).zip(divisions) {
+        for (rank, division) in part.last_members().zip(divisions) {
             let range = division.columns(Columns::Vocabulary);
             if rank == 0 {
                 place(&chosen[..rows * range.len()], range, whole, width);

@@ -6,16 +6,14 @@
 
 use crate::forward::Row;
 
-/// Tokens of a micro-batch, at least: as many as it takes until arithmetic costs more than reading the weights.
-const TOKENS_MIN: usize = 32;
-
 /// Micro-batches for each stage, at most: with so many, stages wait for each other a fifth of the time.
 const PER_STAGE_MAX: usize = 4;
 
-/// Cuts rows, in their order, into batches of nearly equally many tokens.
-pub(super) fn batches<'a>(rows: &[Row<'a>], stages: usize) -> Vec<Vec<Row<'a>>> {
+/// Cuts rows, in their order, into batches of nearly equally many tokens, and of `tokens_min` at least: as many as it takes until
+/// arithmetic costs more than reading the weights.
+pub fn micro_batches<'a>(rows: &[Row<'a>], stages: usize, tokens_min: usize) -> Vec<Vec<Row<'a>>> {
     let all: usize = rows.iter().map(|row| row.tokens.len()).sum();
-    let count = (all / TOKENS_MIN).clamp(1, PER_STAGE_MAX * stages);
+    let count = (all / tokens_min).clamp(1, PER_STAGE_MAX * stages);
     let mut batches: Vec<Vec<Row<'a>>> = Vec::with_capacity(count);
     let mut rows = rows.iter().copied();
     let mut open = rows.next();
@@ -53,6 +51,8 @@ fn cut(row: Row<'_>, tokens: usize) -> (Row<'_>, Option<Row<'_>>) {
 mod tests {
     use super::*;
 
+    const TOKENS_MIN: usize = 32;
+
     fn row(tokens: &[u32], start: usize, logits_from: usize) -> Row<'_> {
         Row { tokens, start, blocks: &[0], logits_from, adapter: None }
     }
@@ -61,7 +61,7 @@ mod tests {
     fn few_tokens_stay_together() {
         let tokens: Vec<u32> = (0..63).collect();
         let rows: Vec<Row<'_>> = tokens.chunks(1).map(|token| row(token, 5, 0)).collect();
-        let batches = batches(&rows, 4);
+        let batches = micro_batches(&rows, 4, TOKENS_MIN);
         assert_eq!(batches.len(), 1);
         assert_eq!(batches[0].len(), 63);
     }
@@ -77,7 +77,7 @@ mod tests {
                 row(&tokens[501..900], 0, 397),
                 row(&tokens[..230], 90, 0),
             ];
-            let batches = batches(&rows, stages);
+            let batches = micro_batches(&rows, stages, TOKENS_MIN);
             assert_eq!(batches.len(), expected);
             let sizes = batches.iter().map(|rows| rows.iter().map(|row| row.tokens.len()).sum::<usize>());
             assert!(sizes.clone().max() <= sizes.min().map(|least| least + 1));

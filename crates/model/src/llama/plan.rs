@@ -66,7 +66,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`ModelError::Invalid`] if two tokens of the step would write one slot of the cache.
-    pub(super) fn lay_out(&mut self, rows: &[Row<'_>], block_tokens: usize) -> Result<(), ModelError> {
+    pub fn lay_out(&mut self, rows: &[Row<'_>], block_tokens: usize) -> Result<(), ModelError> {
         self.step += 1;
         self.tokens.clear();
         self.rows.clear();
