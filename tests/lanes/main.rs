@@ -47,8 +47,10 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 
 const CONTEXT_TOKENS: usize = 512;
 
-/// Another model of the base model's size.
-const REWARD: Shape = Shape { qwen2: true, ..LLAMA };
+/// Two models with heads of their own, so that a token is not what the one before it was: logits of a tied head would leave
+/// rewards nothing to say.
+const BASE: Shape = Shape { qwen2: true, ..LLAMA };
+const REWARD: Shape = Shape { hidden: 96, ..BASE };
 
 /// The reward model that is its backbone as it is, and one under a system text.
 const PLAIN: &str = "plain";
@@ -135,7 +137,7 @@ impl Pair {
         let lanes = || -> Arc<dyn RowLanes> {
             Arc::new(Fragile { lanes: CudaLanes::new(0, TIMEOUT), lane, made: Arc::clone(&made) })
         };
-        let [base_scene, reward_scene] = [LLAMA, REWARD].map(Shape::scene);
+        let [base_scene, reward_scene] = [BASE, REWARD].map(Shape::scene);
         let mut catalogue = RewardCatalogue::new(Backbone {
             name: "reward".into(),
             fingerprint: [2; 32],
@@ -303,6 +305,11 @@ async fn answers_are_those_without_a_lane() {
     let reference = Pair::new(Lane::None, Exchange::Certified, lock_step).await;
     let expected = reference.answers(&requests(None)).await;
     assert_eq!(reference.lane_rows(), 0);
+    // Otherwise no wrong row would show.
+    let unguided = |request| GenerateRequest { guidance: Vec::new(), ..request };
+    let unguided: Vec<_> = requests(None).into_iter().map(unguided).collect();
+    let alone = reference.answers(&unguided).await;
+    assert!(alone.iter().zip(&expected).all(|(alone, guided)| alone.choices != guided.choices));
 
     let pair = Pair::new(Lane::Whole, Exchange::Dense, lock_step).await;
     pair.until_there_is_a_lane().await;
