@@ -1,7 +1,7 @@
 #!/bin/sh
 # Measures this machine and writes docs/performance.md: each table with the command that made it.
 # Usage: benches/performance.sh [--without-papers]      (an argument goes to benches/peers/run.sh)
-# About ten minutes on two cores, in which nothing else should run.
+# About a quarter of an hour on two cores, in which nothing else should run; minutes more where peers are not set up yet.
 set -eu
 cd "$(dirname "$0")/.."
 
