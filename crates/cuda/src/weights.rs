@@ -109,13 +109,8 @@ impl LlamaWeights {
             let own = division.vocabulary.clone();
             loader.matrix(&[Tensor { name: name.to_owned(), outputs: vocabulary, own }], hidden)
         };
-        let [embedding, head] = match config.tied_embeddings {
-            true => [None, Some("model.embed_tokens.weight")],
-            false => [Some("model.embed_tokens.weight"), Some("lm_head.weight")],
-        };
-        let (first, last) = (part.is_first_stage(), part.is_last_stage());
-        let embedding = embedding.filter(|_| first).map(table).transpose()?;
-        let head = head.filter(|_| last || first && config.tied_embeddings).map(table).transpose()?;
+        let [embedding, head] = part.tables(config).map(|name| name.map(table).transpose());
+        let (embedding, head) = (embedding?, head?);
         let layers: Result<Vec<Layer>, ModelError> =
             part.layers(config).map(|layer| loader.layer(layer)).collect();
         let norm = loader.vector(&[Tensor::whole("model.norm.weight".to_owned(), hidden)])?;

@@ -165,6 +165,17 @@ impl Part {
         self.stage() + 1 == self.stages
     }
 
+    /// Names of the tables that its stage reads: of embeddings, and of the output projection. Where the latter is tied to
+    /// the former there is one table, named as the output projection, which the first stage takes embeddings from.
+    pub fn tables(&self, config: &Config) -> [Option<&'static str>; 2] {
+        const EMBEDDINGS: &str = "model.embed_tokens.weight";
+        let (first, last) = (self.is_first_stage(), self.is_last_stage());
+        match config.tied_embeddings {
+            true => [None, (first || last).then_some(EMBEDDINGS)],
+            false => [first.then_some(EMBEDDINGS), last.then_some("lm_head.weight")],
+        }
+    }
+
     /// Layers of its stage.
     pub fn layers(&self, config: &Config) -> Range<usize> {
         config.layers * self.stage() / self.stages..config.layers * (self.stage() + 1) / self.stages

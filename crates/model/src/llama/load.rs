@@ -35,13 +35,8 @@ impl LlamaWeights {
         let table = |name: &str| {
             matrices.panels(&[(name.to_owned(), vocabulary, division.vocabulary.clone())], hidden)
         };
-        let [embedding, head] = match config.tied_embeddings {
-            true => [None, Some("model.embed_tokens.weight")],
-            false => [Some("model.embed_tokens.weight"), Some("lm_head.weight")],
-        };
-        let (first, last) = (part.is_first_stage(), part.is_last_stage());
-        let embedding = embedding.filter(|_| first).map(table).transpose()?;
-        let head = head.filter(|_| last || first && config.tied_embeddings).map(table).transpose()?;
+        let [embedding, head] = part.tables(config).map(|name| name.map(table).transpose());
+        let (embedding, head) = (embedding?, head?);
         // Layers are packed in parallel: packing is bound by memory latency.
         let layers: Result<Vec<Layer>, ModelError> = part
             .layers(config)
