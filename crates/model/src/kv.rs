@@ -2,17 +2,18 @@
 //!
 //! Blocks are only memory here. Who owns one, shares it or frees it is the scheduler's business.
 
-use crate::kernels::attention::LayerCache;
+use crate::kernels::attention::{KvFormat, LayerCache};
 use crate::kernels::buffer::Buffer;
 
 /// Memory of the keys and values of `blocks` × `block_tokens` positions in every layer.
 pub(crate) struct KvCache {
-    layers: Vec<Buffer>,
+    layers: Vec<Buffer<u8>>,
     shape: KvShape,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KvShape {
+    pub format: KvFormat,
     pub layers: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -23,17 +24,19 @@ pub(crate) struct KvShape {
 impl KvShape {
     /// Bytes of one block over all layers.
     pub fn block_bytes(&self) -> usize {
-        let floats = LayerCache::block_floats(self.kv_heads, self.head_dim, self.block_tokens);
-        self.layers * floats * size_of::<f32>()
+        self.layers * self.layer_block_bytes()
+    }
+
+    fn layer_block_bytes(&self) -> usize {
+        LayerCache::block_numbers(self.kv_heads, self.head_dim, self.block_tokens) * self.format.bytes()
     }
 }
 
 impl KvCache {
     /// Reserves address space; pages are touched when positions are first written.
     pub fn new(shape: KvShape) -> Self {
-        let floats =
-            shape.blocks * LayerCache::block_floats(shape.kv_heads, shape.head_dim, shape.block_tokens);
-        Self { layers: (0..shape.layers).map(|_| Buffer::zeroed(floats)).collect(), shape }
+        let bytes = shape.blocks * shape.layer_block_bytes();
+        Self { layers: (0..shape.layers).map(|_| Buffer::zeroed(bytes)).collect(), shape }
     }
 
     pub fn shape(&self) -> KvShape {
@@ -41,7 +44,7 @@ impl KvCache {
     }
 
     pub fn layer(&mut self, layer: usize) -> LayerCache {
-        let KvShape { kv_heads, head_dim, block_tokens, .. } = self.shape;
-        LayerCache { start: self.layers[layer].as_mut_ptr(), kv_heads, head_dim, block_tokens }
+        let KvShape { format, kv_heads, head_dim, block_tokens, .. } = self.shape;
+        LayerCache { start: self.layers[layer].as_mut_ptr(), format, kv_heads, head_dim, block_tokens }
     }
 }

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::division::{Division, Part};
 use crate::error::ModelError;
 use crate::forward::{Forward, Limits, Row};
+use crate::kernels::attention::KvFormat;
 use crate::kernels::panels::Panels;
 use crate::kernels::simd::{Isa, LANES};
 use crate::kernels::team::Team;
@@ -78,6 +79,8 @@ struct LlamaWeights {
     /// Whose outputs these are: matrices have those of one rank, and all inputs.
     division: Division,
     fingerprint: [u8; 32],
+    /// Of the cache.
+    kv_format: KvFormat,
     /// (vocabulary, hidden), in the first stage; none where the output projection is tied to it.
     embedding: Option<Panels>,
     /// Of this stage.
@@ -220,6 +223,7 @@ impl Llama {
         }
         let config = &weights.config;
         let shape = KvShape {
+            format: weights.kv_format,
             layers: weights.layers.len(),
             kv_heads: weights.division.kv_heads.len(),
             head_dim: config.head_dim,

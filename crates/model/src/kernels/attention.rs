@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::buffer::Buffer;
 use super::simd::{F32x16, Isa, Kernel, LANES};
-use super::tile::{Tile, panels_together};
+use super::tile::{Element, F16, Tile, panels_together};
 
 /// Query vectors taken together, at most.
 const QUERIES_WIDE: usize = 12;
@@ -23,11 +23,22 @@ const SEGMENT: usize = 512;
 /// Cache lines of values that are asked for with each 16 exponentials: while these are computed, memory would rest.
 const FETCH_LINES: usize = 8;
 
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+
+/// The number format of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFormat {
+    F32,
+    F16,
+}
+
 /// Where one layer's keys and values lie. Per block: keys (kv_heads, block_tokens / 16, head_dim, 16), each
 /// 16 positions a panel as of a weight, then values (kv_heads, block_tokens, head_dim).
 #[derive(Clone, Copy)]
 pub struct LayerCache {
-    pub start: *mut f32,
+    pub start: *mut u8,
+    pub format: KvFormat,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub block_tokens: usize,
@@ -59,11 +70,34 @@ pub struct Partials {
     pub head_dim: usize,
 }
 
+/// A number format of the cache: what is stored is rounded to it.
+trait CacheElement: Element {
+    /// # Safety
+    /// `to` is writable for 16 of them; no alignment is needed.
+    unsafe fn store<V: F32x16>(to: *mut Self, numbers: V);
+}
+
+/// The cache, known to hold `W`.
+#[derive(Clone, Copy)]
+struct Typed<W> {
+    start: *mut W,
+    layout: LayerCache,
+}
+
+/// Stores one position's keys and values.
+struct Write<'a, W> {
+    cache: Typed<W>,
+    slot: usize,
+    /// (kv_heads, head_dim)
+    keys: &'a [f32],
+    values: &'a [f32],
+}
+
 /// The work over one segment.
-struct Attention<'a> {
+struct Attention<'a, W> {
     isa: Isa,
     queries: &'a Queries<'a>,
-    cache: LayerCache,
+    cache: Typed<W>,
     /// Positions of the segment, up to the last that a query sees.
     keys: Range<usize>,
     /// (head_dim, queries)
@@ -76,14 +110,14 @@ struct Attention<'a> {
 }
 
 /// Scores of one query → weights, in place, and their sum behind them.
-struct Softmax<'a> {
-    attention: &'a Attention<'a>,
+struct Softmax<'a, W> {
+    attention: &'a Attention<'a, W>,
     query: usize,
 }
 
 /// Weighted sums of values: `height` queries from `first` on, `width` × 16 columns.
-struct Weigh<'a> {
-    attention: &'a Attention<'a>,
+struct Weigh<'a, W> {
+    attention: &'a Attention<'a, W>,
     first: usize,
     height: usize,
     column: usize,
@@ -126,13 +160,13 @@ const fn queries_max(wide: bool) -> usize {
 /// As of [`attend_segment`] and [`merge`].
 pub unsafe fn attend(isa: Isa, queries: &Queries<'_>, cache: LayerCache, scratch: &mut Buffer) {
     let head_dim = cache.head_dim;
-    let own = Attention::floats(queries, head_dim);
+    let own = queries.floats(head_dim);
     scratch.reserve(own + Partials::floats(queries, head_dim));
     let (own, partials) = scratch.split_at_mut(own);
     let partials = Partials { start: partials.as_mut_ptr(), head_dim };
     unsafe {
         for segment in 0..queries.segments() {
-            Attention::new(isa, (queries, cache), segment, own, partials).run();
+            attend_within(isa, (queries, cache), segment, own, partials);
         }
         merge(isa, queries, partials);
     }
@@ -150,8 +184,28 @@ pub unsafe fn attend_segment(
     partials: Partials,
     scratch: &mut Buffer,
 ) {
-    scratch.reserve(Attention::floats(queries, cache.head_dim));
-    unsafe { Attention::new(isa, (queries, cache), segment, scratch, partials).run() };
+    scratch.reserve(queries.floats(cache.head_dim));
+    unsafe { attend_within(isa, (queries, cache), segment, scratch, partials) };
+}
+
+/// [`attend_segment`] with enough scratch.
+unsafe fn attend_within(
+    isa: Isa,
+    (queries, cache): (&Queries<'_>, LayerCache),
+    segment: usize,
+    scratch: &mut [f32],
+    partials: Partials,
+) {
+    unsafe {
+        match cache.format {
+            KvFormat::F32 => {
+                Attention::<f32>::new(isa, (queries, cache), segment, scratch, partials).run();
+            }
+            KvFormat::F16 => {
+                Attention::<F16>::new(isa, (queries, cache), segment, scratch, partials).run();
+            }
+        }
+    }
 }
 
 /// Writes the output of queries whose segments are all done.
@@ -171,9 +225,19 @@ pub unsafe fn merge(isa: Isa, queries: &Queries<'_>, partials: Partials) {
     }
 }
 
+impl KvFormat {
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => size_of::<f32>(),
+            Self::F16 => size_of::<F16>(),
+        }
+    }
+}
+
 impl LayerCache {
-    /// Floats of one block: keys and values of every head.
-    pub fn block_floats(kv_heads: usize, head_dim: usize, block_tokens: usize) -> usize {
+    /// Numbers of one block: keys and values of every head.
+    pub fn block_numbers(kv_heads: usize, head_dim: usize, block_tokens: usize) -> usize {
         2 * kv_heads * head_dim * block_tokens
     }
 
@@ -181,35 +245,76 @@ impl LayerCache {
     ///
     /// # Safety
     /// `slot` (block × block_tokens + offset) lies in the cache, and nobody else uses it.
-    pub unsafe fn write(self, slot: usize, keys: &[f32], values: &[f32]) {
-        let Self { kv_heads, head_dim, block_tokens, .. } = self;
-        let (block, offset) = (slot / block_tokens, slot % block_tokens);
-        for head in 0..kv_heads {
-            let key = &keys[head * head_dim..][..head_dim];
-            let value = &values[head * head_dim..][..head_dim];
-            unsafe {
-                let column = self.keys(block, head, offset / LANES).add(offset % LANES);
-                for (index, x) in key.iter().enumerate() {
-                    *column.add(index * LANES) = *x;
-                }
-                let row = self.values(block, head, offset / LANES).add(offset % LANES * head_dim);
-                std::ptr::copy_nonoverlapping(value.as_ptr(), row, head_dim);
-            }
+    pub unsafe fn write(self, isa: Isa, slot: usize, keys: &[f32], values: &[f32]) {
+        let size = self.kv_heads * self.head_dim;
+        let (keys, values) = (&keys[..size], &values[..size]);
+        match self.format {
+            KvFormat::F32 => isa.run(Write { cache: Typed::<f32>::new(self), slot, keys, values }),
+            KvFormat::F16 => isa.run(Write { cache: Typed::<F16>::new(self), slot, keys, values }),
         }
+    }
+}
+
+impl CacheElement for f32 {
+    #[inline(always)]
+    unsafe fn store<V: F32x16>(to: *mut Self, numbers: V) {
+        unsafe { numbers.store(to) }
+    }
+}
+
+impl CacheElement for F16 {
+    #[inline(always)]
+    unsafe fn store<V: F32x16>(to: *mut Self, numbers: V) {
+        unsafe { numbers.store_f16(to.cast()) }
+    }
+}
+
+impl<W: CacheElement> Typed<W> {
+    fn new(layout: LayerCache) -> Self {
+        debug_assert_eq!(layout.format.bytes(), size_of::<W>());
+        Self { start: layout.start.cast(), layout }
     }
 
     /// Keys of 16 positions: (head_dim, 16).
     #[inline(always)]
-    fn keys(self, block: usize, head: usize, panel: usize) -> *mut f32 {
-        let Self { kv_heads, head_dim, block_tokens, .. } = self;
-        let block = block * Self::block_floats(kv_heads, head_dim, block_tokens);
+    fn keys(self, block: usize, head: usize, panel: usize) -> *mut W {
+        let LayerCache { kv_heads, head_dim, block_tokens, .. } = self.layout;
+        let block = block * LayerCache::block_numbers(kv_heads, head_dim, block_tokens);
         self.start.wrapping_add(block + (head * block_tokens + panel * LANES) * head_dim)
     }
 
     /// Values of 16 positions: (16, head_dim).
     #[inline(always)]
-    fn values(self, block: usize, head: usize, panel: usize) -> *mut f32 {
-        self.keys(block, head, panel).wrapping_add(self.kv_heads * self.head_dim * self.block_tokens)
+    fn values(self, block: usize, head: usize, panel: usize) -> *mut W {
+        let LayerCache { kv_heads, head_dim, block_tokens, .. } = self.layout;
+        self.keys(block, head, panel).wrapping_add(kv_heads * head_dim * block_tokens)
+    }
+}
+
+impl<W: CacheElement> Kernel for Write<'_, W> {
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Self { cache, slot, keys, values } = self;
+        let LayerCache { head_dim, block_tokens, .. } = cache.layout;
+        let (block, offset) = (slot / block_tokens, slot % block_tokens);
+        let (panel, lane) = (offset / LANES, offset % LANES);
+        for (head, (keys, values)) in
+            keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate()
+        {
+            // Safety: as promised to `LayerCache::write`.
+            unsafe {
+                let column = cache.keys(block, head, panel).add(lane);
+                let row = cache.values(block, head, panel).add(lane * head_dim);
+                for first in (0..head_dim).step_by(LANES) {
+                    W::store(row.add(first), V::load(values.as_ptr().add(first)));
+                    let mut rounded = [std::mem::MaybeUninit::<W>::uninit(); LANES];
+                    W::store(rounded.as_mut_ptr().cast(), V::load(keys.as_ptr().add(first)));
+                    for (index, key) in rounded.into_iter().enumerate() {
+                        *column.add((first + index) * LANES) = key.assume_init();
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -224,6 +329,16 @@ impl Queries<'_> {
     pub fn segments(&self) -> usize {
         self.position / SEGMENT + 1
     }
+
+    /// Room for themselves and their scores of a segment.
+    fn floats(&self, head_dim: usize) -> usize {
+        self.count() * (head_dim + self.score_stride())
+    }
+
+    /// An extra vector keeps rows of a whole segment out of one cache set.
+    fn score_stride(&self) -> usize {
+        (self.position + self.tokens).min(SEGMENT).next_multiple_of(LANES) + LANES
+    }
 }
 
 impl Partials {
@@ -237,16 +352,7 @@ impl Partials {
     }
 }
 
-impl<'a> Attention<'a> {
-    /// Of queries and scores; an extra vector keeps rows of a whole segment out of one cache set.
-    fn floats(queries: &Queries<'_>, head_dim: usize) -> usize {
-        queries.count() * (head_dim + Self::score_stride(queries))
-    }
-
-    fn score_stride(queries: &Queries<'_>) -> usize {
-        (queries.position + queries.tokens).min(SEGMENT).next_multiple_of(LANES) + LANES
-    }
-
+impl<'a, W: CacheElement> Attention<'a, W> {
     fn new(
         isa: Isa,
         (queries, cache): (&'a Queries<'a>, LayerCache),
@@ -260,11 +366,11 @@ impl<'a> Attention<'a> {
         Self {
             isa,
             queries,
-            cache,
+            cache: Typed::new(cache),
             keys: start..(queries.position + queries.tokens).min(start + SEGMENT),
             packed: packed.as_mut_ptr(),
             scores: scores.as_mut_ptr(),
-            score_stride: Self::score_stride(queries),
+            score_stride: queries.score_stride(),
             results: partials.start.wrapping_add(results),
         }
     }
@@ -290,15 +396,15 @@ impl<'a> Attention<'a> {
     }
 
     /// Panels are counted from the segment's first.
-    fn key_panel(&self, panel: usize) -> *const f32 {
-        let (panel, per_block) = (self.keys.start / LANES + panel, self.cache.block_tokens / LANES);
+    fn key_panel(&self, panel: usize) -> *const W {
+        let (panel, per_block) = (self.keys.start / LANES + panel, self.cache.layout.block_tokens / LANES);
         let block = self.queries.blocks[panel / per_block] as usize;
         self.cache.keys(block, self.queries.kv_head, panel % per_block)
     }
 
     #[inline(always)]
-    fn value_panel(&self, panel: usize) -> *const f32 {
-        let (panel, per_block) = (self.keys.start / LANES + panel, self.cache.block_tokens / LANES);
+    fn value_panel(&self, panel: usize) -> *const W {
+        let (panel, per_block) = (self.keys.start / LANES + panel, self.cache.layout.block_tokens / LANES);
         let block = self.queries.blocks[panel / per_block] as usize;
         self.cache.values(block, self.queries.kv_head, panel % per_block)
     }
@@ -306,7 +412,7 @@ impl<'a> Attention<'a> {
     /// The weighted values of a query; behind them the sum of its weights, and its greatest score.
     #[inline(always)]
     fn result(&self, query: usize) -> *mut f32 {
-        self.results.wrapping_add(query * (self.cache.head_dim + LANES))
+        self.results.wrapping_add(query * (self.cache.layout.head_dim + LANES))
     }
 
     /// (queries, head_dim) → (head_dim, queries)
@@ -314,8 +420,8 @@ impl<'a> Attention<'a> {
         let Queries { heads, query, query_stride, .. } = *self.queries;
         let count = self.count();
         for q in 0..count {
-            let from = query.wrapping_add(q / heads * query_stride + q % heads * self.cache.head_dim);
-            for index in 0..self.cache.head_dim {
+            let from = query.wrapping_add(q / heads * query_stride + q % heads * self.cache.layout.head_dim);
+            for index in 0..self.cache.layout.head_dim {
                 unsafe { *self.packed.add(index * count + q) = *from.add(index) };
             }
         }
@@ -328,7 +434,7 @@ impl<'a> Attention<'a> {
         let together = panels_together(self.isa, height);
         let mut panel = 0;
         while panel < panels {
-            let mut tile = Tile::new(height, self.cache.head_dim, false);
+            let mut tile = Tile::<W>::new(height, self.cache.layout.head_dim, false);
             tile.rows = self.packed;
             tile.count = if panel + together <= panels { together } else { 1 };
             for index in 0..tile.count {
@@ -354,12 +460,12 @@ impl<'a> Attention<'a> {
     /// Asks for the values in [`FETCH_LINES`] cache lines, counted from the first that the queries see.
     #[inline(always)]
     fn fetch_values<V: F32x16>(&self, first: usize) {
-        let panel_lines = self.cache.head_dim; // 16 rows of head_dim floats, 16 floats in a line
+        let panel_lines = LANES * self.cache.layout.head_dim * size_of::<W>() / LINE_BYTES;
         let panel = first / panel_lines;
         if panel * LANES < self.visible(self.count() - 1) {
-            let lines = self.value_panel(panel).wrapping_add(first % panel_lines * LANES);
+            let lines = self.value_panel(panel).cast::<u8>().wrapping_add(first % panel_lines * LINE_BYTES);
             for line in 0..FETCH_LINES {
-                V::prefetch(lines.wrapping_add(line * LANES));
+                V::prefetch(lines.wrapping_add(line * LINE_BYTES).cast());
             }
         }
     }
@@ -387,7 +493,7 @@ impl<'a> Attention<'a> {
     }
 
     unsafe fn weigh_queries(&self, queries: Range<usize>, keys: Range<usize>) {
-        let columns = self.cache.head_dim / LANES;
+        let columns = self.cache.layout.head_dim / LANES;
         let wide = self.isa.is_wide();
         let height_max = if wide { 6 } else { 4 };
         for first in queries.clone().step_by(height_max) {
@@ -407,7 +513,7 @@ impl<'a> Attention<'a> {
     }
 }
 
-impl Kernel for Softmax<'_> {
+impl<W: CacheElement> Kernel for Softmax<'_, W> {
     #[inline(always)]
     fn run<V: F32x16>(self) {
         let Self { attention, query } = self;
@@ -434,14 +540,14 @@ impl Kernel for Softmax<'_> {
                 sum = sum.add(weight);
                 attention.fetch_values::<V>((query * panels + panel) * FETCH_LINES);
             }
-            let result = attention.result(query).add(attention.cache.head_dim);
+            let result = attention.result(query).add(attention.cache.layout.head_dim);
             *result = sum.sum();
             *result.add(1) = greatest;
         }
     }
 }
 
-impl Kernel for Weigh<'_> {
+impl<W: CacheElement> Kernel for Weigh<'_, W> {
     #[inline(always)]
     fn run<V: F32x16>(self) {
         // Safety: as promised to `attend`.
@@ -468,13 +574,13 @@ impl Kernel for Weigh<'_> {
     }
 }
 
-impl Weigh<'_> {
+impl<W: CacheElement> Weigh<'_, W> {
     /// R queries × P × 16 columns; goes on from the output unless the keys start at 0. Masked keys are left
     /// out rather than weighted by zero: stale values may be anything.
     #[inline(always)]
     unsafe fn sum<V: F32x16, const R: usize, const P: usize>(&self) {
         let Self { attention, first, column, ref keys, .. } = *self;
-        let head_dim = attention.cache.head_dim;
+        let head_dim = attention.cache.layout.head_dim;
         let mut outputs = [std::ptr::null_mut(); R];
         let mut weights = [std::ptr::null(); R];
         for r in 0..R {
@@ -500,8 +606,8 @@ impl Weigh<'_> {
                     let row = values.add(key % LANES * head_dim);
                     let mut vectors = [V::splat(0.0); P];
                     for p in 0..P {
-                        vectors[p] = V::load(row.add(p * LANES));
-                        V::prefetch(fetch.wrapping_add(key % LANES * head_dim + p * LANES));
+                        vectors[p] = W::load(row.add(p * LANES));
+                        V::prefetch(fetch.wrapping_add(key % LANES * head_dim + p * LANES).cast());
                     }
                     for r in 0..R {
                         let weight = V::splat(*weights[r].add(key));
@@ -568,7 +674,7 @@ mod tests {
 
     /// A cache full of NaN, a sequence written through a scattered block table, and its queries.
     struct Scene {
-        cache: Vec<f32>,
+        cache: Buffer<u8>,
         layout: LayerCache,
         blocks: Vec<u32>,
         /// (tokens, heads, head_dim)
@@ -577,16 +683,23 @@ mod tests {
     }
 
     impl Scene {
-        fn new(tokens: usize, head_dim: usize, block_tokens: usize, stride: usize) -> Self {
+        /// Of `tokens`, written on an instruction set; each block of the sequence lies `stride` behind the one before.
+        fn new(
+            (isa, format): (Isa, KvFormat),
+            tokens: usize,
+            (head_dim, block_tokens, stride): (usize, usize, usize),
+        ) -> Self {
             let blocks: Vec<u32> =
                 (0..tokens.div_ceil(block_tokens)).map(|b| (b * stride % BLOCKS) as u32).collect();
-            let block_floats = LayerCache::block_floats(KV_HEADS, head_dim, block_tokens);
-            let mut cache = vec![f32::NAN; BLOCKS * block_floats];
-            let layout = LayerCache { start: cache.as_mut_ptr(), kv_heads: KV_HEADS, head_dim, block_tokens };
+            let block_bytes = LayerCache::block_numbers(KV_HEADS, head_dim, block_tokens) * format.bytes();
+            let mut cache = Buffer::zeroed(BLOCKS * block_bytes);
+            cache.fill(0xff); // NaN in either format
+            let start = cache.as_mut_ptr();
+            let layout = LayerCache { start, format, kv_heads: KV_HEADS, head_dim, block_tokens };
             for token in 0..tokens {
-                let (keys, values) = (Self::rows(token, 1, head_dim), Self::rows(token, 2, head_dim));
+                let [keys, values] = [1, 2].map(|kind| Self::rows(token, kind, head_dim));
                 let slot = blocks[token / block_tokens] as usize * block_tokens + token % block_tokens;
-                unsafe { layout.write(slot, &keys, &values) };
+                unsafe { layout.write(isa, slot, &keys, &values) };
             }
             let queries = (0..tokens * KV_HEADS * GROUP * head_dim).map(|i| number(i * 5 + 3)).collect();
             Self { cache, layout, blocks, queries, tokens }
@@ -650,15 +763,19 @@ mod tests {
             output
         }
 
-        /// The definition, in f64.
+        /// The definition, in f64, over keys and values as the cache holds them.
         fn reference(&self, token: usize, head: usize) -> Vec<f64> {
             let head_dim = self.layout.head_dim;
+            let held = |x: f32| match self.layout.format {
+                KvFormat::F32 => f64::from(x),
+                KvFormat::F16 => half::f16::from_f32(x).to_f64(),
+            };
             let query = &self.queries[(token * KV_HEADS * GROUP + head) * head_dim..][..head_dim];
             let at = head / GROUP * head_dim;
             let weights: Vec<f64> = (0..=token)
                 .map(|key| {
                     let key = &Self::rows(key, 1, head_dim)[at..][..head_dim];
-                    query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>().exp()
+                    query.iter().zip(key).map(|(a, b)| f64::from(*a) * held(*b)).sum::<f64>().exp()
                 })
                 .collect();
             let total: f64 = weights.iter().sum();
@@ -666,17 +783,19 @@ mod tests {
             for (key, weight) in weights.iter().enumerate() {
                 let value = &Self::rows(key, 2, head_dim)[at..][..head_dim];
                 for (y, v) in output.iter_mut().zip(value) {
-                    *y += weight / total * f64::from(*v);
+                    *y += weight / total * held(*v);
                 }
             }
             output
         }
     }
 
+    const FORMATS: [KvFormat; 2] = [KvFormat::F32, KvFormat::F16];
+
     #[test]
     fn attention_is_the_definition_and_ignores_what_lies_in_unused_slots() {
         const LONG: usize = 2 * SEGMENT + 75;
-        for (head_dim, block_tokens, from, tokens) in [
+        let cases = [
             (64, 16, 0, &[0, 1, 15, 16, 17, 40, 74][..]),
             (80, 32, 0, &[0, 1, 15, 16, 17, 40, 74]),
             (
@@ -685,8 +804,12 @@ mod tests {
                 SEGMENT - 20,
                 &[SEGMENT - 20, SEGMENT - 1, SEGMENT, SEGMENT + 1, SEGMENT + 16, LONG - 1],
             ),
-        ] {
-            let mut scene = Scene::new(tokens[tokens.len() - 1] + 1, head_dim, block_tokens, 4);
+        ];
+        for (format, (head_dim, block_tokens, from, tokens)) in
+            FORMATS.into_iter().flat_map(|format| cases.map(|case| (format, case)))
+        {
+            let count = tokens[tokens.len() - 1] + 1;
+            let mut scene = Scene::new((Isa::best(), format), count, (head_dim, block_tokens, 4));
             let output = scene.attend(Isa::best(), from, usize::MAX);
             for &token in tokens {
                 for head in 0..KV_HEADS * GROUP {
@@ -694,7 +817,7 @@ mod tests {
                     for (y, exact) in found.iter().zip(scene.reference(token, head)) {
                         assert!(
                             (f64::from(*y) - exact).abs() < 1e-5,
-                            "token {token} head {head}: {y} {exact}"
+                            "{format:?} token {token} head {head}: {y} {exact}"
                         );
                     }
                 }
@@ -705,21 +828,25 @@ mod tests {
     #[test]
     fn bits_do_not_depend_on_tiles_blocks_segments_of_threads_or_instruction_set() {
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        for (tokens, from) in [(75, 0), (2 * SEGMENT + 40, 2 * SEGMENT - 20)] {
-            let expected = bits(&Scene::new(tokens, 80, 16, 1).attend(Isa::best(), from, 1));
+        let cases = [(75, 0), (2 * SEGMENT + 40, 2 * SEGMENT - 20)];
+        for (format, (tokens, from)) in
+            FORMATS.into_iter().flat_map(|format| cases.map(|case| (format, case)))
+        {
+            let best = (Isa::best(), format);
+            let expected = bits(&Scene::new(best, tokens, (80, 16, 1)).attend(Isa::best(), from, 1));
             for isa in Isa::available() {
                 for together in [1, 2, 3, 16] {
-                    let mut scene = Scene::new(tokens, 80, 32, 4);
+                    let mut scene = Scene::new((isa, format), tokens, (80, 32, 4));
                     assert_eq!(
                         bits(&scene.attend(isa, from, together)),
                         expected,
-                        "{} {together} together",
+                        "{format:?} {} {together} together",
                         isa.name()
                     );
                     assert_eq!(
                         bits(&scene.attend_in_segments(isa, from, together)),
                         expected,
-                        "{} {together} together, in segments",
+                        "{format:?} {} {together} together, in segments",
                         isa.name()
                     );
                 }

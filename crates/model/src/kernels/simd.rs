@@ -57,6 +57,12 @@ pub trait F32x16: Copy {
     /// `to` is writable for 16 floats; no alignment is needed.
     unsafe fn store(self, to: *mut f32);
 
+    /// The nearest numbers of IEEE half precision, of ties the even one; beyond the greatest (65,504) that one.
+    ///
+    /// # Safety
+    /// `to` is writable for 16 of them; no alignment is needed.
+    unsafe fn store_f16(self, to: *mut u16);
+
     /// Asks for the cache line of `from`, which may be any address, into the second-level cache.
     fn prefetch(from: *const f32);
 
@@ -178,6 +184,9 @@ pub trait I32x16: Copy {
     /// Sum over the lanes.
     fn sum(self) -> i32;
 }
+
+/// The greatest number of half precision.
+const F16_MAX: f32 = 65_504.0;
 
 /// A computation that is compiled once per instruction set.
 pub trait Kernel {
@@ -335,6 +344,47 @@ mod tests {
             let y = exp(isa, &x);
             assert_eq!((y[0], y[2], y[3]), (0.0, 0.0, 1.0));
             assert!(y[1].is_nan());
+        }
+    }
+
+    #[test]
+    fn halves_are_rounded_to_the_nearest_and_held_at_the_greatest() {
+        struct Round<'a>(&'a [f32; LANES], &'a mut [u16; LANES]);
+
+        impl Kernel for Round<'_> {
+            #[inline(always)]
+            fn run<V: F32x16>(self) {
+                unsafe { V::load(self.0.as_ptr()).store_f16(self.1.as_mut_ptr()) };
+            }
+        }
+
+        // Ties to either side, what overflows, subnormal halves, what vanishes, and the signs of zero.
+        let x = [
+            0.0,
+            -0.0,
+            1.0,
+            -1.0 / 3.0,
+            2049.0,
+            2051.0,
+            65_504.0,
+            65_519.0,
+            65_520.0,
+            1e9,
+            -1e9,
+            f32::INFINITY,
+            6e-8,
+            -3e-6,
+            1e-9,
+            f32::NAN,
+        ];
+        for isa in Isa::available() {
+            let mut found = [0; LANES];
+            isa.run(Round(&x, &mut found));
+            for (x, found) in x.into_iter().zip(found.map(half::f16::from_bits)) {
+                let expected = half::f16::from_f32(x.clamp(-65_504.0, 65_504.0));
+                let same = found.to_bits() == expected.to_bits() || found.is_nan() && x.is_nan();
+                assert!(same, "{}: {x} became {found}, not {expected}", isa.name());
+            }
         }
     }
 

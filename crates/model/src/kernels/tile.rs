@@ -18,7 +18,7 @@ const ROWS_NARROW: usize = 6;
 /// Height of the tiles if there are several: with two panels, sums fill 24 of 32 registers.
 const SEVERAL_ROWS_WIDE: usize = 12;
 
-/// A number format of weights that is widened to f32, exactly, on its way into a register.
+/// A number format of weights, or of keys and values, that is widened to f32, exactly, on its way into a register.
 pub trait Element: Copy {
     /// # Safety
     /// `from` is readable for 16 of them; no alignment is needed.

@@ -296,7 +296,7 @@ impl Step<'_> {
                 let (key, value) = row.split_at_mut(keys);
                 query.chunks_exact_mut(head_dim).for_each(|head| rotate(head, cosine, sine, scale));
                 key.chunks_exact_mut(head_dim).for_each(|head| rotate(head, cosine, sine, 1.0));
-                unsafe { cache.write(token.slot, key, value) };
+                unsafe { cache.write(self.isa, token.slot, key, value) };
             }
         });
     }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64 as x86;
 
-use super::{F32x16, I32x16, LANES};
+use super::{F16_MAX, F32x16, I32x16, LANES};
 
 #[derive(Clone, Copy)]
 pub struct Ymm(x86::__m256, x86::__m256);
@@ -53,6 +53,17 @@ impl F32x16 for Ymm {
         unsafe {
             x86::_mm256_storeu_ps(to, self.0);
             x86::_mm256_storeu_ps(to.add(8), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        let held = Self::splat(F16_MAX).min(Self::splat(-F16_MAX).max(self));
+        unsafe {
+            for (index, half) in [held.0, held.1].into_iter().enumerate() {
+                let halves = x86::_mm256_cvtps_ph::<{ x86::_MM_FROUND_TO_NEAREST_INT }>(half);
+                x86::_mm_storeu_si128(to.add(8 * index).cast(), halves);
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64 as x86;
 
-use super::{F32x16, I32x16, LANES};
+use super::{F16_MAX, F32x16, I32x16, LANES};
 
 #[derive(Clone, Copy)]
 pub struct Zmm<const VNNI: bool>(x86::__m512);
@@ -44,6 +44,15 @@ impl<const VNNI: bool> F32x16 for Zmm<VNNI> {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { x86::_mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        let held = Self::splat(F16_MAX).min(Self::splat(-F16_MAX).max(self));
+        unsafe {
+            let halves = x86::_mm512_cvtps_ph::<{ x86::_MM_FROUND_TO_NEAREST_INT }>(held.0);
+            x86::_mm256_storeu_si256(to.cast(), halves);
+        }
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{F32x16, I32x16, LANES};
+use super::{F16_MAX, F32x16, I32x16, LANES};
 
 #[derive(Clone, Copy)]
 pub struct Portable([f32; LANES]);
@@ -54,6 +54,13 @@ impl F32x16 for Portable {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { to.cast::<[f32; LANES]>().write(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        let held = Self::splat(F16_MAX).min(Self::splat(-F16_MAX).max(self));
+        let halves = held.0.map(|x| f16::from_f32(x).to_bits());
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(halves) }
     }
 
     #[inline(always)]
