@@ -43,7 +43,7 @@ bench: build ## Print tokens per second beside the machine's own limits
 peers: build ## Compare with llama.cpp and the papers' loop on this machine: sets both up, gigabytes once
 	benches/peers/run.sh
 
-performance: build ## Measure everything and write docs/performance.md: a quarter of an hour, in which nothing else should run
+performance: build ## Measure everything and write docs/performance.md: twenty minutes, in which nothing else should run
 	benches/performance.sh
 
 experiment-exact: build ## Rebuild data, adapters and report of experiments/exact from nothing: hours; goes on where it stopped

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Measures this machine and writes docs/performance.md: each table with the command that made it.
 # Usage: benches/performance.sh [--without-papers]      (an argument goes to benches/peers/run.sh)
-# About a quarter of an hour on two cores, in which nothing else should run; minutes more where peers are not set up yet.
+# About twenty minutes on two cores, in which nothing else should run; minutes more where peers are not set up yet.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -52,11 +52,11 @@ say '# Performance' '' \
 section 'A step' \
     'Decode steps at T = 1, base and reward worker in one process with a thread each (fused: one pass on both threads). The
 floor is what the machine could do at most. Drafts change the number of base passes, never a token: the bench compares them.' \
-    uniarm bench step --batch 1,4,16,32 --rows unguided,prompted,mixed --roles separate --tokens 64
+    uniarm bench step --batch 1,4,16,32 --rows unguided,prompted,mixed --roles separate --tokens 64 --repeats 7
 
 section 'Roles in one pass' \
     'Base and reward worker over one copy of the weights, beside workers of their own; without and with drafts.' \
-    uniarm bench step --batch 1,16 --rows mixed --roles separate,fused --tokens 64
+    uniarm bench step --batch 1,16 --rows mixed --roles separate,fused --tokens 64 --repeats 5
 
 section 'Base passes, drafts from the reward row' \
     'With a fixed window the base model rests as much as it can, whether that is faster or not.' \

@@ -465,10 +465,10 @@ pub struct GuidanceArgs {
     #[arg(long, add = complete::preference())]
     pub preference: Option<PreferenceSpec>,
     /// Weight of the base model's own logits; 0: the reward models alone choose
-    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true, value_parser = bounds::number)]
     pub base_strength: f32,
     /// Guidance strength w: guided logits are base_strength · z_base + w · z_reward [default: 1]
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true, value_parser = bounds::number)]
     pub strength: Option<f32>,
     /// Reward model [default: the one that serves the objectives]
     #[arg(long, add = complete::reward())]
@@ -494,25 +494,25 @@ pub enum LossPolicy {
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
     /// 0 is greedy
-    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true, value_parser = bounds::number)]
     pub temperature: f32,
     /// Keep the k most probable tokens; 0: all
     #[arg(long, default_value_t = 0)]
     pub top_k: u32,
     /// Keep the most probable tokens up to this mass
-    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true, value_parser = bounds::number)]
     pub top_p: f32,
     /// Keep tokens at least this probable, relative to the most probable one
-    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, value_parser = bounds::number)]
     pub min_p: f32,
     /// Divide positive and multiply negative logits of tokens seen so far
-    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true, value_parser = bounds::number)]
     pub repetition_penalty: f32,
     /// Subtract from logits of tokens in the answer so far
-    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, value_parser = bounds::number)]
     pub presence_penalty: f32,
     /// The same for each time they occur
-    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, value_parser = bounds::number)]
     pub frequency_penalty: f32,
     /// The same seed gives the same answer [default: drawn]
     #[arg(long, value_parser = bounds::seed)]

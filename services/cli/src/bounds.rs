@@ -22,6 +22,14 @@ pub fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("wants a whole number from 0 to {}", u64::MAX))
 }
 
+/// A number whose limits the cluster knows, which says them with the name of the field.
+///
+/// # Errors
+/// When it is no number.
+pub fn number(text: &str) -> Result<f32, String> {
+    text.parse().map_err(|_| "wants a number, such as 0.7".to_owned())
+}
+
 /// # Errors
 /// When it is no number of seconds that anybody could mean.
 pub fn seconds(text: &str) -> Result<f64, String> {
@@ -86,6 +94,8 @@ mod tests {
             ("generate x", "--seed", "-1"),
             ("generate x", "--timeout", "-1"),
             ("generate x", "--top-k", "-1"),
+            ("generate x", "--temperature", "hot"),
+            ("generate x", "--strength", "1,5"),
             ("bench choose", "--rounds", "-1"),
             ("bench context", "--prompt-tokens", "-1"),
             (base, "--rank", "-1"),

@@ -141,7 +141,8 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or((cores / 2).max(1));
     report.add(machine::facts(cores));
-    let measured = Machine::measure(threads).await?;
+    eprintln!("measuring the machine ({threads} thread(s) for each worker)");
+    let measured = Machine::look(threads).await?;
     report.add(machine::rates(&measured));
     report.add(machine::folders());
     report.add(tokio::task::spawn_blocking(gpu::look).await?);

@@ -68,7 +68,7 @@ pub struct BenchStepArgs {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub list_length: u32,
     /// 0 is greedy
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = bounds::number)]
     pub temperature: f32,
     /// Tokens of each answer
     #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(4..=4096))]
@@ -213,7 +213,7 @@ pub struct BenchLoadArgs {
     #[arg(long, default_value_t = 1.0, value_parser = bounds::share)]
     pub guided: f64,
     /// 0 is greedy
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = bounds::number)]
     pub temperature: f32,
     /// A good request has its first token within so many milliseconds
     #[arg(long, default_value_t = 1000.0, value_parser = bounds::positive)]

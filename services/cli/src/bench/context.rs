@@ -4,7 +4,6 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use uniarm_base::DraftWindow;
-use uniarm_model::machine;
 use uniarm_proto::{Input, Sampling};
 
 use super::{
@@ -32,7 +31,7 @@ struct Case {
     /// Tokens of the prompt over the time to the first token of the answer.
     prefill_tokens_per_second: Spread,
     /// Of the peak: operations of the weights alone.
-    prefill_of_peak: f64,
+    prefill_of_peak: Spread,
     decode_ms: Spread,
     /// The time in which weights, keys and values of a token are streamed, over what it takes.
     decode_of_floor: Spread,
@@ -45,6 +44,7 @@ struct Case {
 #[derive(Clone, Default)]
 struct Measured {
     prefill: Vec<f64>,
+    of_peak: Vec<f64>,
     decode: Vec<f64>,
     of_floor: Vec<f64>,
     growth: Vec<f64>,
@@ -52,7 +52,6 @@ struct Measured {
 
 pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
     let rig = Rig::load(args.model.clone(), &args.engine).await?;
-    let machine = Machine::measure(rig.threads).await?;
     let exchange = ExchangeArgs {
         exchange: ExchangeMode::Certified,
         list_length: 1,
@@ -63,15 +62,20 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
     let pair = rig.pair(&exchange, Roles::Separate)?;
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
     let progress = ProgressBar::new((args.prompt_tokens.len() * args.repeats) as u64).with_style(style);
+    let mut looks = Vec::new();
     let mut measured = vec![Measured::default(); args.prompt_tokens.len()];
     for repeat in 0..args.repeats {
-        // All lengths within one look at the machine: what they are compared with changes from minute to minute.
-        let stream = bandwidth(rig.threads).await?;
+        // All lengths within one look at the machine.
+        progress.set_message("a look at the machine");
+        let look = Machine::look(rig.threads).await?;
+        let stream = look.stream_bytes_per_second;
+        looks.push(look);
         let mut shortest = None;
         for (&prompt_tokens, measured) in args.prompt_tokens.iter().zip(&mut measured) {
             progress.set_message(format!("{prompt_tokens} tokens"));
             let (prefill, decode) = measure(&pair, prompt_tokens, repeat, args.tokens).await?;
             measured.prefill.push(prefill);
+            measured.of_peak.push(prefill * look.seconds(rig.work.prompt_token));
             measured.decode.push(decode);
             let read = rig.work.weight_bytes
                 + rig.work.position_bytes * (prompt_tokens as f64 + f64::from(args.tokens) / 2.0);
@@ -84,30 +88,23 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
             progress.inc(1);
         }
     }
-    let cases = args.prompt_tokens.iter().zip(measured).map(|(&prompt_tokens, measured)| {
-        let prefill = Spread::of(measured.prefill);
-        Case {
-            prompt_tokens,
-            prefill_of_peak: prefill.median * machine.seconds(rig.work.prompt_token),
-            prefill_tokens_per_second: prefill,
-            decode_ms: Spread::of(measured.decode),
-            decode_of_floor: Spread::of(measured.of_floor),
-            growth_of_floor: (!measured.growth.is_empty()).then(|| Spread::of(measured.growth)),
-        }
+    let cases = args.prompt_tokens.iter().zip(measured).map(|(&prompt_tokens, measured)| Case {
+        prompt_tokens,
+        prefill_tokens_per_second: Spread::of(measured.prefill),
+        prefill_of_peak: Spread::of(measured.of_peak),
+        decode_ms: Spread::of(measured.decode),
+        decode_of_floor: Spread::of(measured.of_floor),
+        growth_of_floor: (!measured.growth.is_empty()).then(|| Spread::of(measured.growth)),
     });
     let cases = cases.collect();
     progress.finish_and_clear();
-    let report = Report { model: rig.model, machine, work: rig.work, cases };
+    let report = Report { model: rig.model, machine: Machine::median(&looks), work: rig.work, cases };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         report.print();
     }
     Ok(())
-}
-
-async fn bandwidth(threads: usize) -> anyhow::Result<f64> {
-    Ok(tokio::task::spawn_blocking(move || machine::stream_bytes_per_second(threads)).await?)
 }
 
 /// Prefilled tokens per second, and milliseconds of a decoded token.
@@ -161,7 +158,7 @@ impl Report {
                 case.prompt_tokens,
                 prefill.median,
                 format!("{:.1} – {:.1}", prefill.least, prefill.most),
-                100.0 * case.prefill_of_peak,
+                100.0 * case.prefill_of_peak.median,
                 decode.median,
                 format!("{:.2} – {:.2}", decode.least, decode.most),
                 100.0 * case.decode_of_floor.median,
@@ -170,7 +167,7 @@ impl Report {
         }
         println!(
             "\nof peak: operations of the weights alone, without attention\n\
-             floor: the time in which a token's weights, keys and values are streamed from memory, as measured just before\n\
+             floor: the time in which a token's weights, keys and values are streamed from memory, as measured just before each repeat\n\
              growth: what a token costs more than after the first length, over the time in which the keys and values that it \
              reads more are streamed;\n        a last-level cache that holds weights until longer contexts displace them shows here, too"
         );

@@ -3,9 +3,10 @@
 use serde::Serialize;
 use uniarm_model::{Llama, Operations, machine};
 
+use super::statistics::Spread;
 use crate::worker::BLOCK_TOKENS;
 
-/// What the machine does undisturbed, measured just before.
+/// What the machine does at most.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Machine {
     pub threads_per_worker: usize,
@@ -41,9 +42,9 @@ pub struct Count {
 // === impl Machine ===
 
 impl Machine {
-    /// It takes about a second, in which nothing else should run.
-    pub async fn measure(threads: usize) -> anyhow::Result<Self> {
-        eprintln!("measuring the machine ({threads} thread(s) for each worker)");
+    /// One look: about a second, in which nothing else should run. What is measured is compared with the look just before,
+    /// since a machine that others use too changes from minute to minute.
+    pub async fn look(threads: usize) -> anyhow::Result<Self> {
         let measuring = tokio::task::spawn_blocking(move || Self {
             threads_per_worker: threads,
             stream_bytes_per_second: machine::stream_bytes_per_second(threads),
@@ -52,6 +53,18 @@ impl Machine {
             integer_operations_per_second: machine::integer_arithmetic_per_second(threads),
         });
         Ok(measuring.await?)
+    }
+
+    /// The median of some looks, each number by itself.
+    pub fn median(looks: &[Self]) -> Self {
+        let median = |number: fn(&Self) -> f64| Spread::of(looks.iter().map(number).collect()).median;
+        Self {
+            threads_per_worker: looks[0].threads_per_worker,
+            stream_bytes_per_second: median(|look| look.stream_bytes_per_second),
+            stream_bytes_per_second_together: median(|look| look.stream_bytes_per_second_together),
+            float_operations_per_second: median(|look| look.float_operations_per_second),
+            integer_operations_per_second: median(|look| look.integer_operations_per_second),
+        }
     }
 
     /// Tokens per second that no step of `batch` rows can exceed. Guided: base and reward worker step at the same

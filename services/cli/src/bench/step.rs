@@ -42,7 +42,6 @@ struct Engines {
 
 pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
     let rig = Rig::load(args.model.clone(), &args.engine).await?;
-    let machine = Machine::measure(rig.threads).await?;
     let mut pairs = Vec::new();
     for &roles in &args.roles {
         for &window in &args.draft_window {
@@ -53,11 +52,14 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
     let cases = cases(&args);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
     let progress = ProgressBar::new((cases.len() * args.repeats) as u64).with_style(style);
-    let mut outcomes = Vec::new();
+    let (mut looks, mut outcomes) = (Vec::new(), Vec::new());
     for same_batch in cases.chunk_by(|a, b| a.batch == b.batch) {
         let mut runs: Vec<Vec<Run>> = same_batch.iter().map(|_| Vec::new()).collect();
+        let first_look = looks.len();
         // Interleaved, so that what disturbs the machine disturbs all alike.
         for repeat in 0..args.repeats {
+            progress.set_message("a look at the machine");
+            looks.push(Machine::look(rig.threads).await?);
             let mut turn: Vec<_> = same_batch.iter().zip(&mut runs).collect();
             if repeat % 2 == 1 {
                 turn.reverse();
@@ -69,12 +71,13 @@ pub async fn run(args: BenchStepArgs) -> anyhow::Result<()> {
             }
         }
         for (case, runs) in same_batch.iter().zip(runs) {
-            let floor = machine.tokens_per_second(rig.work, case.batch, case.guided.is_some());
-            outcomes.push(Outcome::of(*case, &runs, floor, args.answers));
+            let floor = |look: &Machine| look.tokens_per_second(rig.work, case.batch, case.guided.is_some());
+            let floors: Vec<f64> = looks[first_look..].iter().map(floor).collect();
+            outcomes.push(Outcome::of(*case, &runs, floors, args.answers));
         }
     }
     progress.finish_and_clear();
-    let report = Report::new(rig.model, machine, rig.work, args.temperature, outcomes);
+    let report = Report::new(rig.model, Machine::median(&looks), rig.work, args.temperature, outcomes);
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

@@ -45,7 +45,9 @@ pub struct Outcome {
     /// Tokens that came while all rows of their batch ran, of all; the least of the repeats.
     window_share: f64,
     /// Of a step for each token: drafts may do better.
-    floor_tokens_per_second: f64,
+    floor_tokens_per_second: Spread,
+    /// Of each repeat's floor.
+    share_of_floor: Spread,
     base_passes_per_token: f64,
     /// Drafts that were right, of those that were looked at.
     acceptance: Option<f64>,
@@ -97,7 +99,7 @@ impl Report {
         println!("{}\n{}", self.work.line(&self.model), self.machine.line());
         println!(
             "floor: the greater of weights / bandwidth and operations / peak, a step for each token; guided steps share \
-             the memory\ntemperature {}; of the window while all rows of a batch run\n",
+             the memory;\n       both are looked at before each repeat, and a share is of its own look\ntemperature {}; of the window while all rows of a batch run\n",
             self.temperature
         );
         self.print_rates();
@@ -125,8 +127,8 @@ impl Report {
                 case.cells(),
                 format!("{least:.1} – {highest:.1}"),
                 100.0 * case.window_share,
-                case.floor_tokens_per_second,
-                100.0 * median / case.floor_tokens_per_second,
+                case.floor_tokens_per_second.median,
+                100.0 * case.share_of_floor.median,
                 case.base_passes_per_token,
                 case.acceptance.map_or("–".to_owned(), |share| format!("{share:.2}")),
                 case.certified_share.map_or("–".to_owned(), |share| format!("{:.1} %", 100.0 * share)),
@@ -181,8 +183,9 @@ impl Report {
 // === impl Outcome ===
 
 impl Outcome {
-    pub fn of(case: Case, runs: &[Run], floor: f64, with_answers: bool) -> Self {
+    pub fn of(case: Case, runs: &[Run], floors: Vec<f64>, with_answers: bool) -> Self {
         let rates: Vec<f64> = runs.iter().map(|run| run.rate).collect();
+        let shares = rates.iter().zip(&floors).map(|(rate, floor)| rate / floor).collect();
         let spread = Spread::of(rates.clone());
         let middle = runs.iter().find(|run| run.rate == spread.median).unwrap_or(&runs[0]);
         let answers = || runs.iter().flat_map(|run| &run.answers);
@@ -201,7 +204,8 @@ impl Outcome {
             roles: case.guided.map(|setting| setting.roles.name()),
             tokens_per_second: spread,
             window_share: runs.iter().map(|run| run.window_share).fold(1.0, f64::min),
-            floor_tokens_per_second: floor,
+            floor_tokens_per_second: Spread::of(floors),
+            share_of_floor: Spread::of(shares),
             base_passes_per_token: total(|a| u64::from(a.speculation.base_passes)) / chosen,
             acceptance: share(total(|a| u64::from(a.speculation.accepted)), drafted),
             certified_share: share(certified, guided),
@@ -299,7 +303,7 @@ mod tests {
     fn outcome(window: DraftWindow, rates: [f64; 3], token: u32) -> Outcome {
         let setting = Setting { exchange: ExchangeMode::Certified, window, roles: Roles::Separate };
         let case = Case { batch: 1, rows: Rows::Prompted, guided: Some(setting) };
-        Outcome::of(case, &rates.map(|rate| run(rate, token)), 100.0, true)
+        Outcome::of(case, &rates.map(|rate| run(rate, token)), vec![100.0, 50.0, 20.0], true)
     }
 
     fn report(token_with_drafts: u32) -> Report {
@@ -324,6 +328,8 @@ mod tests {
         let json = serde_json::to_value(report(8)).unwrap();
         let case = &json["cases"][0];
         assert_eq!(case["tokens_per_second"]["median"], 20.0);
+        let share = serde_json::json!({ "median": 0.4, "least": 0.3, "most": 0.5 });
+        assert_eq!(case["share_of_floor"], share, "each of its own look");
         assert_eq!((&case["draft_window"], &case["roles"]), (&"auto".into(), &"separate".into()));
         assert_eq!((&case["base_passes_per_token"], &case["acceptance"]), (&0.5.into(), &0.75.into()));
         assert_eq!(
