@@ -8,8 +8,6 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 trap 'exit 130' HUP INT TERM
 began=$(date +%s)
-passed=0 failed=0 skipped=0
-: >"$logs/summary"
 
 # The steps. Each prints what it does; lines "ok …", "FAILED …", "skipped: …" and Cargo's own results are counted.
 
@@ -47,7 +45,7 @@ run() {
     name=$1
     echo "== $name"
     step_began=$(date +%s)
-    { "step_$name" 2>&1 && echo 0 >"$logs/status" || echo 1 >"$logs/status"; } | tee "$logs/$name"
+    { "step_$name" 2>&1 && echo 0 >"$logs/$name.status" || echo 1 >"$logs/$name.status"; } | tee "$logs/$name"
     # Cargo: "test result: ok. 12 passed; 0 failed; 1 ignored; …", once for each test binary.
     counts=$(awk '
         /^test result:/ { passed += $4; failed += $6; skipped += $8 }
@@ -56,19 +54,33 @@ run() {
         /^ *skipped:/ { skipped++ }
         END { print passed + 0, failed + 0, skipped + 0 }' "$logs/$name")
     # shellcheck disable=SC2086 # three numbers
-    set -- $counts "$(cat "$logs/status")"
+    set -- $counts "$(cat "$logs/$name.status")"
     # A step can fail as a whole, without a failed test: what does not compile has none.
     [ "$4" = 0 ] || [ "$2" -gt 0 ] || set -- "$1" 1 "$3" "$4"
-    passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
-    printf '%-8s %5d passed %5d failed %5d skipped %6d s\n' "$name" "$1" "$2" "$3" "$(($(date +%s) - step_began))" >>"$logs/summary"
+    printf '%-10s %5d passed %5d failed %5d skipped %6d s\n' "$name" "$1" "$2" "$3" "$(($(date +%s) - step_began))" >"$logs/$name.counts"
 }
 
 [ $# -gt 0 ] || set -- format lint rust schema playground chart deploy
-for step; do run "$step"; done
+
+# What compiles comes first, and has all cores. "chart" and "deploy" then run beside the steps that ask a cluster, one
+# core each, and are shown when they are done.
+asking='' beside=''
+for step; do
+    case $step in
+    chart | deploy) beside="$beside $step" ;;
+    schema | playground) asking="$asking $step" ;;
+    *) run "$step" ;;
+    esac
+done
+for step in $beside; do run "$step"; done >"$logs/beside" 2>&1 &
+for step in $asking; do run "$step"; done
+wait
+cat "$logs/beside"
 
 echo "== summary"
-grep -h '^ *skipped:' "$logs"/* | sed 's/^ *//' | sort -u
-grep -h -e '^FAILED ' -e '^test .* FAILED$' "$logs"/* | sort -u
-cat "$logs/summary"
-echo "$passed passed, $failed failed, $skipped skipped in $((($(date +%s) - began) / 60)) min"
-[ "$failed" = 0 ]
+for step; do cat "$logs/$step"; done | grep '^ *skipped:' | sed 's/^ *//' | sort -u
+for step; do cat "$logs/$step"; done | grep -e '^FAILED ' -e '^test .* FAILED$' | sort -u
+for step; do cat "$logs/$step.counts"; done | tee "$logs/summary"
+awk -v minutes="$((($(date +%s) - began) / 60))" '
+    { passed += $2; failed += $4; skipped += $6 }
+    END { printf "%d passed, %d failed, %d skipped in %d min\n", passed, failed, skipped, minutes; exit failed > 0 }' "$logs/summary"
