@@ -207,6 +207,15 @@ impl Llama {
         self.weights.head.as_ref().map_or(Operations::default(), Operations::of)
     }
 
+    /// Bytes of a position's keys and values over all layers: what a cache of so many tokens takes.
+    ///
+    /// # Errors
+    /// A projection is missing, or has a format that no kernel takes.
+    pub fn kv_token_bytes(files: &ModelFiles) -> Result<usize, ModelError> {
+        let Config { layers, kv_heads, head_dim, .. } = files.config;
+        Ok(2 * layers * kv_heads * head_dim * load::kv_format(files)?.bytes())
+    }
+
     /// Bytes of one cache block over all layers.
     pub fn block_bytes(&self) -> usize {
         self.cache.shape().block_bytes()

@@ -9,8 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
-use files::{SMALL, Shape, Tensors, WIDE, folder, gguf};
-use uniarm_model::{Message, ModelError, ModelFiles, OpenOptions, open};
+use files::{SMALL, Shape, Tensors, WIDE, folder, gguf, mixed_gguf};
+use uniarm_model::{Llama, LlamaOptions, Message, ModelError, ModelFiles, OpenOptions, open};
 
 fn open_at(path: &Path) -> Result<ModelFiles, ModelError> {
     open(path.to_str().unwrap(), &OpenOptions::default())
@@ -58,6 +58,27 @@ fn every_number_format_of_a_gguf_gives_back_the_weights() {
         let files = open_bytes(&gguf(WIDE, &tensors, kind).bytes()).unwrap();
         let error = largest_error(&files, &tensors);
         assert!(error <= tolerance, "{kind:?}: {error}");
+    }
+}
+
+#[test]
+fn the_cache_has_half_precision_unless_a_projection_to_it_is_f32() {
+    let tensors = WIDE.tensors();
+    let numbers = 2 * WIDE.kv_heads * WIDE.head_dim();
+    let is_value = |name: &str| name.ends_with(".v_proj.weight");
+    for (kind, value, bytes) in [
+        (GgmlDType::F32, GgmlDType::F32, 4),
+        (GgmlDType::Q4_1, GgmlDType::F32, 4),
+        (GgmlDType::Q4_1, GgmlDType::Q8_0, 2),
+        (GgmlDType::BF16, GgmlDType::BF16, 2),
+    ] {
+        let kinds = |name: &str| if is_value(name) { value } else { kind };
+        let files = open_bytes(&mixed_gguf(WIDE, &tensors, kinds).bytes()).unwrap();
+        let of_token = Llama::kv_token_bytes(&files).unwrap();
+        assert_eq!(of_token, bytes * numbers * files.config.layers, "{kind:?} and {value:?}");
+        let options = LlamaOptions { threads: 1, kv_blocks: 1, block_tokens: 16 };
+        let model = Llama::load(&files, &options).unwrap();
+        assert_eq!(model.block_bytes(), 16 * of_token, "what is said is what is held");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::bail;
-use uniarm_model::Config;
+use uniarm_model::{Llama, ModelFiles};
 
 const GIB: f64 = (1 << 30) as f64;
 
@@ -12,10 +12,9 @@ const GIB: f64 = (1 << 30) as f64;
 ///
 /// # Errors
 /// Says what the cache needs, and what there is.
-pub fn check_cache(config: &Config, tokens: usize) -> anyhow::Result<()> {
+pub fn check_cache(files: &ModelFiles, tokens: usize) -> anyhow::Result<()> {
     let Some(most) = bytes_max() else { return Ok(()) };
-    // Keys and values.
-    let of_token = 2 * size_of::<f32>() * config.layers * config.kv_heads * config.head_dim;
+    let of_token = Llama::kv_token_bytes(files)?;
     let wanted = of_token as f64 * tokens as f64;
     if wanted > most {
         bail!(

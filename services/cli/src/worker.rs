@@ -80,7 +80,7 @@ pub async fn load(source: String, engine: &EngineArgs, share: Threads) -> anyhow
     let options = llama_options(engine, share);
     let loading = tokio::task::spawn_blocking(move || {
         let files = open(&source)?;
-        memory::check_cache(&files.config, options.kv_blocks * BLOCK_TOKENS)?;
+        memory::check_cache(&files, options.kv_blocks * BLOCK_TOKENS)?;
         let mut llama =
             Llama::load(&files, &options).with_context(|| format!("cannot load the model {source}"))?;
         self_test(&mut llama).with_context(|| format!("the model {source} fails its self-test"))?;

@@ -49,7 +49,7 @@ impl LlamaWeights {
             part,
             division,
             fingerprint: *fingerprint,
-            kv_format: matrices.kv_format(config)?,
+            kv_format: if widened { KvFormat::F32 } else { kv_format(files)? },
             embedding,
             layers: layers?,
             norm: weights.floats("model.norm.weight", &[hidden], 0..hidden)?,
@@ -116,19 +116,6 @@ impl Layer {
 }
 
 impl Matrices<'_> {
-    /// Keys and values beside projections that the file has in 16 bits or fewer are rounded to 16 bits, too: a long context is
-    /// read in half the time, and half the memory holds it. Stages ask of all layers, so that they agree.
-    fn kv_format(&self, config: &Config) -> Result<KvFormat, ModelError> {
-        let mut is_exact = self.widened;
-        for layer in 0..config.layers {
-            for linear in [Linear::Key, Linear::Value] {
-                let name = format!("model.layers.{layer}.{}.weight", linear.name());
-                is_exact |= self.weights.format(&name)? == Format::F32;
-            }
-        }
-        Ok(if is_exact { KvFormat::F32 } else { KvFormat::F16 })
-    }
-
     /// Matrices of the same inputs, by name, outputs and those of this rank, as one weight in a format that holds them all.
     fn panels(&self, parts: &[(String, usize, Range<usize>)], inputs: usize) -> Result<Panels, ModelError> {
         let formats: Result<Vec<Format>, ModelError> =
@@ -146,6 +133,20 @@ impl Matrices<'_> {
         }
         Ok(panels)
     }
+}
+
+/// Keys and values beside projections that the file has in 16 bits or fewer are rounded to 16 bits, too: a long context is
+/// read in half the time, and half the memory holds it. All layers are asked, so that stages agree.
+pub fn kv_format(files: &ModelFiles) -> Result<KvFormat, ModelError> {
+    for layer in 0..files.config.layers {
+        for linear in [Linear::Key, Linear::Value] {
+            let name = format!("model.layers.{layer}.{}.weight", linear.name());
+            if files.weights.format(&name)? == Format::F32 {
+                return Ok(KvFormat::F32);
+            }
+        }
+    }
+    Ok(KvFormat::F16)
 }
 
 /// The format that holds numbers of both without loss.
