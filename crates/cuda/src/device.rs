@@ -15,6 +15,7 @@ use uniarm_model::ModelError;
 /// The kernels, one program.
 const SOURCE: &str = concat!(
     include_str!("kernels/common.cu"),
+    include_str!("kernels/half.cu"),
     include_str!("kernels/tensor.cu"),
     include_str!("kernels/matmul.cu"),
     include_str!("kernels/matmul_bf16.cu"),
@@ -25,11 +26,12 @@ const SOURCE: &str = concat!(
     include_str!("kernels/likeliest.cu"),
 );
 
-const KERNELS: [&str; 22] = [
+const KERNELS: [&str; 27] = [
     "embed_f32",
     "embed_bf16",
     "rms_norm",
-    "rotate_and_append",
+    "rotate_and_append_f32",
+    "rotate_and_append_f16",
     "gate",
     "matmul_f32_1",
     "matmul_f32_2",
@@ -38,10 +40,14 @@ const KERNELS: [&str; 22] = [
     "matmul_bf16_8",
     "matmul_bf16_16",
     "matmul_bf16_32",
-    "attention_32",
-    "attention_64",
-    "attention_128",
-    "attention_256",
+    "attention_f32_32",
+    "attention_f32_64",
+    "attention_f32_128",
+    "attention_f32_256",
+    "attention_f16_32",
+    "attention_f16_64",
+    "attention_f16_128",
+    "attention_f16_256",
     "adapter_down",
     "adapter_up",
     "cut",

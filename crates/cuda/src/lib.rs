@@ -34,7 +34,7 @@
 //! **Graphs** (`src/graphs.rs`) take the place of the launches of small steps that come again, as those of a steady batch do: one
 //! call, with the very same kernels, grids and arguments (`tests/fake_graphs.rs`). Ranks of a group launch kernel by kernel.
 //!
-//! Not here yet: a cache of 16 bits, choosing tokens on the device.
+//! Not here yet: choosing tokens on the device.
 
 mod adapters;
 mod device;

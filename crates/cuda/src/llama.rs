@@ -73,12 +73,20 @@ pub(crate) struct Rope {
 
 /// Keys and values: (own layers, slots, own kv_heads × head_dim) each.
 pub(crate) struct Cache {
-    keys: Memory<f32>,
-    values: Memory<f32>,
+    keys: Memory<u8>,
+    values: Memory<u8>,
+    pub format: CacheFormat,
     pub blocks: usize,
     pub block_tokens: usize,
-    /// Numbers of a layer.
+    /// Bytes of a layer's keys; of its values as many.
     layer: usize,
+}
+
+/// The number format of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheFormat {
+    F32,
+    F16,
 }
 
 impl CudaLlama {
@@ -367,6 +375,24 @@ impl Rope {
     }
 }
 
+impl CacheFormat {
+    /// Weights of 16 bits have a cache of as many: half the memory, and half of what a long context reads.
+    fn beside(weights: WeightFormat) -> Self {
+        match weights {
+            WeightFormat::F32 => Self::F32,
+            WeightFormat::Bf16 => Self::F16,
+        }
+    }
+
+    /// Bytes of a number.
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => size_of::<f32>(),
+            Self::F16 => size_of::<half::f16>(),
+        }
+    }
+}
+
 impl Cache {
     fn reserve(
         device: &Device,
@@ -374,15 +400,16 @@ impl Cache {
         options: &CudaOptions,
     ) -> Result<Self, ModelError> {
         let CudaOptions { kv_blocks: blocks, block_tokens, .. } = *options;
-        let layer = blocks * block_tokens * division.kv_heads.len() * config.head_dim;
+        let format = CacheFormat::beside(options.weights);
+        let layer = blocks * block_tokens * division.kv_heads.len() * config.head_dim * format.bytes();
         let layers = part.layers(config).len();
         let reserve = || Memory::reserve(device, layers * layer, "half of the cache");
-        Ok(Self { keys: reserve()?, values: reserve()?, blocks, block_tokens, layer })
+        Ok(Self { keys: reserve()?, values: reserve()?, format, blocks, block_tokens, layer })
     }
 
     /// Of one block in one layer.
     fn block_bytes(&self) -> usize {
-        2 * self.layer / self.blocks * size_of::<f32>()
+        2 * self.layer / self.blocks
     }
 
     /// Where keys and values of a layer begin, counted from the first one here.

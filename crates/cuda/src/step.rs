@@ -9,7 +9,7 @@ use crate::device::Argument::{Address, Integer};
 use crate::device::{Argument, Device, Grid};
 use crate::graphs::{Launcher, TOKENS_MAX};
 use crate::lister::Lister;
-use crate::llama::{Cache, CudaLlama, Rope};
+use crate::llama::{Cache, CacheFormat, CudaLlama, Rope};
 use crate::memory::Memory;
 use crate::peers::{LAYERS_IN_FLIGHT, Peers, Receivers};
 use crate::product::Product;
@@ -403,7 +403,11 @@ impl Step<'_> {
             integer(head_dim),
             Argument::float(1.0 / (head_dim as f32).sqrt()),
         ];
-        self.launch("rotate_and_append", self.rows(), &arguments)
+        let name = match self.cache.format {
+            CacheFormat::F32 => "rotate_and_append_f32",
+            CacheFormat::F16 => "rotate_and_append_f16",
+        };
+        self.launch(name, self.rows(), &arguments)
     }
 
     fn attend(&mut self, index: usize, attended: u64) -> Result<(), ModelError> {
@@ -412,11 +416,15 @@ impl Step<'_> {
         let group = self.config.heads / self.config.kv_heads;
         let Division { heads: own, kv_heads: own_kv, .. } = self.division;
         let (heads, kv_heads) = (own.len(), own_kv.len());
-        let name = match head_dim {
-            0..=32 => "attention_32",
-            33..=64 => "attention_64",
-            65..=128 => "attention_128",
-            _ => "attention_256",
+        let name = match (self.cache.format, head_dim) {
+            (CacheFormat::F32, 0..=32) => "attention_f32_32",
+            (CacheFormat::F32, 33..=64) => "attention_f32_64",
+            (CacheFormat::F32, 65..=128) => "attention_f32_128",
+            (CacheFormat::F32, _) => "attention_f32_256",
+            (CacheFormat::F16, 0..=32) => "attention_f16_32",
+            (CacheFormat::F16, 33..=64) => "attention_f16_64",
+            (CacheFormat::F16, 65..=128) => "attention_f16_128",
+            (CacheFormat::F16, _) => "attention_f16_256",
         };
         let arguments = [
             Address(self.at.qkv),

@@ -7,13 +7,25 @@
 constexpr int ATTENTION_WARPS = 4;
 constexpr int HEAD_DIM_MAX = 256;
 
+// Eight numbers of half precision in one load.
+__device__ inline void load(const f16* from, float (&to)[8]) {
+    const uint4 words = *reinterpret_cast<const uint4*>(from);
+    const unsigned pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        to[2 * i] = widen(f16{static_cast<unsigned short>(pairs[i] & 0xffffu)});
+        to[2 * i + 1] = widen(f16{static_cast<unsigned short>(pairs[i] >> 16)});
+    }
+}
+
 // Grid: (tokens, heads). `tables[token]` is where the token's block table begins in `blocks`; queries are scaled already
 // and stand in rows of `stride` floats; output is (tokens, heads × head_dim). COLUMNS × 32 >= head_dim. `heads` and
 // `kv_heads` are a rank's own; each of the latter is read by `group` query heads, of which it lacks the `skipped` first ones.
-template <int COLUMNS>
-__device__ inline void attention(const float* queries, int stride, const float* keys, const float* values,
+template <int COLUMNS, typename Kv>
+__device__ inline void attention(const float* queries, int stride, const Kv* keys, const Kv* values,
                                  const int* positions, const int* tables, const int* blocks, float* output, int heads,
                                  int skipped, int group, int kv_heads, int head_dim, int block_tokens) {
+    constexpr int RUN = 16 / sizeof(Kv);
     __shared__ float query[HEAD_DIM_MAX];
     __shared__ float weights[ATTENTION_WARPS][WARP];
     __shared__ int slots[ATTENTION_WARPS][WARP];
@@ -41,13 +53,13 @@ __device__ inline void attention(const float* queries, int stride, const float* 
         int slot = 0;
         if (position < visible) {
             slot = table[position / block_tokens] * block_tokens + position % block_tokens;
-            const float* key = keys + size_t(slot) * width + column;
+            const Kv* key = keys + size_t(slot) * width + column;
             score = 0.0f;
-            for (int i = 0; i < head_dim; i += 4) {
-                float four[4];
-                load(key + i, four);
+            for (int i = 0; i < head_dim; i += RUN) {
+                float run[RUN];
+                load(key + i, run);
 #pragma unroll
-                for (int j = 0; j < 4; j++) score = fmaf(query[i + j], four[j], score);
+                for (int j = 0; j < RUN; j++) score = fmaf(query[i + j], run[j], score);
             }
         }
         const float greatest = fmaxf(maximum, warp_max(score));
@@ -63,11 +75,11 @@ __device__ inline void attention(const float* queries, int stride, const float* 
         for (int i = 0; i < COLUMNS; i++) result[i] *= kept;
         const int count = min(WARP, visible - first);
         for (int j = 0; j < count; j++) {
-            const float* value = values + size_t(slots[warp][j]) * width + column;
+            const Kv* value = values + size_t(slots[warp][j]) * width + column;
 #pragma unroll
             for (int i = 0; i < COLUMNS; i++) {
                 const int at = lane + i * WARP;
-                if (at < head_dim) result[i] = fmaf(weights[warp][j], value[at], result[i]);
+                if (at < head_dim) result[i] = fmaf(weights[warp][j], widen(value[at]), result[i]);
             }
         }
         __syncwarp();
@@ -95,16 +107,20 @@ __device__ inline void attention(const float* queries, int stride, const float* 
     }
 }
 
-#define ATTENTION(NAME, COLUMNS)                                                                                    \
+#define ATTENTION(NAME, COLUMNS, KV)                                                                                \
     extern "C" __global__ void __launch_bounds__(ATTENTION_WARPS * WARP)                                            \
-        NAME(const float* queries, int stride, const float* keys, const float* values, const int* positions,        \
+        NAME(const float* queries, int stride, const KV* keys, const KV* values, const int* positions,              \
              const int* tables, const int* blocks, float* output, int heads, int skipped, int group, int kv_heads,  \
              int head_dim, int block_tokens) {                                                                      \
         attention<COLUMNS>(queries, stride, keys, values, positions, tables, blocks, output, heads, skipped, group, \
                            kv_heads, head_dim, block_tokens);                                                       \
     }
 
-ATTENTION(attention_32, 1)
-ATTENTION(attention_64, 2)
-ATTENTION(attention_128, 4)
-ATTENTION(attention_256, 8)
+ATTENTION(attention_f32_32, 1, float)
+ATTENTION(attention_f32_64, 2, float)
+ATTENTION(attention_f32_128, 4, float)
+ATTENTION(attention_f32_256, 8, float)
+ATTENTION(attention_f16_32, 1, f16)
+ATTENTION(attention_f16_64, 2, f16)
+ATTENTION(attention_f16_128, 4, f16)
+ATTENTION(attention_f16_256, 8, f16)

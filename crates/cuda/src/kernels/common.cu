@@ -1,5 +1,5 @@
 // What the kernels share. The files of this folder are one program, compiled by NVRTC when a model is loaded, and by a
-// plain C++ compiler for the tests: no headers, and no inline assembly but in tensor.cu, which the tests replace.
+// plain C++ compiler for the tests: no headers, and no inline assembly but in half.cu and tensor.cu, which the tests replace.
 //
 // Every sum has one order, which follows from the model's shape alone: no atomics, no split that depends on the number
 // of rows. Multiply-adds are written as fmaf, and the compiler is told to fuse nothing by itself, or two instances of one
@@ -9,6 +9,13 @@
 struct bf16 {
     unsigned short bits;
 };
+
+// IEEE half precision.
+struct f16 {
+    unsigned short bits;
+};
+
+constexpr float F16_MAX = 65504.0f;
 
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;

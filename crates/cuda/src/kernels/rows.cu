@@ -41,12 +41,20 @@ extern "C" __global__ void rms_norm(const float* input, const int* rows, const f
     }
 }
 
+__device__ inline void store(float number, float& place) { place = number; }
+
+// Rounds; beyond the greatest of half precision it is that one, and what is no number stays none.
+__device__ inline void store(float number, f16& place) {
+    place = nearest_f16(number > F16_MAX ? F16_MAX : number < -F16_MAX ? -F16_MAX : number);
+}
+
 // Adds the bias, where there is one, to a token's queries, keys and values, (heads + 2 × kv_heads) × head_dim; rotates
 // queries and keys by the angles of its position; scales queries in place, and writes keys and values into the
 // token's slot of this layer's cache: (slots, kv_heads × head_dim) each.
-extern "C" __global__ void rotate_and_append(float* qkv, const float* bias, const int* positions, const int* slots,
-                                             const float* cosine, const float* sine, float* keys, float* values, int heads,
-                                             int kv_heads, int head_dim, float scale) {
+template <typename Kv>
+__device__ inline void rotate_and_append(float* qkv, const float* bias, const int* positions, const int* slots,
+                                         const float* cosine, const float* sine, Kv* keys, Kv* values, int heads,
+                                         int kv_heads, int head_dim, float scale) {
     const int half = head_dim / 2;
     const int queries = heads * head_dim, width = kv_heads * head_dim;
     float* row = qkv + size_t(blockIdx.x) * (queries + 2 * width);
@@ -64,15 +72,25 @@ extern "C" __global__ void rotate_and_append(float* qkv, const float* bias, cons
             row[low] = x * scale;
             row[high] = y * scale;
         } else {
-            keys[slot + low - queries] = x;
-            keys[slot + high - queries] = y;
+            store(x, keys[slot + low - queries]);
+            store(y, keys[slot + high - queries]);
         }
     }
     const int first = queries + width;
     for (int i = threadIdx.x; i < width; i += ROW_THREADS) {
-        values[slot + i] = bias ? row[first + i] + bias[first + i] : row[first + i];
+        store(bias ? row[first + i] + bias[first + i] : row[first + i], values[slot + i]);
     }
 }
+
+#define ROTATE_AND_APPEND(NAME, KV)                                                                                   \
+    extern "C" __global__ void NAME(float* qkv, const float* bias, const int* positions, const int* slots,            \
+                                    const float* cosine, const float* sine, KV* keys, KV* values, int heads,          \
+                                    int kv_heads, int head_dim, float scale) {                                        \
+        rotate_and_append(qkv, bias, positions, slots, cosine, sine, keys, values, heads, kv_heads, head_dim, scale); \
+    }
+
+ROTATE_AND_APPEND(rotate_and_append_f32, float)
+ROTATE_AND_APPEND(rotate_and_append_f16, f16)
 
 // gated = silu(gate) · up of (gate, up), with silu(x) = x / (1 + e^-x). The second dimension of the grid cuts the row.
 extern "C" __global__ void gate(const float* gate_up, float* gated, int intermediate) {

@@ -1,4 +1,4 @@
-// Products of tensor cores. This file alone has instructions of the device, and only NVRTC compiles it: for the tests,
+// Products of tensor cores, by an instruction of the device. Only NVRTC compiles this file: for the tests,
 // tests/fake/ has a function of the same name, which meets the other lanes of the warp and multiplies what they bring.
 
 // sums += a · b over a warp: sums are 16 outputs × 8 rows, `a` 16 outputs × 16 inputs, `b` 16 inputs × 8 rows. With

@@ -9,6 +9,8 @@
 
 #include "../../src/kernels/common.cu"
 
+#include "half.h"
+
 #include "../../src/kernels/matmul.cu"
 #include "../../src/kernels/matmul_bf16.cu"
 #include "../../src/kernels/rows.cu"
@@ -42,10 +44,12 @@ struct Call<KERNEL> {
 #define KERNEL(NAME) {#NAME, Call<NAME>::call, Call<NAME>::SIZES, std::size(Call<NAME>::SIZES)}
 
 const Kernel ALL[] = {
-    KERNEL(embed_f32),    KERNEL(embed_bf16),    KERNEL(rms_norm),       KERNEL(rotate_and_append),
-    KERNEL(gate),         KERNEL(matmul_f32_1),  KERNEL(matmul_f32_2),   KERNEL(matmul_f32_4),
-    KERNEL(matmul_f32_8), KERNEL(matmul_bf16_8), KERNEL(matmul_bf16_16), KERNEL(matmul_bf16_32),
-    KERNEL(attention_32), KERNEL(attention_64),  KERNEL(attention_128),  KERNEL(attention_256),
+    KERNEL(embed_f32),    KERNEL(embed_bf16),    KERNEL(rms_norm),       KERNEL(gate),
+    KERNEL(matmul_f32_1), KERNEL(matmul_f32_2),  KERNEL(matmul_f32_4),   KERNEL(matmul_f32_8),
+    KERNEL(matmul_bf16_8), KERNEL(matmul_bf16_16), KERNEL(matmul_bf16_32),
+    KERNEL(rotate_and_append_f32), KERNEL(rotate_and_append_f16),
+    KERNEL(attention_f32_32), KERNEL(attention_f32_64), KERNEL(attention_f32_128), KERNEL(attention_f32_256),
+    KERNEL(attention_f16_32), KERNEL(attention_f16_64), KERNEL(attention_f16_128), KERNEL(attention_f16_256),
     KERNEL(adapter_down), KERNEL(adapter_up),    KERNEL(cut),            KERNEL(place),
     KERNEL(list_parts),   KERNEL(list_rows),
 };

@@ -23,12 +23,30 @@ pub struct Shape {
     pub intermediate: usize,
     /// An untied Qwen2 with its biases; else a tied Llama.
     pub qwen2: bool,
+    /// The model's file has bf16; else f32, of the same numbers.
+    pub bf16: bool,
 }
 
-pub const LLAMA: Shape =
-    Shape { layers: 2, hidden: 64, heads: 4, kv_heads: 2, head_dim: 16, intermediate: 80, qwen2: false };
-pub const QWEN2: Shape =
-    Shape { layers: 2, hidden: 272, heads: 3, kv_heads: 1, head_dim: 80, intermediate: 304, qwen2: true };
+pub const LLAMA: Shape = Shape {
+    layers: 2,
+    hidden: 64,
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 16,
+    intermediate: 80,
+    qwen2: false,
+    bf16: false,
+};
+pub const QWEN2: Shape = Shape {
+    layers: 2,
+    hidden: 272,
+    heads: 3,
+    kv_heads: 1,
+    head_dim: 80,
+    intermediate: 304,
+    qwen2: true,
+    bf16: false,
+};
 
 /// A model with a LoRA, a MoSLoRA under two preferences and a PBLoRA.
 pub struct Scene {
@@ -55,13 +73,21 @@ impl Tensors {
         self.0.insert(name.to_owned(), (shape.to_vec(), bytes));
     }
 
-    fn save(&self, folder: &Path, file: &str, (name, config): (&str, &Value)) {
+    /// The same numbers in half of the bytes.
+    fn in_bf16(mut self) -> Self {
+        for (_, bytes) in self.0.values_mut() {
+            *bytes = bytes.chunks_exact(4).flat_map(|number| [number[2], number[3]]).collect();
+        }
+        self
+    }
+
+    fn save(&self, folder: &Path, file: &str, (name, config): (&str, &Value), format: Dtype) {
         std::fs::create_dir_all(folder).unwrap();
         std::fs::write(folder.join(name), config.to_string()).unwrap();
         let views = self
             .0
             .iter()
-            .map(|(name, (shape, bytes))| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+            .map(|(name, (shape, bytes))| (name, TensorView::new(format, shape.clone(), bytes).unwrap()));
         safetensors::serialize_to_file(views, None, &folder.join(file)).unwrap();
     }
 }
@@ -129,7 +155,9 @@ impl Shape {
             "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
             "tie_word_embeddings": !self.qwen2, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
         });
-        tensors.save(folder, "model.safetensors", ("config.json", &config));
+        let (tensors, format) =
+            if self.bf16 { (tensors.in_bf16(), Dtype::BF16) } else { (tensors, Dtype::F32) };
+        tensors.save(folder, "model.safetensors", ("config.json", &config), format);
     }
 
     fn save_lora(self, folder: &Path) {
@@ -142,7 +170,7 @@ impl Shape {
             }
         }
         let config = json!({"peft_type": "LORA", "r": 3, "lora_alpha": 3, "target_modules": "all-linear"});
-        tensors.save(folder, "adapter_model.safetensors", ("adapter_config.json", &config));
+        tensors.save(folder, "adapter_model.safetensors", ("adapter_config.json", &config), Dtype::F32);
     }
 
     fn save_moslora(self, folder: &Path) {
@@ -161,7 +189,7 @@ impl Shape {
             "target_modules": ["q_proj", "v_proj", "down_proj"],
             "objectives": [{"name": "kind"}, {"name": "short"}],
         });
-        tensors.save(folder, "adapter_model.safetensors", ("adapter_config.json", &config));
+        tensors.save(folder, "adapter_model.safetensors", ("adapter_config.json", &config), Dtype::F32);
     }
 
     /// On the second of q, k and v alone, with ranks that differ from the other adapters'.
@@ -180,6 +208,6 @@ impl Shape {
             "peft_type": "PBLORA", "r1": 3, "r2": 2, "obj_num": 2, "lora_alpha": 4,
             "target_modules": ["k_proj", "up_proj"],
         });
-        tensors.save(folder, "adapter_model.safetensors", ("adapter_config.json", &config));
+        tensors.save(folder, "adapter_model.safetensors", ("adapter_config.json", &config), Dtype::F32);
     }
 }
