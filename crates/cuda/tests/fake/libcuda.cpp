@@ -328,6 +328,8 @@ Result cuDevicePrimaryCtxRelease_v2(int) {
     if (--contexts > 0) return SUCCESS;
     while (frees_to_come > 0) std::this_thread::yield();
     std::lock_guard guard(lock);
+    // Another thread may have come for it meanwhile, and what is there is its own: it allocates under the lock, later.
+    if (contexts > 0) return SUCCESS;
     if (!allocations.empty()) {
         refuse("the context goes, and memory is still there");
         std::abort();

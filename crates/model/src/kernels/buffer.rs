@@ -4,6 +4,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use memmap2::MmapMut;
+
 /// A cache line, and the width of the widest vector.
 const LINE_BYTES: usize = 64;
 
@@ -17,7 +19,17 @@ pub struct Buffer<T: Number = f32> {
     /// Aligned start within the allocation.
     start: NonNull<T>,
     len: usize,
-    allocation: NonNull<u8>,
+    /// Goes with it.
+    _memory: Memory,
+}
+
+/// Where numbers lie.
+enum Memory {
+    Nowhere,
+    Heap(NonNull<u8>, Layout),
+    /// Pages of their own. An allocator may have memory that was given back, and would write zeroes over it: a large cache
+    /// costs nothing only where it is new.
+    Pages(#[expect(dead_code, reason = "it is there to be dropped")] MmapMut),
 }
 
 /// # Safety
@@ -33,7 +45,7 @@ unsafe impl<T: Number> Sync for Buffer<T> {}
 
 impl<T: Number> Buffer<T> {
     pub const fn new() -> Self {
-        Self { start: NonNull::dangling(), len: 0, allocation: NonNull::dangling() }
+        Self { start: NonNull::dangling(), len: 0, _memory: Memory::Nowhere }
     }
 
     pub fn zeroed(len: usize) -> Self {
@@ -41,16 +53,23 @@ impl<T: Number> Buffer<T> {
             return Self::new();
         }
         let layout = Self::layout(len);
-        // Safety: the layout is not empty.
-        let allocation = unsafe { alloc_zeroed(layout) };
-        let Some(allocation) = NonNull::new(allocation) else { handle_alloc_error(layout) };
+        let (memory, first) = if Self::alignment(len) == HUGE_PAGE_BYTES {
+            let Ok(mut pages) = MmapMut::map_anon(layout.size()) else { handle_alloc_error(layout) };
+            let first = pages.as_mut_ptr();
+            (Memory::Pages(pages), first)
+        } else {
+            // Safety: the layout is not empty.
+            let allocation = unsafe { alloc_zeroed(layout) };
+            let Some(allocation) = NonNull::new(allocation) else { handle_alloc_error(layout) };
+            (Memory::Heap(allocation, layout), allocation.as_ptr())
+        };
         let alignment = Self::alignment(len);
-        // Safety: the layout has room for an alignment more than the numbers.
-        let start = unsafe { allocation.add(allocation.as_ptr().align_offset(alignment)) };
+        // Safety: the layout has room for an alignment more than the numbers, and memory does not begin at 0.
+        let start = unsafe { NonNull::new_unchecked(first.add(first.align_offset(alignment))) };
         if alignment == HUGE_PAGE_BYTES {
             prefer_huge_pages(start, len * size_of::<T>());
         }
-        Self { start: start.cast(), len, allocation }
+        Self { start: start.cast(), len, _memory: memory }
     }
 
     /// Makes room for `len` numbers. Their values are not kept: a workspace is written before it is read.
@@ -106,11 +125,11 @@ impl<T: Number> DerefMut for Buffer<T> {
     }
 }
 
-impl<T: Number> Drop for Buffer<T> {
+impl Drop for Memory {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // Safety: allocated in `zeroed` with this layout.
-            unsafe { dealloc(self.allocation.as_ptr(), Self::layout(self.len)) };
+        if let Self::Heap(allocation, layout) = *self {
+            // Safety: allocated with this layout.
+            unsafe { dealloc(allocation.as_ptr(), layout) };
         }
     }
 }
