@@ -528,8 +528,8 @@ fn lose_at_any_call(
     conditioned: &[Conditioned],
 ) {
     let mut shards = held.followers(size);
-    // Of several stages, some rank may be the first to hear of one that ended because of the lost one.
-    let named = if held.stages == 1 { unlucky..unlucky + 1 } else { 1..size };
+    // A rank that ended because of the lost one may be heard of first.
+    let named = 1..size;
     let list = Some(Likeliest { count: 4, scale: 1.0, noise: None });
     let calls = (2..=calls).map(|call| (call, None)).chain((2..=calls_of_a_list).map(|call| (call, list)));
     for (call, list) in calls {
