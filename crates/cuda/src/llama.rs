@@ -2,8 +2,8 @@
 
 use uniarm_collective::Collective;
 use uniarm_model::{
-    Arithmetic, Columns, Config, DeviceRow, Division, Forward, Likeliest, Limits, Lists, ModelError,
-    ModelFiles, Part, Plan, RankForward, Ranking, RopeTable, Row, Terms, micro_batches,
+    Arithmetic, Columns, Config, DeviceRow, Division, Forward, KvFormat, Likeliest, Limits, Lists,
+    ModelError, ModelFiles, Part, Plan, RankForward, Ranking, RopeTable, Row, Terms, micro_batches,
 };
 
 use crate::adapters::Adapters;
@@ -75,18 +75,11 @@ pub(crate) struct Rope {
 pub(crate) struct Cache {
     keys: Memory<u8>,
     values: Memory<u8>,
-    pub format: CacheFormat,
+    pub format: KvFormat,
     pub blocks: usize,
     pub block_tokens: usize,
     /// Bytes of a layer's keys; of its values as many.
     layer: usize,
-}
-
-/// The number format of keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CacheFormat {
-    F32,
-    F16,
 }
 
 impl CudaLlama {
@@ -375,21 +368,11 @@ impl Rope {
     }
 }
 
-impl CacheFormat {
-    /// Weights of 16 bits have a cache of as many: half the memory, and half of what a long context reads.
-    fn beside(weights: WeightFormat) -> Self {
-        match weights {
-            WeightFormat::F32 => Self::F32,
-            WeightFormat::Bf16 => Self::F16,
-        }
-    }
-
-    /// Bytes of a number.
-    fn bytes(self) -> usize {
-        match self {
-            Self::F32 => size_of::<f32>(),
-            Self::F16 => size_of::<half::f16>(),
-        }
+/// Weights of 16 bits have a cache of as many: half the memory, and half of what a long context reads.
+fn kv_format(weights: WeightFormat) -> KvFormat {
+    match weights {
+        WeightFormat::F32 => KvFormat::F32,
+        WeightFormat::Bf16 => KvFormat::F16,
     }
 }
 
@@ -400,7 +383,7 @@ impl Cache {
         options: &CudaOptions,
     ) -> Result<Self, ModelError> {
         let CudaOptions { kv_blocks: blocks, block_tokens, .. } = *options;
-        let format = CacheFormat::beside(options.weights);
+        let format = kv_format(options.weights);
         let layer = blocks * block_tokens * division.kv_heads.len() * config.head_dim * format.bytes();
         let layers = part.layers(config).len();
         let reserve = || Memory::reserve(device, layers * layer, "half of the cache");

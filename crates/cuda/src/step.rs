@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use uniarm_model::{Columns, Config, Division, ModelError, Part};
+use uniarm_model::{Columns, Config, Division, KvFormat, ModelError, Part};
 
 use crate::adapters::Group;
 use crate::device::Argument::{Address, Integer};
 use crate::device::{Argument, Device, Grid};
 use crate::graphs::{Launcher, TOKENS_MAX};
 use crate::lister::Lister;
-use crate::llama::{Cache, CacheFormat, CudaLlama, Rope};
+use crate::llama::{Cache, CudaLlama, Rope};
 use crate::memory::Memory;
 use crate::peers::{LAYERS_IN_FLIGHT, Peers, Receivers};
 use crate::product::Product;
@@ -404,8 +404,8 @@ impl Step<'_> {
             Argument::float(1.0 / (head_dim as f32).sqrt()),
         ];
         let name = match self.cache.format {
-            CacheFormat::F32 => "rotate_and_append_f32",
-            CacheFormat::F16 => "rotate_and_append_f16",
+            KvFormat::F32 => "rotate_and_append_f32",
+            KvFormat::F16 => "rotate_and_append_f16",
         };
         self.launch(name, self.rows(), &arguments)
     }
@@ -417,14 +417,14 @@ impl Step<'_> {
         let Division { heads: own, kv_heads: own_kv, .. } = self.division;
         let (heads, kv_heads) = (own.len(), own_kv.len());
         let name = match (self.cache.format, head_dim) {
-            (CacheFormat::F32, 0..=32) => "attention_f32_32",
-            (CacheFormat::F32, 33..=64) => "attention_f32_64",
-            (CacheFormat::F32, 65..=128) => "attention_f32_128",
-            (CacheFormat::F32, _) => "attention_f32_256",
-            (CacheFormat::F16, 0..=32) => "attention_f16_32",
-            (CacheFormat::F16, 33..=64) => "attention_f16_64",
-            (CacheFormat::F16, 65..=128) => "attention_f16_128",
-            (CacheFormat::F16, _) => "attention_f16_256",
+            (KvFormat::F32, 0..=32) => "attention_f32_32",
+            (KvFormat::F32, 33..=64) => "attention_f32_64",
+            (KvFormat::F32, 65..=128) => "attention_f32_128",
+            (KvFormat::F32, _) => "attention_f32_256",
+            (KvFormat::F16, 0..=32) => "attention_f16_32",
+            (KvFormat::F16, 33..=64) => "attention_f16_64",
+            (KvFormat::F16, 65..=128) => "attention_f16_128",
+            (KvFormat::F16, _) => "attention_f16_256",
         };
         let arguments = [
             Address(self.at.qkv),

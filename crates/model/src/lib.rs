@@ -48,6 +48,7 @@ pub use division::{Columns, Division, Linear, Outputs, Part};
 pub use error::ModelError;
 pub use forward::{Forward, Limits, Row};
 pub use hub::cache_folder;
+pub use kernels::attention::KvFormat;
 pub use lane::{DeviceRow, Hangup, RowLanes, RowReceiver, RowSender};
 pub use likeliest::{Candidate, Likeliest, Lists, NoiseAt, Ranking};
 pub use listing::Listing;

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::division::{Division, Part};
 use crate::error::ModelError;
 use crate::forward::{Forward, Limits, Row};
-use crate::kernels::attention::KvFormat;
+use crate::kernels::attention::{KvFormat, LayerCache};
 use crate::kernels::panels::Panels;
 use crate::kernels::simd::{Isa, LANES};
 use crate::kernels::team::Team;
@@ -213,7 +213,7 @@ impl Llama {
     /// A projection is missing, or has a format that no kernel takes.
     pub fn kv_token_bytes(files: &ModelFiles) -> Result<usize, ModelError> {
         let Config { layers, kv_heads, head_dim, .. } = files.config;
-        Ok(2 * layers * kv_heads * head_dim * load::kv_format(files)?.bytes())
+        Ok(layers * LayerCache::block_numbers(kv_heads, head_dim, 1) * load::kv_format(files)?.bytes())
     }
 
     /// Bytes of one cache block over all layers.

@@ -52,8 +52,8 @@ impl<T: Number> Buffer<T> {
         if len == 0 {
             return Self::new();
         }
-        let layout = Self::layout(len);
-        let (memory, first) = if Self::alignment(len) == HUGE_PAGE_BYTES {
+        let (layout, alignment) = (Self::layout(len), Self::alignment(len));
+        let (memory, first) = if alignment == HUGE_PAGE_BYTES {
             let Ok(mut pages) = MmapMut::map_anon(layout.size()) else { handle_alloc_error(layout) };
             let first = pages.as_mut_ptr();
             (Memory::Pages(pages), first)
@@ -63,7 +63,6 @@ impl<T: Number> Buffer<T> {
             let Some(allocation) = NonNull::new(allocation) else { handle_alloc_error(layout) };
             (Memory::Heap(allocation, layout), allocation.as_ptr())
         };
-        let alignment = Self::alignment(len);
         // Safety: the layout has room for an alignment more than the numbers, and memory does not begin at 0.
         let start = unsafe { NonNull::new_unchecked(first.add(first.align_offset(alignment))) };
         if alignment == HUGE_PAGE_BYTES {
