@@ -37,7 +37,7 @@ pub enum Word {
 
 /// One tile's work: output (height, 16 × panels) = rows · panels.
 pub struct BlockTile {
-    /// Per block: ([`ROW_WORDS`], height)
+    /// Per block: (height, [`ROW_WORDS`])
     pub rows: *const i32,
     pub height: usize,
     /// The first panel; others follow.
@@ -224,7 +224,7 @@ unsafe fn scale<V: F32x16, const R: usize>(
     rows: *const i32,
 ) {
     for r in 0..R {
-        let scale = scales.mul(unsafe { word::<V, R>(rows, Word::Scale, r) });
+        let scale = scales.mul(unsafe { word::<V>(rows, Word::Scale, r) });
         sums[r] = V::of_integers(products[r]).mul_add(scale, sums[r]);
     }
 }
@@ -233,7 +233,7 @@ unsafe fn scale<V: F32x16, const R: usize>(
 #[inline(always)]
 unsafe fn add_minima<V: F32x16, const R: usize>(sums: &mut [V; R], minima: V, rows: *const i32) {
     for r in 0..R {
-        sums[r] = minima.mul_add(unsafe { word::<V, R>(rows, Word::Sum, r) }, sums[r]);
+        sums[r] = minima.mul_add(unsafe { word::<V>(rows, Word::Sum, r) }, sums[r]);
     }
 }
 
@@ -244,7 +244,7 @@ unsafe fn products<V: F32x16, const R: usize, const FROM: usize, const TO: usize
     rows: *const i32,
     layout: PanelLayout,
 ) -> [V::Integers; R] {
-    let quad = |part: usize, quad: usize, r: usize| unsafe { *rows.add((part * QUADS + quad) * R + r) };
+    let quad = |part: usize, quad: usize, r: usize| unsafe { *rows.add(r * ROW_WORDS + part * QUADS + quad) };
     let mut sums = [V::Integers::splat(0); R];
     if R <= if V::WIDE { ROWS_APART_WIDE } else { ROWS_APART_NARROW } {
         let mut second = sums;
@@ -274,7 +274,7 @@ unsafe fn products<V: F32x16, const R: usize, const FROM: usize, const TO: usize
     }
     if layout.format.integers == Integers::Bytes {
         for r in 0..R {
-            let zero = |word: Word| unsafe { *rows.add(word as usize * R + r) };
+            let zero = |word: Word| unsafe { *rows.add(r * ROW_WORDS + word as usize) };
             let zero = match (FROM, TO) {
                 (0, QUADS) => zero(Word::Zero),
                 (0, _) => zero(Word::ZeroOfFirstHalf),
@@ -287,8 +287,8 @@ unsafe fn products<V: F32x16, const R: usize, const FROM: usize, const TO: usize
 }
 
 #[inline(always)]
-unsafe fn word<V: F32x16, const R: usize>(rows: *const i32, word: Word, r: usize) -> V {
-    V::splat(unsafe { *rows.add(word as usize * R + r).cast::<f32>() })
+unsafe fn word<V: F32x16>(rows: *const i32, word: Word, r: usize) -> V {
+    V::splat(unsafe { *rows.add(r * ROW_WORDS + word as usize).cast::<f32>() })
 }
 
 /// What [`Word::Zero`] takes from a sum of integers.

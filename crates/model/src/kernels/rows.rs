@@ -22,7 +22,7 @@ const GREATEST_MIN: f32 = 1e-30;
 pub enum Form {
     /// Per tile: (inputs, rows of the tile). One row is its own packed form.
     Floats,
-    /// Per tile and block: ([`ROW_WORDS`], rows of the tile).
+    /// Per tile and block: (rows of the tile, [`ROW_WORDS`]).
     Blocks,
 }
 
@@ -125,19 +125,21 @@ impl Kernel for Quantise<'_> {
     #[inline(always)]
     fn run<V: F32x16>(self) {
         let Self { source, height, packed } = self;
-        for (row, source) in source.chunks_exact(source.len() / height).enumerate() {
-            for (block, source) in source.chunks_exact(BLOCK_INPUTS).enumerate() {
-                let packed = packed.wrapping_add(block * ROW_WORDS * height + row);
-                // Safety: a block is 32 floats, and its column of words lies within the tile.
-                unsafe { quantise::<V>(source.as_ptr(), packed, height) };
+        let inputs = source.len() / height;
+        for block in 0..inputs / BLOCK_INPUTS {
+            for row in 0..height {
+                let source = source[row * inputs + block * BLOCK_INPUTS..][..BLOCK_INPUTS].as_ptr();
+                let packed = packed.wrapping_add((block * height + row) * ROW_WORDS);
+                // Safety: a block is 32 floats, and its words lie within the tile.
+                unsafe { quantise::<V>(source, packed) };
             }
         }
     }
 }
 
-/// One block of one row into its words, `stride` apart.
+/// One block of one row into its words.
 #[inline(always)]
-unsafe fn quantise<V: F32x16>(source: *const f32, packed: *mut i32, stride: usize) {
+unsafe fn quantise<V: F32x16>(source: *const f32, packed: *mut i32) {
     unsafe {
         let (low, high) = (V::load(source), V::load(source.add(LANES)));
         let negative = V::splat(-1.0);
@@ -151,13 +153,11 @@ unsafe fn quantise<V: F32x16>(source: *const f32, packed: *mut i32, stride: usiz
         let (low, high) = (low.mul(inverse).round(), high.mul(inverse).round());
         for (half, integers) in [low, high].into_iter().enumerate() {
             for (part, words) in integers.encode().into_iter().enumerate() {
-                for (index, word) in words.into_iter().enumerate() {
-                    *packed.add((part * QUADS + half * (QUADS / 2) + index) * stride) = word;
-                }
+                packed.add(part * QUADS + half * (QUADS / 2)).cast::<[i32; LANES / 4]>().write(words);
             }
         }
         let (first, sum) = (low.sum(), low.add(high).sum());
-        let set = |word: Word, bits: i32| *packed.add(word as usize * stride) = bits;
+        let set = |word: Word, bits: i32| *packed.add(word as usize) = bits;
         set(Word::Scale, scale.to_bits() as i32);
         set(Word::Sum, (scale * sum as f32).to_bits() as i32);
         set(Word::Zero, zero_of(sum));
