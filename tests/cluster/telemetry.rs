@@ -80,6 +80,21 @@ async fn steps_add_up_to_what_a_request_did() {
     assert!(page.contains("<svg") && !page.contains("herons"), "{page}");
     assert!(http_get(&cluster.router.admin, path).ends_with("{\"engines\":[]}"), "a router has no engine");
 
+    // The simulator takes it as it is saved.
+    let saved = tempfile::NamedTempFile::new().unwrap();
+    let simulate = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uniarm"));
+        command.args(["simulate", "--base", "1", "--reward", "1", "--requests", "20", "--observed"]);
+        command.arg(saved.path()).output().unwrap()
+    };
+    let page = http_get(&cluster.base().admin, path);
+    std::fs::write(saved.path(), page.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let simulated = simulate();
+    assert!(simulated.status.success(), "{}", String::from_utf8_lossy(&simulated.stderr));
+    std::fs::write(saved.path(), "<html>").unwrap();
+    let refused = String::from_utf8(simulate().stderr).unwrap();
+    assert!(refused.contains("is not what /debug/steps?last=512&format=json answers"), "{refused}");
+
     let up = Cluster::up(&[&["--fused"][..], &PROMPTED].concat());
     ask(&mut up.client().await, request("Hello", &[("positive", 1.0)])).await.unwrap();
     let page = http_get(&up.router.admin, path);

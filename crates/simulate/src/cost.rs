@@ -7,6 +7,10 @@ use uniarm_decode::StepPlan;
 
 use crate::architecture::Architecture;
 use crate::hardware::Accelerator;
+use crate::observed::Slowdown;
+
+/// Steps of so many tokens at most slow down as decoding does, and those of twice as many as prompts do.
+const DECODE_TOKENS: usize = 32;
 
 /// What a step computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +110,27 @@ impl Cost {
         }
     }
 
+    /// The same machine, as slow as it was found to be under load.
+    #[must_use]
+    pub fn slowed(&self, slowdown: &Slowdown) -> Self {
+        match self {
+            Self::Roofline(roofline) => {
+                let mut slowed = *roofline;
+                let accelerator = &mut slowed.accelerator;
+                accelerator.bandwidth_share /= slowdown.decode;
+                accelerator.step_overhead = accelerator.step_overhead.mul_f64(slowdown.decode);
+                accelerator.compute_share /= slowdown.prompts;
+                Self::Roofline(slowed)
+            }
+            Self::Measured(measured) => {
+                let mut slowed = measured.clone();
+                slowed.alone.slow(slowdown);
+                slowed.crowded.slow(slowdown);
+                Self::Measured(slowed)
+            }
+        }
+    }
+
     /// Time by which a base worker's thread chooses one token. On an accelerator it is in the step's overhead.
     pub fn choose(&self, guided: bool) -> Duration {
         match self {
@@ -202,6 +227,15 @@ impl Measured {
 // === impl StepTimes ===
 
 impl StepTimes {
+    fn slow(&mut self, slowdown: &Slowdown) {
+        for (tokens, seconds) in &mut self.layers {
+            *seconds *= if *tokens <= DECODE_TOKENS { slowdown.decode } else { slowdown.prompts };
+        }
+        self.head.iter_mut().for_each(|(_, seconds)| *seconds *= slowdown.decode);
+        self.context *= slowdown.decode;
+        self.attended *= slowdown.prompts;
+    }
+
     fn step(&self, work: &Work) -> Duration {
         let seconds = between(&self.layers, work.tokens)
             + between(&self.head, work.wanted)

@@ -5,7 +5,7 @@
 //! than those would take on one of them, and the same arguments give the same report to the last bit.
 //!
 //! In reading order: what arrives ([`trace`], [`arrivals`]), what computes and connects ([`hardware`],
-//! [`mod@architecture`], [`cost`]), the cluster ([`setup`]), the run ([`simulate`]), and what came of it ([`report`]);
+//! [`mod@architecture`], [`cost`], [`observed`]), the cluster ([`setup`]), the run ([`simulate`]), and what came of it ([`report`]);
 //! [`search`] asks how many workers a load needs, [`autoscale`] how pools follow a load that changes.
 
 pub mod dice;
@@ -19,6 +19,8 @@ pub mod hardware;
 pub mod architecture;
 
 pub mod cost;
+
+pub mod observed;
 
 pub mod setup;
 

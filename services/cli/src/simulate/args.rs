@@ -136,6 +136,10 @@ pub struct PoolArgs {
     /// The same for the base workers alone
     #[arg(long, value_name = "FILE")]
     pub base_machine: Option<PathBuf>,
+    /// What workers like these wrote down under load, saved from /debug/steps?last=512&format=json; repeatable: steps take as
+    /// much longer than the machine's as they did there
+    #[arg(long, value_name = "FILE")]
+    pub observed: Vec<PathBuf>,
     /// Base worker i and reward worker i share a machine
     #[arg(long)]
     pub colocated: bool,
