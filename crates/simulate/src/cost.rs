@@ -9,9 +9,6 @@ use crate::architecture::Architecture;
 use crate::hardware::Accelerator;
 use crate::observed::Slowdown;
 
-/// Steps of so many tokens at most slow down as decoding does, and those of twice as many as prompts do.
-const DECODE_TOKENS: usize = 32;
-
 /// What a step computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
@@ -30,6 +27,14 @@ pub struct Work {
 pub enum Cost {
     Roofline(Roofline),
     Measured(Box<Measured>),
+    Slowed(Box<Slowed>),
+}
+
+/// Another cost, and by how much real steps were seen to take longer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slowed {
+    pub cost: Cost,
+    pub slowdown: Slowdown,
 }
 
 /// The greater of bytes over bandwidth and operations over peak, and an overhead.
@@ -96,6 +101,11 @@ impl Work {
         }
         work
     }
+
+    /// Tokens of prompts, whose logits nobody wants.
+    pub(crate) fn has_prompts(&self) -> bool {
+        self.tokens > self.wanted
+    }
 }
 
 // === impl Cost ===
@@ -107,27 +117,17 @@ impl Cost {
             Self::Roofline(roofline) => roofline.step(work),
             Self::Measured(measured) if crowded => measured.crowded.step(work),
             Self::Measured(measured) => measured.alone.step(work),
+            Self::Slowed(slowed) => {
+                slowed.cost.step(work, crowded).mul_f64(slowed.slowdown.median(work.has_prompts()))
+            }
         }
     }
 
-    /// The same machine, as slow as it was found to be under load.
-    #[must_use]
-    pub fn slowed(&self, slowdown: &Slowdown) -> Self {
+    /// What the step `number` of its kind takes, over what [`Self::step`] says: steps that were observed swing, one after the other.
+    pub fn swing(&self, work: &Work, number: usize) -> f64 {
         match self {
-            Self::Roofline(roofline) => {
-                let mut slowed = *roofline;
-                let accelerator = &mut slowed.accelerator;
-                accelerator.bandwidth_share /= slowdown.decode;
-                accelerator.step_overhead = accelerator.step_overhead.mul_f64(slowdown.decode);
-                accelerator.compute_share /= slowdown.prompts;
-                Self::Roofline(slowed)
-            }
-            Self::Measured(measured) => {
-                let mut slowed = measured.clone();
-                slowed.alone.slow(slowdown);
-                slowed.crowded.slow(slowdown);
-                Self::Measured(slowed)
-            }
+            Self::Roofline(_) | Self::Measured(_) => 1.0,
+            Self::Slowed(slowed) => slowed.slowdown.swing(work.has_prompts(), number),
         }
     }
 
@@ -137,6 +137,7 @@ impl Cost {
             Self::Roofline(_) => Duration::ZERO,
             Self::Measured(measured) if guided => Duration::from_secs_f64(measured.choose_guided),
             Self::Measured(measured) => Duration::from_secs_f64(measured.choose_unguided),
+            Self::Slowed(slowed) => slowed.cost.choose(guided),
         }
     }
 
@@ -145,6 +146,7 @@ impl Cost {
         match self {
             Self::Roofline(_) => Duration::ZERO,
             Self::Measured(measured) => Duration::from_secs_f64(measured.list),
+            Self::Slowed(slowed) => slowed.cost.list(),
         }
     }
 
@@ -153,6 +155,7 @@ impl Cost {
         match self {
             Self::Roofline(_) => Duration::ZERO,
             Self::Measured(measured) => Duration::from_secs_f64(measured.draft),
+            Self::Slowed(slowed) => slowed.cost.draft(),
         }
     }
 
@@ -164,6 +167,7 @@ impl Cost {
                 (bytes / roofline.model.cache_bytes()) as usize
             }
             Self::Measured(measured) => measured.kv_tokens,
+            Self::Slowed(slowed) => slowed.cost.kv_tokens(),
         }
     }
 
@@ -172,6 +176,7 @@ impl Cost {
         match self {
             Self::Roofline(roofline) => roofline.model.vocabulary,
             Self::Measured(measured) => measured.vocabulary,
+            Self::Slowed(slowed) => slowed.cost.vocabulary(),
         }
     }
 
@@ -181,6 +186,7 @@ impl Cost {
                 format!("{} on {}", roofline.model.name, roofline.accelerator.name)
             }
             Self::Measured(measured) => measured.what.clone(),
+            Self::Slowed(slowed) => slowed.cost.name(),
         }
     }
 }
@@ -227,15 +233,6 @@ impl Measured {
 // === impl StepTimes ===
 
 impl StepTimes {
-    fn slow(&mut self, slowdown: &Slowdown) {
-        for (tokens, seconds) in &mut self.layers {
-            *seconds *= if *tokens <= DECODE_TOKENS { slowdown.decode } else { slowdown.prompts };
-        }
-        self.head.iter_mut().for_each(|(_, seconds)| *seconds *= slowdown.decode);
-        self.context *= slowdown.decode;
-        self.attended *= slowdown.prompts;
-    }
-
     fn step(&self, work: &Work) -> Duration {
         let seconds = between(&self.layers, work.tokens)
             + between(&self.head, work.wanted)

@@ -2,7 +2,8 @@
 //!
 //! A machine that serves is slower than one that repeats the same step: weights are read from memory after a pause and not from the
 //! last-level cache, and others use both. Every worker writes its last steps down (`/debug/steps?format=json`); what they took,
-//! over what the model says of the same work, corrects the model.
+//! over what the model says of the same work, corrects the model. Each ratio is kept, in the order of the steps: what disturbs a machine
+//! disturbs several steps in a row, and makes the latencies beyond the median.
 
 use serde::Deserialize;
 
@@ -11,9 +12,12 @@ use crate::cost::{Cost, Work};
 /// Fewer steps of a kind say nothing of it.
 const STEPS_MIN: usize = 16;
 
+/// From where one worker goes through the ratios to where the next one does: they are not disturbed at the same time.
+const WORKERS_APART: usize = 61;
+
 /// The last steps of one process.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Observed {
+pub struct Record {
     engines: Vec<Engine>,
 }
 
@@ -24,15 +28,22 @@ pub enum Role {
     Reward,
 }
 
-/// By how much steps take longer than a cost model says.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// By how much steps take longer than a cost model says, one after the other.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Slowdown {
-    /// Of steps without prompts, which are bound by memory.
-    pub decode: f64,
+    /// Of steps without prompts.
+    decode: Ratios,
     /// Of steps with prompts.
-    pub prompts: f64,
+    prompts: Ratios,
     /// Steps that say so.
     pub steps: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Ratios {
+    median: f64,
+    /// Never empty.
+    values: Vec<f64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -65,9 +76,9 @@ impl Role {
     }
 }
 
-// === impl Observed ===
+// === impl Record ===
 
-impl Observed {
+impl Record {
     /// Reads what `/debug/steps` answered as JSON.
     ///
     /// # Errors
@@ -92,9 +103,11 @@ impl Observed {
             }
         }
         let steps = decode.len() + prompts.len();
-        let [decode, prompts] =
-            [decode, prompts].map(|ratios| (ratios.len() >= STEPS_MIN).then(|| median(ratios)));
-        Some(Slowdown { decode: decode.or(prompts)?, prompts: prompts.or(decode)?, steps })
+        // A kind that was hardly seen is as slow as the other.
+        let (decode, prompts) = (Ratios::of(decode), Ratios::of(prompts));
+        let either = decode.clone().or_else(|| prompts.clone())?;
+        let decode = decode.unwrap_or_else(|| either.clone());
+        Some(Slowdown { decode, prompts: prompts.unwrap_or(either), steps })
     }
 
     /// Those of a role, or those of all others.
@@ -130,15 +143,44 @@ impl Step {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+// === impl Slowdown ===
+
+impl Slowdown {
+    /// What most steps with or without prompts take, over what the model says.
+    pub fn median(&self, has_prompts: bool) -> f64 {
+        self.of(has_prompts).median
+    }
+
+    /// The same of one step, over the median: those that were observed, again and again.
+    pub(crate) fn swing(&self, has_prompts: bool, number: usize) -> f64 {
+        let Ratios { median, values } = self.of(has_prompts);
+        values[number % values.len()] / median
+    }
+
+    /// Where a worker begins to count its steps.
+    pub(crate) const fn first(worker: usize) -> usize {
+        worker * WORKERS_APART
+    }
+
+    fn of(&self, has_prompts: bool) -> &Ratios {
+        if has_prompts { &self.prompts } else { &self.decode }
+    }
+}
+
+// === impl Ratios ===
+
+impl Ratios {
+    fn of(values: Vec<f64>) -> Option<Self> {
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        (values.len() >= STEPS_MIN).then(|| Self { median: sorted[sorted.len() / 2], values })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::{Measured, StepTimes};
+    use crate::cost::{Measured, Slowed, StepTimes};
 
     /// 2 ms for a row alone and 3 ms beside another worker, and as much for every further row.
     fn cost() -> Cost {
@@ -161,12 +203,12 @@ mod tests {
         }))
     }
 
-    fn record(engines: &[(&str, Vec<String>)]) -> Observed {
+    fn record(engines: &[(&str, Vec<String>)]) -> Record {
         let engines: Vec<_> = engines
             .iter()
             .map(|(name, steps)| format!(r#"{{"engine": "{name}", "steps": [{}]}}"#, steps.join(",")))
             .collect();
-        Observed::read(&format!(r#"{{"engines": [{}]}}"#, engines.join(","))).unwrap()
+        Record::read(&format!(r#"{{"engines": [{}]}}"#, engines.join(","))).unwrap()
     }
 
     /// A step that ended so long ago, of rows and tokens of prompts, and what its forward took.
@@ -184,36 +226,39 @@ mod tests {
         let prompts = (0..20).map(|n| step(100 * n + 30, 0, 20, 50_000));
         let base: Vec<_> = decode.chain(prompts).collect();
         let alone = record(&[("base", base.clone())]);
-        let found = Observed::compare(std::slice::from_ref(&alone), Role::Base, &cost(), 16).unwrap();
-        let expected = Slowdown { decode: 1.5, prompts: 1.25, steps: 40 };
-        assert!(
-            (found.decode - expected.decode).abs() < 1e-9 && (found.prompts - expected.prompts).abs() < 1e-9
-        );
-        assert_eq!(found.steps, expected.steps);
-        assert_eq!(Observed::compare(&[alone], Role::Reward, &cost(), 16), None);
+        let found = Record::compare(std::slice::from_ref(&alone), Role::Base, &cost(), 16).unwrap();
+        assert!((found.median(false) - 1.5).abs() < 1e-9, "{found:?}");
+        assert!((found.median(true) - 1.25).abs() < 1e-9, "{found:?}");
+        assert_eq!(found.steps, 40);
+        assert_eq!(Record::compare(&[alone], Role::Reward, &cost(), 16), None);
 
         // A reward worker that computes half of the time in which 4 rows do: 8 and 12 ms make 10.
         let reward = (0..20).map(|n| step(100 * n, 1, 0, 6_000)).collect();
         let both = record(&[("base", base), ("reward", reward)]);
-        let found = Observed::compare(&[both], Role::Base, &cost(), 16).unwrap();
-        assert!((found.decode - 1.2).abs() < 1e-9, "{found:?}");
+        let found = Record::compare(&[both], Role::Base, &cost(), 16).unwrap();
+        assert!((found.median(false) - 1.2).abs() < 1e-9, "{found:?}");
     }
 
     #[test]
     fn a_corrected_model_takes_as_long_as_what_was_observed() {
-        let base = (0..20).map(|n| step(100 * n, 4, 0, 12_000)).collect();
-        let records = [record(&[("base", base)])];
-        let found = Observed::compare(&records, Role::Base, &cost(), 16).unwrap();
-        assert_eq!(found.prompts, found.decode, "no prompt was seen");
-        let corrected = cost().slowed(&found);
-        let found = Observed::compare(&records, Role::Base, &corrected, 16).unwrap();
-        assert!((found.decode - 1.0).abs() < 1e-9, "{found:?}");
+        // Two of three steps take 12 ms, and every third 24.
+        let took = |n: usize| if n % 3 == 2 { 24_000 } else { 12_000 };
+        let base = (0..21).map(|n| step(100 * n, 4, 0, took(n))).collect();
+        let slowdown = Record::compare(&[record(&[("base", base)])], Role::Base, &cost(), 16).unwrap();
+        assert_eq!(slowdown.median(true), slowdown.median(false), "no prompt was seen");
+        let corrected = Cost::Slowed(Box::new(Slowed { cost: cost(), slowdown }));
+        let work = Work { tokens: 4, wanted: 4, ..Work::default() };
+        for number in 0..50 {
+            let seconds = corrected.step(&work, false).as_secs_f64() * corrected.swing(&work, number);
+            assert!((seconds * 1e6 - took(number % 21) as f64).abs() < 1.0, "step {number}: {seconds}");
+        }
+        assert_eq!(cost().swing(&work, 2), 1.0);
     }
 
     #[test]
     fn a_few_steps_say_nothing() {
         let base = (0..STEPS_MIN - 1).map(|n| step(100 * n, 4, 0, 12_000)).collect();
-        assert_eq!(Observed::compare(&[record(&[("base", base)])], Role::Base, &cost(), 16), None);
-        assert!(Observed::read("{}").is_err());
+        assert_eq!(Record::compare(&[record(&[("base", base)])], Role::Base, &cost(), 16), None);
+        assert!(Record::read("{}").is_err());
     }
 }

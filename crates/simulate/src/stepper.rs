@@ -7,6 +7,7 @@ use uniarm_decode::drafting::CostMeter;
 use uniarm_decode::{Scheduler, StepPlan};
 
 use crate::cost::{Cost, Work};
+use crate::observed::Slowdown;
 use crate::setup::Pool;
 
 /// Rows of the larger of the two steps that a worker tries before it is ready.
@@ -26,6 +27,8 @@ pub(crate) struct Stepper {
     pub(crate) used: Used,
     /// What the worker itself measures.
     pub(crate) meter: CostMeter,
+    /// Of the next step without and with prompts.
+    numbers: [usize; 2],
     current: Option<Step>,
     version: u64,
 }
@@ -44,6 +47,8 @@ pub(crate) struct Used {
 struct Step {
     plan: StepPlan,
     work: Work,
+    /// What the forward takes, over its cost.
+    swing: f64,
     /// When the thread took it up, and when its forward began.
     began: Duration,
     forward_at: Duration,
@@ -58,7 +63,7 @@ struct Step {
 // === impl Stepper ===
 
 impl Stepper {
-    pub(crate) fn new(pool: &Pool) -> Self {
+    pub(crate) fn new(number: usize, pool: &Pool) -> Self {
         let mut meter = CostMeter::default();
         for rows in TRIAL_ROWS {
             let work = Work { tokens: rows, wanted: rows, ..Work::default() };
@@ -69,6 +74,7 @@ impl Stepper {
             scheduler: Scheduler::new(pool.scheduler),
             cost: Arc::clone(&pool.cost),
             used: Used::default(),
+            numbers: [Slowdown::first(number); 2],
             current: None,
             version: 0,
         }
@@ -92,9 +98,13 @@ impl Stepper {
             self.used.rows += plan.rows.len() as u64;
             self.used.tokens += work.tokens as u64;
         }
+        let number = &mut self.numbers[usize::from(work.has_prompts())];
+        let swing = self.cost.swing(&work, *number);
+        *number += 1;
         self.current = Some(Step {
             plan,
             work,
+            swing,
             began: now,
             forward_at: now + before,
             done: 0.0,
@@ -111,7 +121,7 @@ impl Stepper {
         if step.crowded == crowded {
             return None;
         }
-        let whole = self.cost.step(&step.work, step.crowded).as_secs_f64();
+        let whole = self.cost.step(&step.work, step.crowded).as_secs_f64() * step.swing;
         let passed = now.saturating_sub(step.since).as_secs_f64();
         if whole > 0.0 {
             step.done = (step.done + passed / whole).min(1.0);
@@ -142,7 +152,7 @@ impl Stepper {
         let step = self.current.as_ref().expect("a step is under way");
         let forward = match step.work.tokens {
             0 => Duration::ZERO,
-            _ => self.cost.step(&step.work, step.crowded).mul_f64(1.0 - step.done),
+            _ => self.cost.step(&step.work, step.crowded).mul_f64(step.swing * (1.0 - step.done)),
         };
         Ending { at: step.since + forward + step.after, version: self.version }
     }

@@ -20,9 +20,9 @@ use uniarm_simulate::{
     Arrival, DraftPolicy, Drafting, Exchange, Pool, Report, Setup, Targets,
     architecture::{ARCHITECTURES, architecture},
     arrivals::{Length, Pattern, Traffic},
-    cost::{Cost, Measured, Roofline},
+    cost::{Cost, Measured, Roofline, Slowed},
     hardware::{ACCELERATORS, LINKS, Link, accelerator, named_link},
-    observed::{Observed, Role},
+    observed::{Record, Role},
     search::{Found, Question, smallest_pools},
     simulate, trace,
 };
@@ -209,25 +209,25 @@ fn costs(pools: &PoolArgs) -> anyhow::Result<[Arc<Cost>; 2]> {
     };
     let records = pools.observed.iter().map(|file| observed(file)).collect::<anyhow::Result<Vec<_>>>()?;
     let [base, reward] = [(Role::Base, base), (Role::Reward, reward)].map(|(role, cost)| {
-        let Some(slowdown) = Observed::compare(&records, role, &cost, worker::BLOCK_TOKENS) else {
+        let Some(slowdown) = Record::compare(&records, role, &cost, worker::BLOCK_TOKENS) else {
             return cost;
         };
         eprintln!(
             "{} steps as observed: {:.2} × the machine's to decode, {:.2} × with prompts ({} steps)",
             role.name(),
-            slowdown.decode,
-            slowdown.prompts,
+            slowdown.median(false),
+            slowdown.median(true),
             slowdown.steps
         );
-        cost.slowed(&slowdown)
+        Cost::Slowed(Box::new(Slowed { cost, slowdown }))
     });
     Ok([Arc::new(base), Arc::new(reward)])
 }
 
-fn observed(file: &Path) -> anyhow::Result<Observed> {
+fn observed(file: &Path) -> anyhow::Result<Record> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let wanted = || format!("{} is not what /debug/steps?last=512&format=json answers", file.display());
-    Observed::read(&text).with_context(wanted)
+    Record::read(&text).with_context(wanted)
 }
 
 fn unknown<const N: usize>(what: &str, name: &str, known: [&str; N]) -> String {
