@@ -5,12 +5,18 @@
 //! over what the model says of the same work, corrects the model. Each ratio is kept, in the order of the steps: what disturbs a machine
 //! disturbs several steps in a row, and makes the latencies beyond the median.
 
+use std::ops::RangeInclusive;
+
 use serde::Deserialize;
 
 use crate::cost::{Cost, Work};
 
 /// Fewer steps of a kind say nothing of it.
 const STEPS_MIN: usize = 16;
+
+/// More tokens or blocks than this, or a ratio beyond these, is no observation, and times made of it could be too long for a clock.
+const COUNT_MAX: usize = 1 << 24;
+const RATIOS: RangeInclusive<f64> = 1e-3..=1e3;
 
 /// From where one worker goes through the ratios to where the next one does: they are not disturbed at the same time.
 const WORKERS_APART: usize = 61;
@@ -93,13 +99,15 @@ impl Record {
         let (mut decode, mut prompts) = (Vec::new(), Vec::new());
         for record in records {
             let [own, others] = [true, false].map(|own| record.steps_of(role, own));
-            for step in own.iter().filter(|step| step.forward_us > 0 && step.work(block_tokens).tokens > 0) {
+            for step in own.iter().filter(|step| step.is_possible()) {
                 let work = step.work(block_tokens);
                 let [alone, crowded] = [false, true].map(|crowded| cost.step(&work, crowded).as_secs_f64());
                 let share = step.share_beside(&others);
                 let expected = alone + (crowded - alone) * share;
-                let ratios = if step.prefill_tokens == 0 { &mut decode } else { &mut prompts };
-                ratios.push(step.forward_us as f64 / 1e6 / expected);
+                let ratio = step.forward_us as f64 / 1e6 / expected;
+                if RATIOS.contains(&ratio) {
+                    if step.prefill_tokens == 0 { &mut decode } else { &mut prompts }.push(ratio);
+                }
             }
         }
         let steps = decode.len() + prompts.len();
@@ -120,6 +128,13 @@ impl Record {
 // === impl Step ===
 
 impl Step {
+    /// Whether it computed something, and no more than anyone could.
+    fn is_possible(&self) -> bool {
+        let Self { prefill_tokens, decode_rows, draft_rows, blocks_used, .. } = *self;
+        let counts = [prefill_tokens, decode_rows, draft_rows, blocks_used];
+        counts.iter().all(|count| *count <= COUNT_MAX) && prefill_tokens + decode_rows + draft_rows > 0
+    }
+
     fn work(&self, block_tokens: usize) -> Work {
         let rows = self.decode_rows + self.draft_rows;
         // The cache is what all sequences have there, and each of them has its turn in almost every step.
@@ -260,5 +275,10 @@ mod tests {
         let base = (0..STEPS_MIN - 1).map(|n| step(100 * n, 4, 0, 12_000)).collect();
         assert_eq!(Record::compare(&[record(&[("base", base)])], Role::Base, &cost(), 16), None);
         assert!(Record::read("{}").is_err());
+        // Nor do any that cannot be.
+        for (rows, forward_us) in [(usize::MAX, 1), (1, usize::MAX), (1, 0), (0, 10)] {
+            let base = (0..40).map(|n| step(100 * n, rows, 0, forward_us)).collect();
+            assert_eq!(Record::compare(&[record(&[("base", base)])], Role::Base, &cost(), 16), None);
+        }
     }
 }

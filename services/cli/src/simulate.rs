@@ -210,6 +210,9 @@ fn costs(pools: &PoolArgs) -> anyhow::Result<[Arc<Cost>; 2]> {
     let records = pools.observed.iter().map(|file| observed(file)).collect::<anyhow::Result<Vec<_>>>()?;
     let [base, reward] = [(Role::Base, base), (Role::Reward, reward)].map(|(role, cost)| {
         let Some(slowdown) = Record::compare(&records, role, &cost, worker::BLOCK_TOKENS) else {
+            if !records.is_empty() {
+                eprintln!("too few {} steps were observed, which stay as they are", role.name());
+            }
             return cost;
         };
         eprintln!(
