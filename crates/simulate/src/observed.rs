@@ -1,7 +1,7 @@
 //! What steps took on real workers under load, and by how much that is more than a cost model says.
 //!
-//! A machine that serves is slower than one that repeats the same step: weights are read from memory after a pause and not from the
-//! last-level cache, and others use both. Every worker writes its last steps down (`/debug/steps?format=json`); what they took,
+//! A machine that serves does not take the times of one that repeats the same step: weights are read from memory after a pause and not
+//! from the last-level cache, and others use both. Every worker writes its last steps down (`/debug/steps?format=json`); what they took,
 //! over what the model says of the same work, corrects the model. Each ratio is kept, in the order of the steps: what disturbs a machine
 //! disturbs several steps in a row, and makes the latencies beyond the median.
 

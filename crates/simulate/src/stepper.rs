@@ -93,14 +93,15 @@ impl Stepper {
         crowded: bool,
     ) -> Ending {
         let work = Work::of(&plan);
+        let mut swing = 1.0;
         if work.tokens > 0 {
+            let number = &mut self.numbers[usize::from(work.has_prompts())];
+            swing = self.cost.swing(&work, *number);
+            *number += 1;
             self.used.steps += 1;
             self.used.rows += plan.rows.len() as u64;
             self.used.tokens += work.tokens as u64;
         }
-        let number = &mut self.numbers[usize::from(work.has_prompts())];
-        let swing = self.cost.swing(&work, *number);
-        *number += 1;
         self.current = Some(Step {
             plan,
             work,
