@@ -8,6 +8,7 @@
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
+use uniarm_proto::Role;
 
 use crate::cost::{Cost, Work};
 
@@ -25,13 +26,6 @@ const WORKERS_APART: usize = 61;
 #[derive(Clone, Debug, Deserialize)]
 pub struct Record {
     engines: Vec<Engine>,
-}
-
-/// Which engine's steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    Base,
-    Reward,
 }
 
 /// By how much steps take longer than a cost model says, one after the other.
@@ -68,18 +62,6 @@ struct Step {
     draft_rows: usize,
     forward_us: u64,
     blocks_used: usize,
-}
-
-// === impl Role ===
-
-impl Role {
-    /// As records name the engine.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Base => "base",
-            Self::Reward => "reward",
-        }
-    }
 }
 
 // === impl Record ===

@@ -15,6 +15,7 @@ use uniarm_decode::{
     SchedulerOptions,
     drafting::{DraftMode, Pace},
 };
+use uniarm_proto::Role;
 use uniarm_router::RouterOptions;
 use uniarm_simulate::{
     Arrival, DraftPolicy, Drafting, Exchange, Pool, Report, Setup, Targets,
@@ -22,7 +23,7 @@ use uniarm_simulate::{
     arrivals::{Length, Pattern, Traffic},
     cost::{Cost, Measured, Roofline, Slowed},
     hardware::{ACCELERATORS, LINKS, Link, accelerator, named_link},
-    observed::{Record, Role},
+    observed::Record,
     search::{Found, Question, smallest_pools},
     simulate, trace,
 };
@@ -211,13 +212,12 @@ fn costs(pools: &PoolArgs) -> anyhow::Result<[Arc<Cost>; 2]> {
     let [base, reward] = [(Role::Base, base), (Role::Reward, reward)].map(|(role, cost)| {
         let Some(slowdown) = Record::compare(&records, role, &cost, worker::BLOCK_TOKENS) else {
             if !records.is_empty() {
-                eprintln!("too few {} steps were observed, which stay as they are", role.name());
+                eprintln!("too few {role} steps were observed, which stay as they are");
             }
             return cost;
         };
         eprintln!(
-            "{} steps as observed: {:.2} × the machine's to decode, {:.2} × with prompts ({} steps)",
-            role.name(),
+            "{role} steps as observed: {:.2} × the machine's to decode, {:.2} × with prompts ({} steps)",
             slowdown.median(false),
             slowdown.median(true),
             slowdown.steps
