@@ -3,6 +3,7 @@
 pub mod fused;
 pub mod likeliest;
 pub mod prompt;
+mod row;
 
 use std::{
     collections::HashMap,
@@ -21,13 +22,16 @@ use uniarm_decode::{
 };
 use uniarm_model::{Conditioned, DeviceRow, Forward, Likeliest, Lists, ModelError, Row};
 
+pub use row::LogitsRow;
+use row::StepRows;
+
 /// Sequences, their paged cache and the model, advanced one step at a time by the thread that owns it.
 pub struct Executor {
     forward: Box<dyn Forward>,
     scheduler: Scheduler,
     adapters: HashMap<SequenceId, Conditioned>,
     /// Wanted logits of the step, row-major; reused.
-    logits: Vec<f32>,
+    logits: StepRows,
     /// Lists in place of some of them; reused.
     lists: Lists,
     /// Block tables of the step's rows, one after the other; reused.
@@ -89,9 +93,9 @@ pub struct StepReport {
 }
 
 /// What a step computes for one position.
-pub enum Logits<'a> {
+pub enum Logits {
     /// Of the whole vocabulary.
-    Row(&'a [f32]),
+    Row(LogitsRow),
     /// Of the likeliest tokens; empty, where that row has too few numbers. By its number [`Executor::listed_row`] finds the row.
     List(TopList, u64),
 }
@@ -173,7 +177,7 @@ impl Executor {
             forward,
             scheduler,
             adapters: HashMap::new(),
-            logits: Vec::new(),
+            logits: StepRows::default(),
             lists: Lists::default(),
             blocks: Vec::new(),
             costs,
@@ -278,9 +282,10 @@ impl Executor {
     ///
     /// # Errors
     /// When another process fails to hand over its part.
-    pub fn listed_row(&mut self, number: u64) -> Result<Option<(&[f32], usize)>, ModelError> {
-        match self.forward.listed_rows(&[number], &mut self.logits) {
-            Ok(gathered) => Ok(Some((&self.logits, gathered))),
+    pub fn listed_row(&mut self, number: u64) -> Result<Option<(LogitsRow, usize)>, ModelError> {
+        let mut row = Vec::new();
+        match self.forward.listed_rows(&[number], &mut row) {
+            Ok(gathered) => Ok(Some((row.into(), gathered))),
             Err(ModelError::Invalid { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -322,15 +327,15 @@ impl Executor {
     }
 
     /// Runs the forward, and hands the logits of each wanted position, with the index of its token in the sequence, to
-    /// `deliver`. The plan is committed only after the forward succeeded: a failure leaves every sequence where
-    /// it was.
+    /// `deliver`. Rows of earlier steps that are still held should have been kept ([`LogitsRow::keep`]). The plan is committed
+    /// only after the forward succeeded: a failure leaves every sequence where it was.
     ///
     /// # Errors
     /// When the forward fails.
     pub fn compute(
         &mut self,
         planned: PlannedStep,
-        mut deliver: impl FnMut(SequenceId, usize, Logits<'_>),
+        mut deliver: impl FnMut(SequenceId, usize, Logits),
     ) -> Result<StepReport, ModelError> {
         let PlannedStep { plan, mut report, mut lists } = planned;
         if plan.rows.is_empty() {
@@ -357,11 +362,11 @@ impl Executor {
             lists.fill(None);
         }
         // (wanted rows without a list, vocabulary), and lists
-        self.forward.forward_listed((&rows, &lists), (&mut self.logits, &mut self.lists))?;
+        self.forward.forward_listed((&rows, &lists), (self.logits.writable(), &mut self.lists))?;
         report.forward = self.instant() - began;
         self.costs.observe(report.tokens, report.forward.as_secs_f64());
 
-        let mut whole = self.logits.chunks_exact(self.forward.vocabulary());
+        let mut whole = self.logits.iter(self.forward.vocabulary());
         let mut listed = self.lists.iter().zip(self.lists.first..);
         for (row, wanted) in plan.rows.iter().zip(&lists) {
             for index in row.logits_from..row.tokens.len() {
@@ -385,6 +390,11 @@ impl Executor {
 // === impl PlannedStep ===
 
 impl PlannedStep {
+    /// There is nothing to compute.
+    pub fn is_empty(&self) -> bool {
+        self.plan.rows.is_empty()
+    }
+
     /// `list` says of a sequence, and of the index of its first token whose logits are wanted, which list would do in place
     /// of whole rows, if any. Models that have rows at hand give these.
     pub fn take_lists(&mut self, list: impl Fn(SequenceId, usize) -> Option<Likeliest>) {

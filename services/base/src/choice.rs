@@ -13,7 +13,7 @@ use uniarm_decode::{
     Choice as Verdict, Chooser, History, Noise, Position, Sampling, Term as DecodeTerm, TermLogits,
     TextStream, guidance::weigh_base, scheduler::SequenceId,
 };
-use uniarm_engine::Logits;
+use uniarm_engine::{Logits, LogitsRow};
 use uniarm_model::{Likeliest, NoiseAt, Tokenizer};
 use uniarm_proto::{Draft, OnRewardLoss, Sampling as AskedSampling, SessionGeneration, pb};
 
@@ -261,9 +261,14 @@ impl Choice {
     }
 
     /// The base model's logits for the token after the one at `index`.
-    pub(crate) fn on_base_row(&mut self, index: usize, logits: Logits<'_>) {
+    pub(crate) fn on_base_row(&mut self, index: usize, logits: Logits) {
         debug_assert_eq!(index + 1, self.prompt_tokens + self.answer.len() + self.rows.len());
         self.rows.push(logits);
+    }
+
+    /// Another step of the base model is computed, which writes where the latest one did.
+    pub(crate) fn keep_rows(&mut self) {
+        self.rows.keep();
     }
 
     /// Since when the base model's logits for the next token are here.
@@ -412,7 +417,7 @@ impl Choice {
     }
 
     /// The whole row for the next token, in place of its list.
-    pub(crate) fn on_whole_row(&mut self, row: &[f32]) {
+    pub(crate) fn on_whole_row(&mut self, row: LogitsRow) {
         self.rows.replace_next(row);
     }
 

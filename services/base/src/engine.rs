@@ -88,6 +88,8 @@ pub(crate) struct Engine {
     next_session: u64,
     /// When streams of workers that are going away were looked at.
     left_at: Option<Instant>,
+    /// What each token of this turn took, without its way out.
+    emitted: Vec<Duration>,
     drain: DrainRate,
     line: Line,
     retry_after: RetryAfter,
@@ -122,6 +124,7 @@ impl Engine {
             next_sequence: 0,
             next_session: 0,
             left_at: None,
+            emitted: Vec::new(),
             drain: DrainRate::default(),
             line: Line::default(),
             retry_after,
@@ -237,6 +240,16 @@ impl Engine {
         }
     }
 
+    /// Tokens go to their clients, once the reward workers have theirs.
+    fn deliver(&mut self) {
+        let began = Instant::now();
+        self.requests.values_mut().for_each(|request| request.outlet.flush());
+        let way_out = began.elapsed() / self.emitted.len().max(1) as u32;
+        for emitted in self.emitted.drain(..) {
+            self.metrics.emit.observe((emitted + way_out).as_secs_f64());
+        }
+    }
+
     /// Hands on what the decisions have made known: verdicts and drafts to the reward workers, tokens to the base model.
     fn feed_all(&mut self) {
         let Self { choices, requests, executor, links, settings, .. } = self;
@@ -286,7 +299,7 @@ impl Engine {
                 self.pacing.on_verdict(&choice.terms[drafter].guide, draft.mode, right);
             }
         }
-        request.outlet.send(Ok(Event::Tokens(pb::Tokens {
+        request.outlet.push(Ok(Event::Tokens(pb::Tokens {
             choice: choice.number,
             position: position as u32,
             ids: vec![token],
@@ -296,10 +309,10 @@ impl Engine {
             served: chosen.scorers.map(|rewards| self.settings.served(rewards)),
         })));
         if let Some(reason) = said.reason {
-            request.outlet.send(Ok(Event::Finished(choice.finished(reason, said.stop))));
+            request.outlet.push(Ok(Event::Finished(choice.finished(reason, said.stop))));
             self.end_choice(sequence);
         }
-        self.metrics.emit.observe(began.elapsed().as_secs_f64());
+        self.emitted.push(began.elapsed());
         if position % PACE_TOKENS == PACE_TOKENS - 1 {
             self.review_pace(sequence);
         }
@@ -352,8 +365,8 @@ impl Engine {
         self.metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
         request.log(outcome);
         match result {
-            Ok(()) => request.outlet.send(Ok(Event::Summary(request.summary()))),
-            Err(refusal) => request.outlet.send(Err(refusal)),
+            Ok(()) => request.outlet.push(Ok(Event::Summary(request.summary()))),
+            Err(refusal) => request.outlet.push(Err(refusal)),
         }
         request.outlet.finish(&self.runtime);
     }
@@ -375,6 +388,9 @@ impl Engine {
             let choice = &choices[&sequence];
             choice.base_list(index, requests[&choice.request].base_ranking()?)
         });
+        if !planned.is_empty() {
+            choices.values_mut().for_each(Choice::keep_rows);
+        }
         let mut passes = HashSet::new();
         let result = executor.compute(planned, |sequence, index, logits| {
             let choice = choices.get_mut(&sequence).expect("a planned sequence has its answer");
@@ -454,6 +470,7 @@ impl Turn for Engine {
         self.decide_all();
         self.feed_all();
         self.links.flush();
+        self.deliver();
         let busy = self.step();
         self.report();
         if busy { Turned::Busy } else { Turned::Idle }

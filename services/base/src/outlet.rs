@@ -11,15 +11,17 @@ pub(crate) const OUTLET_EVENTS_MAX: usize = 64;
 
 pub(crate) struct Outlet {
     events: Sender<Result<Event, Refusal>>,
-    /// Events that found no room: at most those of one token of each answer, because a parked answer goes no further.
+    /// Events that wait for the next flush, or found no room at the last one: at most those of the tokens that one turn decides,
+    /// because a parked answer goes no further.
     backlog: VecDeque<Result<Event, Refusal>>,
+    is_parked: bool,
 }
 
 // === impl Outlet ===
 
 impl Outlet {
     pub(crate) fn new(events: Sender<Result<Event, Refusal>>) -> Self {
-        Self { events, backlog: VecDeque::new() }
+        Self { events, backlog: VecDeque::new(), is_parked: false }
     }
 
     /// The client hung up.
@@ -29,21 +31,24 @@ impl Outlet {
 
     /// Full: its answers wait.
     pub(crate) fn is_parked(&self) -> bool {
-        !self.backlog.is_empty()
+        self.is_parked
     }
 
-    pub(crate) fn send(&mut self, event: Result<Event, Refusal>) {
+    /// Takes an event along to the next flush.
+    pub(crate) fn push(&mut self, event: Result<Event, Refusal>) {
         self.backlog.push_back(event);
-        self.flush();
     }
 
-    /// Moves what the client has room for.
+    /// Moves what the client has room for. Each event may wake a sleeping core, which costs more than all else that is done for
+    /// it: what belongs together goes together, and the first one's wake is the last.
     pub(crate) fn flush(&mut self) {
+        self.is_parked = false;
         while let Some(event) = self.backlog.pop_front() {
             match self.events.try_send(event) {
                 Ok(()) => {}
                 Err(TrySendError::Full(event)) => {
                     self.backlog.push_front(event);
+                    self.is_parked = true;
                     return;
                 }
                 Err(TrySendError::Closed(_)) => self.backlog.clear(),
@@ -53,7 +58,8 @@ impl Outlet {
 
     /// What is left over when the request ends while its client is slow: delivered by a task of its own, so that the
     /// engine can forget the request.
-    pub(crate) fn finish(self, runtime: &tokio::runtime::Handle) {
+    pub(crate) fn finish(mut self, runtime: &tokio::runtime::Handle) {
+        self.flush();
         if self.backlog.is_empty() {
             return;
         }

@@ -321,6 +321,9 @@ impl Engine {
             }
             (_, RowKind::Plain) => None,
         });
+        if !planned.is_empty() {
+            sessions.values_mut().for_each(Session::keep_rows);
+        }
         let result = executor.compute(planned, |sequence, index, logits| {
             let (key, kind) = by_sequence.get(&sequence).expect("a planned sequence has its session");
             let session = sessions.get_mut(key).expect("both maps change together");

@@ -14,7 +14,7 @@ use uniarm_decode::{
     guidance::{log_sum_exp, noisy_top_list, top_list, weigh_base},
     scheduler::{SequenceId, Tenant},
 };
-use uniarm_engine::Logits;
+use uniarm_engine::{Logits, LogitsRow};
 use uniarm_model::{DeviceRow, Likeliest, NoiseAt};
 use uniarm_proto::{Advance, Draft, DraftMode, SessionGeneration, SessionPace, SessionRow};
 
@@ -68,7 +68,7 @@ pub(crate) struct Plain {
     pub(crate) sequence: SequenceId,
     pub(crate) prompt_tokens: usize,
     /// Its latest row, and the position of that.
-    row: Option<(u32, Vec<f32>)>,
+    row: Option<(u32, LogitsRow)>,
 }
 
 /// What an `Advance` asks of the sequences.
@@ -87,7 +87,7 @@ struct HeldRow {
 }
 
 enum HeldLogits {
-    Row(Vec<f32>),
+    Row(LogitsRow),
     /// With its number, by which the row behind it is found.
     List(TopList, u64),
     /// On the device, for a lane.
@@ -173,10 +173,10 @@ impl Session {
     }
 
     /// The logits after the token at `index` of its sequence; again, if they were wanted whole.
-    pub(crate) fn on_row(&mut self, index: usize, logits: Logits<'_>) {
+    pub(crate) fn on_row(&mut self, index: usize, logits: Logits) {
         let position = self.position_after(index);
         let logits = match logits {
-            Logits::Row(row) => HeldLogits::Row(row.to_vec()),
+            Logits::Row(row) => HeldLogits::Row(row),
             Logits::List(list, number) => HeldLogits::List(list, number),
         };
         let is_row = matches!(logits, HeldLogits::Row(_));
@@ -233,9 +233,9 @@ impl Session {
     }
 
     /// The row behind the list of a position.
-    pub(crate) fn on_whole_row(&mut self, position: u32, row: &[f32]) {
+    pub(crate) fn on_whole_row(&mut self, position: u32, row: LogitsRow) {
         if let Some(held) = self.rows.iter_mut().find(|row| row.position == position) {
-            held.logits = HeldLogits::Row(row.to_vec());
+            held.logits = HeldLogits::Row(row);
         }
     }
 
@@ -267,13 +267,25 @@ impl Session {
     }
 
     /// The same of the backbone alone.
-    pub(crate) fn on_plain_row(&mut self, index: usize, logits: &[f32]) {
+    pub(crate) fn on_plain_row(&mut self, index: usize, row: LogitsRow) {
         if let Some(plain) = &mut self.plain {
-            let position = (index + 1 - plain.prompt_tokens) as u32;
-            let (at, row) = plain.row.get_or_insert_default();
-            *at = position;
-            row.clear();
-            row.extend_from_slice(logits);
+            plain.row = Some(((index + 1 - plain.prompt_tokens) as u32, row));
+        }
+    }
+
+    /// Another step of the model is computed, which writes where the latest one did.
+    pub(crate) fn keep_rows(&mut self) {
+        for held in &mut self.rows {
+            if let HeldLogits::Row(row) = &mut held.logits {
+                row.keep();
+            }
+        }
+        if let Some(plain) = &mut self.plain {
+            // One that is behind is of no more use.
+            plain.row = plain.row.take().filter(|(position, _)| *position == self.length);
+            if let Some((_, row)) = &mut plain.row {
+                row.keep();
+            }
         }
     }
 
@@ -321,6 +333,9 @@ impl Session {
             self.length = position;
             self.rows.clear();
             self.asked.clear();
+            if let Some(plain) = &mut self.plain {
+                plain.row = None; // it followed other tokens
+            }
             if let Some(history) = &mut self.history {
                 history.truncate(position as usize);
             }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 use uniarm_decode::TopList;
-use uniarm_engine::Logits;
+use uniarm_engine::{Logits, LogitsRow};
 
 /// An answer of which one list in so many decided nothing gets rows: to ask for a row afterwards costs a round trip more.
 const FAILED_SHARE: u32 = 4;
@@ -13,8 +13,6 @@ const FAILED_SHARE: u32 = 4;
 #[derive(Default)]
 pub(super) struct BaseRows {
     rows: VecDeque<BaseRow>,
-    /// Rows that are spent; reused.
-    spare: Vec<Vec<f32>>,
     /// Tokens for which a list was looked at, and those of which it decided nothing.
     looked_at: u32,
     failed: u32,
@@ -28,7 +26,7 @@ pub(super) struct BaseRow {
 }
 
 pub(super) enum BaseLogits {
-    Row(Vec<f32>),
+    Row(LogitsRow),
     /// With its number, by which the row behind it is found.
     List(TopList, u64),
 }
@@ -36,19 +34,21 @@ pub(super) enum BaseLogits {
 // === impl BaseRows ===
 
 impl BaseRows {
-    pub fn push(&mut self, logits: Logits<'_>) {
+    pub fn push(&mut self, logits: Logits) {
         let logits = match logits {
             Logits::List(list, number) => BaseLogits::List(list, number),
-            Logits::Row(row) => self.copy(row),
+            Logits::Row(row) => BaseLogits::Row(row),
         };
         self.rows.push_back(BaseRow { logits, since: Instant::now() });
     }
 
-    fn copy(&mut self, logits: &[f32]) -> BaseLogits {
-        let mut row = self.spare.pop().unwrap_or_default();
-        row.clear();
-        row.extend_from_slice(logits);
-        BaseLogits::Row(row)
+    /// Another step is computed.
+    pub fn keep(&mut self) {
+        for row in &mut self.rows {
+            if let BaseLogits::Row(row) = &mut row.logits {
+                row.keep();
+            }
+        }
     }
 
     /// Of the next token.
@@ -65,20 +65,18 @@ impl BaseRows {
         let row = self.rows.pop_front();
         self.looked_at +=
             u32::from(row.as_ref().is_some_and(|row| matches!(row.logits, BaseLogits::List(..))));
-        self.spare.extend(row.and_then(BaseRow::into_buffer));
         self.is_row_wanted = false;
     }
 
     /// They followed a draft that was wrong.
     pub fn clear(&mut self) {
-        self.spare.extend(self.rows.drain(..).filter_map(BaseRow::into_buffer));
+        self.rows.clear();
     }
 
     /// The list of the next token decides nothing, and here is its row.
-    pub fn replace_next(&mut self, row: &[f32]) {
-        let row = self.copy(row);
+    pub fn replace_next(&mut self, row: LogitsRow) {
         if let Some(next) = self.rows.front_mut() {
-            next.logits = row;
+            next.logits = BaseLogits::Row(row);
             self.looked_at += 1;
             self.failed += 1;
         }
@@ -98,24 +96,16 @@ impl BaseRows {
     }
 }
 
-// === impl BaseRow ===
-
-impl BaseRow {
-    /// The memory of a row.
-    fn into_buffer(self) -> Option<Vec<f32>> {
-        match self.logits {
-            BaseLogits::Row(row) => Some(row),
-            BaseLogits::List(..) => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn list() -> Logits<'static> {
+    fn list() -> Logits {
         Logits::List(TopList::default(), 0)
+    }
+
+    fn row() -> LogitsRow {
+        vec![0.0].into()
     }
 
     #[test]
@@ -123,13 +113,13 @@ mod tests {
         let mut rows = BaseRows::default();
         let mut repeated = 0;
         for token in 0..100 {
-            rows.push(if rows.suit_lists() { list() } else { Logits::Row(&[0.0]) });
+            rows.push(if rows.suit_lists() { list() } else { Logits::Row(row()) });
             // Every list fails.
             if matches!(rows.next().map(|row| &row.logits), Some(BaseLogits::List(..))) {
                 repeated += 1;
                 rows.want_row();
                 assert!(!rows.suit_lists() && rows.next().is_none(), "token {token}");
-                rows.push(Logits::Row(&[0.0]));
+                rows.push(Logits::Row(row()));
             }
             rows.spend();
         }
@@ -143,10 +133,10 @@ mod tests {
             assert!(rows.suit_lists(), "token {token}");
             rows.push(list());
             match token % 20 {
-                6 => rows.replace_next(&[0.0]),
+                6 => rows.replace_next(row()),
                 19 => {
                     rows.want_row();
-                    rows.push(Logits::Row(&[0.0]));
+                    rows.push(Logits::Row(row()));
                 }
                 _ => {}
             }

@@ -32,7 +32,7 @@ impl Engine {
             result = ends.map(|ends| {
                 // Only now is it sure of its places: to its router, what has started is never refused, only continued.
                 let started = Event::Started(request.started(&self.settings.model));
-                std::iter::once(started).chain(ends).for_each(|event| request.outlet.send(Ok(event)));
+                std::iter::once(started).chain(ends).for_each(|event| request.outlet.push(Ok(event)));
             });
         }
         let is_over = result.is_err() || request.running.is_empty();
