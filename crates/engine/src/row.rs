@@ -66,7 +66,8 @@ impl StepRows {
     /// In order, `length` logits each.
     pub fn iter(&self, length: usize) -> impl Iterator<Item = LogitsRow> {
         let row = move |index: usize| index * length..(index + 1) * length;
-        (0..self.0.len() / length).map(move |index| LogitsRow { rows: Arc::clone(&self.0), range: row(index) })
+        (0..self.0.len() / length)
+            .map(move |index| LogitsRow { rows: Arc::clone(&self.0), range: row(index) })
     }
 }
 
@@ -85,7 +86,10 @@ mod tests {
     fn a_row_that_is_held_stays_what_it_was_and_memory_of_others_is_used_again() {
         let mut rows = StepRows::default();
         let first = step(&mut rows, 0.0);
-        assert_eq!(first.iter().map(|row| row.to_vec()).collect::<Vec<_>>(), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
+        assert_eq!(
+            first.iter().map(|row| row.to_vec()).collect::<Vec<_>>(),
+            [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+        );
         let memory = first[0].as_ptr();
 
         // Nobody kept them: the step after this one goes elsewhere.

@@ -29,6 +29,24 @@ impl Spread {
     }
 }
 
+/// Where the median of all such measurements lies with 95 % confidence, whatever their distribution: between two of these
+/// values, by the chance of a fair coin. `None` where they are too few to say.
+pub fn interval_of_median(values: &[f64]) -> Option<[f64; 2]> {
+    const OUTSIDE_EACH: f64 = 0.025;
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let flips = values.len() as i32;
+    // Chances of 0, 1, … heads, while they sum up to no more than may lie outside.
+    let (mut chance, mut sum, mut outside) = (0.5_f64.powi(flips), 0.0, 0);
+    while sum + chance <= OUTSIDE_EACH {
+        sum += chance;
+        chance *= f64::from(flips - outside) / f64::from(outside + 1);
+        outside += 1;
+    }
+    let first = usize::try_from(outside - 1).ok()?;
+    Some([values[first], values[values.len() - 1 - first]])
+}
+
 // === impl Percentiles ===
 
 impl Percentiles {
@@ -65,6 +83,17 @@ mod tests {
         assert_eq!(Percentiles::of(Vec::new()), None);
         assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Spread { median: 2.0, least: 1.0, most: 3.0 });
         assert_eq!(Spread::of(vec![2.0, 1.0]).median, 1.0);
+    }
+
+    #[test]
+    fn the_median_lies_between_the_ranks_of_the_sign_test() {
+        let values = |count: u32| (1..=count).rev().map(f64::from).collect::<Vec<_>>();
+        // Ranks of the tables: five values are too few, six are just enough.
+        assert_eq!(interval_of_median(&values(5)), None);
+        assert_eq!(interval_of_median(&values(6)), Some([1.0, 6.0]));
+        assert_eq!(interval_of_median(&values(9)), Some([2.0, 8.0]));
+        assert_eq!(interval_of_median(&values(41)), Some([14.0, 28.0]));
+        assert_eq!(interval_of_median(&values(100)), Some([40.0, 61.0]));
     }
 
     #[test]

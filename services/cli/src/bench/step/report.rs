@@ -12,7 +12,7 @@ use crate::{
         floor::{Machine, Work},
         prompts,
         rig::{Answered, Run},
-        statistics::{Spread, bar},
+        statistics::{Spread, bar, interval_of_median},
     },
 };
 
@@ -84,6 +84,8 @@ struct Comparison {
     batch: usize,
     name: String,
     ratio: Spread,
+    /// With 95 % confidence.
+    interval_of_median: Option<[f64; 2]>,
 }
 
 // === impl Report ===
@@ -106,11 +108,16 @@ impl Report {
         self.print_breakdown();
         // Guided against unguided is in the first table.
         let of_guided = self.comparisons.iter().filter(|comparison| !comparison.name.ends_with("unguided"));
-        for Comparison { batch, name, ratio } in of_guided {
+        for Comparison { batch, name, ratio, interval_of_median } in of_guided {
+            let interval =
+                interval_of_median.map_or(String::new(), |[from, to]| format!("{from:.3} – {to:.3}"));
             println!(
-                "batch {batch:>2}: {name:64} {:.3}  ({:.3} – {:.3})",
+                "batch {batch:>2}: {name:64} {:.3}  {interval:13}  ({:.3} – {:.3})",
                 ratio.median, ratio.least, ratio.most
             );
+        }
+        if !self.comparisons.is_empty() {
+            println!("median of the repeats; where it lies with 95 % confidence, from 6 repeats on; (range)");
         }
     }
 
@@ -260,14 +267,16 @@ fn comparisons(cases: &[Outcome]) -> Vec<Comparison> {
         let one = (case.rows == Rows::Mixed).then_some(one);
         for (other, against) in others.into_iter().chain(one).filter(|(other, _)| *other != case) {
             let Some(other) = cases.iter().find(|candidate| candidate.case == other) else { continue };
-            let ratios = outcome.rates.iter().zip(&other.rates).map(|(own, other)| own / other);
+            let ratios: Vec<f64> =
+                outcome.rates.iter().zip(&other.rates).map(|(own, other)| own / other).collect();
             comparisons.push(Comparison {
                 batch: case.batch,
                 name: format!(
                     "{rows}, {}, drafts {window}, {roles} / {against}",
                     exchange_name(setting.exchange)
                 ),
-                ratio: Spread::of(ratios.collect()),
+                interval_of_median: interval_of_median(&ratios),
+                ratio: Spread::of(ratios),
             });
         }
     }
@@ -340,6 +349,7 @@ mod tests {
         let comparison = &json["comparisons"][0];
         assert_eq!(comparison["name"], "prompted, certified, drafts auto, separate / without drafts");
         assert_eq!(comparison["ratio"], serde_json::json!({ "median": 2.0, "least": 1.0, "most": 3.0 }));
+        assert_eq!(comparison["interval_of_median"], serde_json::Value::Null, "of three");
         assert_eq!(json["comparisons"].as_array().map(Vec::len), Some(1));
     }
 
