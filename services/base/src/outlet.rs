@@ -72,3 +72,58 @@ impl Outlet {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn event(message: &str) -> Result<Event, Refusal> {
+        Err(Refusal::internal(message))
+    }
+
+    fn heard(receiver: &mut mpsc::Receiver<Result<Event, Refusal>>) -> Vec<String> {
+        std::iter::from_fn(|| receiver.try_recv().ok())
+            .map(|event| event.expect_err("only such are sent").message)
+            .collect()
+    }
+
+    #[test]
+    fn it_is_parked_from_a_flush_without_room_to_one_with_room_and_loses_nothing() {
+        let (events, mut receiver) = mpsc::channel(2);
+        let mut outlet = Outlet::new(events);
+        for message in ["a", "b", "c", "d", "e"] {
+            outlet.push(event(message));
+        }
+        assert!(!outlet.is_parked() && heard(&mut receiver).is_empty(), "they wait for the flush");
+        outlet.flush();
+        assert!(outlet.is_parked());
+        assert_eq!(heard(&mut receiver), ["a", "b"]);
+        outlet.flush();
+        assert!(outlet.is_parked());
+        assert_eq!(heard(&mut receiver), ["c", "d"]);
+        outlet.flush();
+        assert!(!outlet.is_parked());
+        assert_eq!(heard(&mut receiver), ["e"]);
+
+        drop(receiver);
+        outlet.push(event("f"));
+        outlet.flush();
+        assert!(outlet.is_closed() && !outlet.is_parked(), "nobody waits for one who hung up");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_at_the_end_is_delivered_by_itself() {
+        let (events, mut receiver) = mpsc::channel(1);
+        let mut outlet = Outlet::new(events);
+        outlet.push(event("a"));
+        outlet.push(event("b"));
+        outlet.finish(&tokio::runtime::Handle::current());
+        let mut messages = Vec::new();
+        while let Some(event) = receiver.recv().await {
+            messages.push(event.expect_err("only such are sent").message);
+        }
+        assert_eq!(messages, ["a", "b"]);
+    }
+}

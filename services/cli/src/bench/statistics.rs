@@ -35,16 +35,16 @@ pub fn interval_of_median(values: &[f64]) -> Option<[f64; 2]> {
     const OUTSIDE_EACH: f64 = 0.025;
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
-    let flips = values.len() as i32;
-    // Chances of 0, 1, … heads, while they sum up to no more than may lie outside.
-    let (mut chance, mut sum, mut outside) = (0.5_f64.powi(flips), 0.0, 0);
-    while sum + chance <= OUTSIDE_EACH {
-        sum += chance;
-        chance *= f64::from(flips - outside) / f64::from(outside + 1);
+    let flips = values.len();
+    // Chances of 0, 1, … heads, while they sum up to no more than may lie outside; their logarithms, since they may be tiny.
+    let (mut chance, mut sum, mut outside) = (flips as f64 * 0.5_f64.ln(), 0.0, 0);
+    while sum + chance.exp() <= OUTSIDE_EACH {
+        sum += chance.exp();
+        chance += ((flips - outside) as f64 / (outside + 1) as f64).ln();
         outside += 1;
     }
-    let first = usize::try_from(outside - 1).ok()?;
-    Some([values[first], values[values.len() - 1 - first]])
+    let first = outside.checked_sub(1)?;
+    Some([values[first], values[flips - 1 - first]])
 }
 
 // === impl Percentiles ===
@@ -94,6 +94,7 @@ mod tests {
         assert_eq!(interval_of_median(&values(9)), Some([2.0, 8.0]));
         assert_eq!(interval_of_median(&values(41)), Some([14.0, 28.0]));
         assert_eq!(interval_of_median(&values(100)), Some([40.0, 61.0]));
+        assert_eq!(interval_of_median(&values(2000)), Some([956.0, 1045.0]), "1000.5 ± 1.96 √500");
     }
 
     #[test]
