@@ -24,8 +24,11 @@ const TWIN_BELIEF: f64 = 0.999;
 const DUAL_BELIEF: f64 = 0.82;
 
 /// While drafting is not worth it, workers of so few sessions draft for the record: one more look at a row tells whether
-/// it would be.
+/// it would be. That costs 1 % of a step, and so it is done for every token only until so many drafts were judged; then in
+/// one of so many stretches between two looks at a pace.
 const RECORDED_SESSIONS_MAX: f64 = 2.0;
+const RECORDED_DRAFTS: u32 = 64;
+const RECORDED_STRETCHES: u32 = 8;
 
 /// Lists grow while more than this share of tokens needs a query, and shrink while fewer than the other one does.
 const QUERIED_MOST: f64 = 0.05;
@@ -100,6 +103,16 @@ struct Learnt {
     is_twin: bool,
     list: ListLength,
     trial: Trial,
+    record: Record,
+}
+
+/// When drafts are made that nobody needs yet.
+#[derive(Default)]
+struct Record {
+    /// That were judged, for the record or not.
+    drafts: u32,
+    /// Since enough of them were.
+    stretches: u32,
 }
 
 /// A length that follows the share of tokens that needed a query.
@@ -175,6 +188,7 @@ impl Pacing {
     /// A draft was judged.
     pub(crate) fn on_verdict(&mut self, guide: &Guide, mode: DraftMode, right: bool) {
         let learnt = self.learnt(guide);
+        learnt.record.drafts = learnt.record.drafts.saturating_add(1);
         match mode {
             DraftMode::Dual => learnt.dual.observe(right),
             DraftMode::Single | DraftMode::Off => learnt.single.observe(right),
@@ -244,7 +258,9 @@ impl Pacing {
         };
         let promised = plan_pace(&situation);
         match if may_draft { promised } else { Pace::OFF } {
-            Pace::OFF if situation.reward_sessions <= RECORDED_SESSIONS_MAX => Pace::RECORD,
+            Pace::OFF if situation.reward_sessions <= RECORDED_SESSIONS_MAX && learnt.record.is_due() => {
+                Pace::RECORD
+            }
             pace => pace,
         }
     }
@@ -264,10 +280,24 @@ impl Pacing {
                 is_twin: false,
                 list: ListLength { doublings: 0, tokens: 0, queried: 0 },
                 trial: Trial::default(),
+                record: Record::default(),
             };
             self.rewards.insert(guide.clone(), learnt);
         }
         self.rewards.get_mut(guide).expect("it was just inserted")
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// Whether the stretch that begins is one of those.
+    fn is_due(&mut self) -> bool {
+        if self.drafts < RECORDED_DRAFTS {
+            return true;
+        }
+        self.stretches = (self.stretches + 1) % RECORDED_STRETCHES;
+        self.stretches == 0
     }
 }
 
@@ -297,6 +327,16 @@ impl ListLength {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_stretch_is_on_record_until_enough_drafts_were_judged_and_then_one_in_eight() {
+        let mut record = Record::default();
+        for _ in 0..RECORDED_DRAFTS {
+            assert!(record.is_due());
+            record.drafts += 1;
+        }
+        assert_eq!((0..80).filter(|_| record.is_due()).count(), 10);
+    }
 
     #[test]
     fn lists_grow_while_tokens_need_queries_and_shrink_when_none_does() {
