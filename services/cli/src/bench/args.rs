@@ -136,7 +136,7 @@ pub struct BenchContextArgs {
     /// Tokens of the prompt, comma-separated
     #[arg(long, value_delimiter = ',', default_values_t = [100, 512, 1000, 2000], value_parser = bounds::within(1..=crate::args::COUNT_MAX))]
     pub prompt_tokens: Vec<usize>,
-    /// Tokens of each answer
+    /// Steps after each length, of which the median counts
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(4..=4096))]
     pub tokens: u32,
     /// Measurements of each case; the median is shown

@@ -1,11 +1,14 @@
 //! `uniarm bench context`: what the length of the context costs an unguided answer, in its prefill and for each token.
 
+mod turns;
+
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use uniarm_base::DraftWindow;
 use uniarm_proto::{Input, Sampling};
 
+use self::turns::{Turns, prompt};
 use super::{
     args::{BenchContextArgs, Roles},
     floor::{Machine, Work},
@@ -13,6 +16,9 @@ use super::{
     statistics::{Spread, bar},
 };
 use crate::args::{DraftRowsArg, ExchangeArgs, ExchangeMode};
+
+/// Of an answer whose first one is what is waited for: a batch is measured from there to its end.
+const TOKENS_AFTER_PREFILL: u32 = 2;
 
 /// Characters of the longest bar.
 const BAR: usize = 24;
@@ -32,6 +38,7 @@ struct Case {
     prefill_tokens_per_second: Spread,
     /// Of the peak: operations of the weights alone.
     prefill_of_peak: Spread,
+    /// A step.
     decode_ms: Spread,
     /// The time in which weights, keys and values of a token are streamed, over what it takes.
     decode_of_floor: Spread,
@@ -60,6 +67,9 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
         hedge_after: None,
     };
     let pair = rig.pair(&exchange, Roles::Separate)?;
+    let steps = args.tokens as usize;
+    let (model, lengths) = (rig.base_model()?, args.prompt_tokens.clone());
+    let mut turns = tokio::task::spawn_blocking(move || Turns::new(model, &lengths, steps)).await??;
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
     let progress = ProgressBar::new((args.prompt_tokens.len() * args.repeats) as u64).with_style(style);
     let mut looks = Vec::new();
@@ -70,10 +80,15 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
         let look = Machine::look(rig.threads).await?;
         let stream = look.stream_bytes_per_second;
         looks.push(look);
+        progress.set_message("steps in turns");
+        let measuring = tokio::task::spawn_blocking(move || (turns.measure(steps), turns));
+        let decoded;
+        (decoded, turns) = measuring.await?;
         let mut shortest = None;
-        for (&prompt_tokens, measured) in args.prompt_tokens.iter().zip(&mut measured) {
-            progress.set_message(format!("{prompt_tokens} tokens"));
-            let (prefill, decode) = measure(&pair, prompt_tokens, repeat, args.tokens).await?;
+        for ((&prompt_tokens, measured), decode) in args.prompt_tokens.iter().zip(&mut measured).zip(decoded?)
+        {
+            progress.set_message(format!("a prompt of {prompt_tokens} tokens"));
+            let prefill = prefill_rate(&pair, prompt_tokens, repeat).await?;
             measured.prefill.push(prefill);
             measured.of_peak.push(prefill * look.seconds(rig.work.prompt_token));
             measured.decode.push(decode);
@@ -107,25 +122,18 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prefilled tokens per second, and milliseconds of a decoded token.
-async fn measure(
-    pair: &Pair,
-    prompt_tokens: usize,
-    repeat: usize,
-    tokens: u32,
-) -> anyhow::Result<(f64, f64)> {
-    // Prompts of their own: no repeat profits from the cache of an earlier one.
-    let prompt =
-        (0..prompt_tokens).map(|index| 100 + ((repeat * 131 + prompt_tokens * 17 + index * 7) % 5000) as u32);
+/// Prefilled tokens per second.
+async fn prefill_rate(pair: &Pair, prompt_tokens: usize, repeat: usize) -> anyhow::Result<f64> {
     let sampling = Sampling {
         temperature: 0.0,
         seed: Some(1),
-        max_tokens: tokens,
+        max_tokens: TOKENS_AFTER_PREFILL,
         ignore_eos: true,
         ..Sampling::default()
     };
-    let run = pair.run(vec![place(Input::Tokens(prompt.collect()), sampling, Vec::new())]).await?;
-    Ok((prompt_tokens as f64 / run.first_token, 1e3 / run.rate))
+    let input = Input::Tokens(prompt(prompt_tokens, repeat));
+    let run = pair.run(vec![place(input, sampling, Vec::new())]).await?;
+    Ok(prompt_tokens as f64 / run.first_token)
 }
 
 // === impl Report ===
@@ -135,14 +143,7 @@ impl Report {
         println!("{}\n{}\n", self.work.line(&self.model), self.machine.line());
         println!(
             "{:>8} {:>18} {:>17} {:>8} {:>16} {:>13} {:>8} {:>13}",
-            "context",
-            "prefill, tokens/s",
-            "range",
-            "of peak",
-            "decode, ms/token",
-            "range",
-            "growth",
-            "range"
+            "context", "prefill, tokens/s", "range", "of peak", "decode, ms/step", "range", "growth", "range"
         );
         let most = self.cases.iter().map(|case| case.decode_ms.median).fold(0.0, f64::max);
         for case in &self.cases {
@@ -168,8 +169,8 @@ impl Report {
         println!(
             "\nof peak: operations of the weights alone, without attention\n\
              floor: the time in which a token's weights, keys and values are streamed from memory, as measured just before each repeat\n\
-             growth: what a token costs more than after the first length, over the time in which the keys and values that it \
-             reads more are streamed;\n        a last-level cache that holds weights until longer contexts displace them shows here, too"
+             growth: what a step costs more than after the first length, over the time in which the keys and values that it \
+             reads more are streamed\ndecode steps of all lengths take turns: what a last-level cache holds for the next step, it holds for each of them alike"
         );
     }
 }

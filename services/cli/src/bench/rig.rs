@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 use tempfile::TempDir;
 use uniarm_base::BaseHandle;
 use uniarm_engine::fused::fuse;
-use uniarm_model::Forward;
+use uniarm_model::{Forward, Llama};
 use uniarm_proto::{
     Event, GenerateRequest, Generation, GuidanceTerm, Input, MemberId, OnRewardLoss, Placed, Priority,
     Progress, RewardWorker, Sampling, pb,
@@ -117,6 +117,11 @@ impl Rig {
         let files = worker::open(&self.source)?;
         let (base, _) = worker::start_base(files, base, None, (&self.engine, exchange), scorer, &metrics)?;
         Ok(Pair { base, metrics })
+    }
+
+    /// The model by itself, as a base worker of its own threads has it.
+    pub fn base_model(&self) -> anyhow::Result<Llama> {
+        worker::share(&self.loaded, &self.engine, Threads::Half)
     }
 
     /// For the base and for the reward worker.
