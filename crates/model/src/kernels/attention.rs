@@ -23,6 +23,9 @@ const SEGMENT: usize = 512;
 /// Cache lines of values that are asked for with each 16 exponentials: while these are computed, memory would rest.
 const FETCH_LINES: usize = 8;
 
+/// Panels of values ahead of the one that is weighed, which are asked for.
+const FETCH_PANELS: usize = 4;
+
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
@@ -409,6 +412,28 @@ impl<'a, W: CacheElement> Attention<'a, W> {
         self.cache.values(block, self.queries.kv_head, panel % per_block)
     }
 
+    /// Values of that panel; beyond the last one that the queries see, the keys that are read after them: of the next segment, or of
+    /// the next head.
+    #[inline(always)]
+    fn panel_ahead(&self, panel: usize) -> *const W {
+        let panels = self.visible(self.count() - 1).div_ceil(LANES);
+        if panel < panels {
+            return self.value_panel(panel);
+        }
+        let (beyond, last) = (panel - panels, self.queries.position / LANES);
+        let next_segment = self.keys.end / LANES + beyond;
+        if self.keys.end <= self.queries.position && next_segment <= last {
+            return self.key_panel(next_segment - self.keys.start / LANES);
+        }
+        let (head, LayerCache { kv_heads, block_tokens, .. }) = (self.queries.kv_head + 1, self.cache.layout);
+        if head < kv_heads && beyond <= last {
+            let per_block = block_tokens / LANES;
+            let block = self.queries.blocks[beyond / per_block] as usize;
+            return self.cache.keys(block, head, beyond % per_block);
+        }
+        self.value_panel(panels - 1)
+    }
+
     /// The weighted values of a query; behind them the sum of its weights, and its greatest score.
     #[inline(always)]
     fn result(&self, query: usize) -> *mut f32 {
@@ -599,8 +624,7 @@ impl<W: CacheElement> Weigh<'_, W> {
             let mut key = keys.start;
             while key < keys.end {
                 let values = attention.value_panel(key / LANES).wrapping_add(column * LANES);
-                let next = (key / LANES + 2).min((attention.visible(first) - 1) / LANES);
-                let fetch = attention.value_panel(next).wrapping_add(column * LANES);
+                let fetch = attention.panel_ahead(key / LANES + FETCH_PANELS).wrapping_add(column * LANES);
                 let panel_end = keys.end.min((key / LANES + 1) * LANES);
                 while key < panel_end {
                     let row = values.add(key % LANES * head_dim);
