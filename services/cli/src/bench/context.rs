@@ -67,11 +67,12 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
         hedge_after: None,
     };
     let pair = rig.pair(&exchange, Roles::Separate)?;
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
+    let progress = ProgressBar::new((args.prompt_tokens.len() * args.repeats) as u64).with_style(style);
+    progress.set_message("contexts for steps in turns");
     let steps = args.tokens as usize;
     let (model, lengths) = (rig.base_model()?, args.prompt_tokens.clone());
     let mut turns = tokio::task::spawn_blocking(move || Turns::new(model, &lengths, steps)).await??;
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
-    let progress = ProgressBar::new((args.prompt_tokens.len() * args.repeats) as u64).with_style(style);
     let mut looks = Vec::new();
     let mut measured = vec![Measured::default(); args.prompt_tokens.len()];
     for repeat in 0..args.repeats {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use uniarm_model::{Forward, Llama, ModelError, Row};
 
-use super::super::statistics::Spread;
+use crate::bench::statistics::Spread;
 
 /// Tokens of a prompt that are computed at once.
 const CHUNK: usize = 256;
@@ -29,7 +29,7 @@ struct Sequence {
 // === impl Turns ===
 
 impl Turns {
-    /// Computes the prompts; each has room for so many tokens after it.
+    /// Computes the prompts, which takes as long as reading them; each has room for so many tokens after it.
     ///
     /// # Errors
     /// Where the cache has too few blocks, or the model too short a context.
@@ -37,6 +37,11 @@ impl Turns {
         let mut free = 0..model.blocks() as u32;
         let mut sequences = Vec::new();
         for &length in lengths {
+            anyhow::ensure!(
+                length + tokens <= model.context_tokens(),
+                "--prompt-tokens {length} and {tokens} steps after it are over the model's context of {} tokens",
+                model.context_tokens()
+            );
             let needed = (length + tokens).div_ceil(model.block_tokens());
             let blocks: Vec<u32> = free.by_ref().take(needed).collect();
             anyhow::ensure!(

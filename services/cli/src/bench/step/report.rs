@@ -107,7 +107,9 @@ impl Report {
         self.print_rates();
         self.print_breakdown();
         // Guided against unguided is in the first table.
-        let of_guided = self.comparisons.iter().filter(|comparison| !comparison.name.ends_with("unguided"));
+        let mut of_guided =
+            self.comparisons.iter().filter(|comparison| !comparison.name.ends_with("unguided")).peekable();
+        let has_any = of_guided.peek().is_some();
         for Comparison { batch, name, ratio, interval_of_median } in of_guided {
             let interval =
                 interval_of_median.map_or(String::new(), |[from, to]| format!("{from:.3} – {to:.3}"));
@@ -116,7 +118,7 @@ impl Report {
                 ratio.median, ratio.least, ratio.most
             );
         }
-        if !self.comparisons.is_empty() {
+        if has_any {
             println!("median of the repeats; where it lies with 95 % confidence, from 6 repeats on; (range)");
         }
     }
