@@ -5,8 +5,9 @@
 //! tried for some tokens, and kept where these came faster than in lock-step.
 //!
 //! A few tokens can mislead: drafts have runs of luck, and a machine has other users. The way that lost is therefore looked
-//! at again soon, and each time that this changes nothing after twice as many tokens, up to a thousand; from there on
-//! because the load, the models' agreement and the machines change.
+//! at again soon, lock-step at once, because drafts that are slower must not be kept for long; and each time that this
+//! changes nothing after twice as many tokens, up to a thousand; from there on because the load, the models' agreement and
+//! the machines change.
 
 use crate::drafting::{RANGES, range};
 
@@ -16,8 +17,10 @@ const KNOWN_TOKENS: f64 = 16.0;
 /// What is remembered of a way counts as so many tokens of each sequence at most: older ones fade.
 const MEMORY_TOKENS: f64 = 64.0;
 
-/// Tokens of each sequence after which the way that lost is looked at again, afresh: at first, and at most.
-const LOOK_AGAIN_FIRST: f64 = 8.0 * KNOWN_TOKENS;
+/// Tokens of each sequence after which the way that lost is looked at again, afresh: lock-step and drafting at first, and
+/// either at most.
+const LOCK_STEP_AGAIN_FIRST: f64 = KNOWN_TOKENS;
+const DRAFTING_AGAIN_FIRST: f64 = 8.0 * KNOWN_TOKENS;
 const LOOK_AGAIN_MOST: f64 = 64.0 * KNOWN_TOKENS;
 
 /// Drafting has to be so much faster than lock-step: less is what two looks at the same way differ by.
@@ -74,17 +77,19 @@ impl Trial {
 
 impl Ways {
     fn observe(&mut self, is_drafting: bool, tokens: f64, seconds: f64) {
-        let holds = self.verdict.map_or(LOOK_AGAIN_FIRST, |verdict| verdict.holds);
+        let holds = self.verdict.map_or(LOOK_AGAIN_MOST, |verdict| verdict.holds);
+        let is_winner = self.verdict.is_some_and(|verdict| verdict.drafts == is_drafting);
         let Self { lock_step, drafting, .. } = self;
         let (this, other) = if is_drafting { (drafting, lock_step) } else { (lock_step, drafting) };
         let was_known = this.rate().is_some();
         this.add(tokens, seconds);
-        other.grow_old(tokens, holds);
+        other.grow_old(tokens, if is_winner { holds } else { LOOK_AGAIN_MOST });
         let Some(drafts) = self.drafts() else { return };
         let holds = match self.verdict {
-            Some(verdict) if verdict.drafts != drafts => LOOK_AGAIN_FIRST,
-            Some(_) if !was_known => (2.0 * holds).min(LOOK_AGAIN_MOST),
-            _ => holds,
+            Some(verdict) if verdict.drafts == drafts && was_known => holds,
+            Some(verdict) if verdict.drafts == drafts => (2.0 * holds).min(LOOK_AGAIN_MOST),
+            _ if drafts => LOCK_STEP_AGAIN_FIRST,
+            _ => DRAFTING_AGAIN_FIRST,
         };
         self.verdict = Some(Verdict { drafts, holds });
     }
@@ -161,9 +166,19 @@ mod tests {
             trial.observe(true, 1, 16, 16.0 * first);
             assert_eq!(trial.allows(1), !drafts, "sixteen tokens said so");
             let tokens = drafted(&mut trial, 1_000, 5e-3, drafting);
-            let expected = if drafts { 800..1_000 } else { 0..120 };
+            let expected = if drafts { 750..1_000 } else { 0..120 };
             assert!(expected.contains(&tokens), "{tokens} of 1,000 at {drafting} s, lock-step 5e-3");
         }
+    }
+
+    #[test]
+    fn drafts_that_won_by_luck_are_compared_again_at_once() {
+        let mut trial = Trial::default();
+        drafted(&mut trial, 16, 5e-3, 5.5e-3);
+        trial.observe(true, 1, 16, 16.0 * 4e-3);
+        assert!(trial.allows(1), "sixteen tokens said so");
+        let tokens = drafted(&mut trial, 100, 5e-3, 5.5e-3);
+        assert!(tokens <= 32, "{tokens} of 100");
     }
 
     #[test]
