@@ -31,6 +31,10 @@ pub const NOISE_MAX: f32 = 22.9;
 /// The least is −3.13.
 pub(crate) const NOISE_MIN: f32 = -3.2;
 
+/// Of [`bound_steps`]. The slack of 1e-3 is a hundred times what the roundings there and in [`gumbel`] add up to.
+pub(crate) const BOUND_OF_ZERO: f32 = (127.0 + 31.0) * std::f32::consts::LN_2 + 1e-3;
+pub(crate) const BOUND_STEP: f32 = std::f32::consts::LN_2 / 8_388_608.0;
+
 const COUNTERS: usize = BLOCK / 4;
 const ROUNDS: u32 = 10;
 const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
@@ -108,12 +112,14 @@ impl Noise {
             k0 = k0.wrapping_add(KEY_STEPS[0]);
             k1 = k1.wrapping_add(KEY_STEPS[1]);
         }
-        let mut words = [0; BLOCK];
+        let mut pairs = [0_u64; 2 * COUNTERS];
         for i in 0..COUNTERS {
-            words[4 * i] = c0[i] as u32;
-            words[4 * i + 1] = c1[i] as u32;
-            words[4 * i + 2] = c2[i] as u32;
-            words[4 * i + 3] = c3[i] as u32;
+            pairs[2 * i] = (c0[i] & LOW) | (c1[i] << 32);
+            pairs[2 * i + 1] = (c2[i] & LOW) | (c3[i] << 32);
+        }
+        let mut words = [0; BLOCK];
+        for (words, pair) in words.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+            *words = [pair as u32, (pair >> 32) as u32];
         }
         words
     }
@@ -147,17 +153,15 @@ pub(crate) fn gumbel(h: u32) -> f32 {
     -ln_of(mantissa - 1.0, exponent)
 }
 
-/// A number that [`gumbel`] of the same word never exceeds, for a tenth of its cost.
+/// Bounds [`gumbel`] of the same word, for a tenth of its cost: it never exceeds [`BOUND_OF_ZERO`] less so many
+/// [`BOUND_STEP`]s.
 ///
-/// −ln(1 − x) ≥ x gives G ≤ −ln x, and the bits of a float read as an integer are its logarithm interpolated
-/// linearly between powers of two, hence too low by at most 0.0861: −ln x ≤ 127·ln 2 − bits·ln 2·2⁻²³. The
-/// slack of 1e-3 is a hundred times what the roundings here and in [`gumbel`] add up to.
+/// −ln(1 − x) ≥ x gives G ≤ −ln x, and the bits of a float read as an integer are its logarithm interpolated linearly
+/// between powers of two, hence too low by at most 0.0861: −ln x ≤ 127·ln 2 − bits of x · ln 2·2⁻²³. Here they are the bits of
+/// h / 2 = 2³¹·x.
 #[inline(always)]
-pub(crate) fn gumbel_bound(h: u32) -> f32 {
-    const UNIT: f32 = 1.0 / 2_147_483_648.0;
-    const LN_2: f32 = std::f32::consts::LN_2;
-    let below_x = (h >> 1) as i32 as f32 * UNIT; // signed: SSE2 converts no other
-    (127.0 * LN_2 + 1e-3) - below_x.to_bits() as i32 as f32 * (LN_2 / 8_388_608.0)
+pub(crate) fn bound_steps(h: u32) -> f32 {
+    ((h >> 1) as i32 as f32).to_bits() as i32 as f32 // signed: SSE2 converts no other
 }
 
 #[cfg(test)]
@@ -238,10 +242,8 @@ mod tests {
             let exact = -(-(-x).ln_1p()).ln();
             assert!((f64::from(g) - exact).abs() < 2e-6, "G({h}) = {g}, not {exact}");
             assert!(g <= last, "G rises at {h}");
-            assert!(
-                g <= gumbel_bound(h) && (NOISE_MIN..=NOISE_MAX).contains(&g),
-                "G({h}) = {g} passes its bound"
-            );
+            let bound = BOUND_OF_ZERO - bound_steps(h) * BOUND_STEP;
+            assert!(g <= bound && (NOISE_MIN..=NOISE_MAX).contains(&g), "G({h}) = {g} passes its bound");
             last = g;
         }
     }

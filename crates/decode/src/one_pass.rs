@@ -71,8 +71,10 @@ widest! {
         let mut guided = [0.0; CHUNK];
         for (chunk, first) in base.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
             let guided = &mut guided[..chunk.len()];
-            combine_chunk(base, terms, &[], sampling.divisor(), first, guided);
-            best = scan::raise_noisy(guided, first as u32, position.draw(), best, |rank| position.upper_score(rank.id).0);
+            // Only what may win is divided by the temperature.
+            combine_chunk(base, terms, &[], 1.0, first, guided);
+            let (tokens, divisor) = ((&*guided, first as u32), sampling.divisor());
+            best = scan::raise_noisy(tokens, divisor, position.draw(), best, |rank| position.upper_score(rank.id).0);
         }
         best.id
     }

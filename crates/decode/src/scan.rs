@@ -4,7 +4,7 @@
 //! cannot matter.
 
 use crate::elementary::{SHIFT, shifted_weight, weight};
-use crate::noise::{BLOCK, NOISE_MAX, Noise, gumbel, gumbel_bound};
+use crate::noise::{BLOCK, BOUND_OF_ZERO, BOUND_STEP, NOISE_MAX, Noise, bound_steps, gumbel};
 
 const LANES: usize = 16;
 
@@ -28,6 +28,18 @@ struct NoisyPass<'a> {
     scale: f32,
     /// Smaller values are passed over.
     least: f32,
+}
+
+/// What it takes to reach a score.
+#[derive(Clone, Copy)]
+struct Bar {
+    /// Smaller values cannot reach it even with the largest noise.
+    least: f32,
+    /// Nor can a token whose [`bound_steps`] are more than factor · value + constant: that is scale · value + bound < score,
+    /// in fewer operations. It is a little generous: close calls have |scale · value| ≤ |score| + 110, of which all roundings
+    /// make up less than a millionth, and the slack is ten times that. Of a score out of all proportion it rules out nobody.
+    factor: f32,
+    constant: f32,
 }
 
 impl Rank {
@@ -259,19 +271,19 @@ widest! {
     }
 }
 
-/// The better one of `best` and the best of value + noise among the tokens from `first` on, whose values `row` holds; as
-/// `judge` sees them, which may lower a score.
+/// The better one of `best` and the best of value / divisor + noise among the tokens from `first` on, whose values `row`
+/// holds; as `judge` sees them, which may lower a score.
 #[inline(always)]
 pub(crate) fn raise_noisy(
-    row: &[f32],
-    first: u32,
+    (row, first): (&[f32], u32),
+    divisor: f32,
     draw: Draw<'_>,
     mut best: Rank,
     judge: impl Fn(Rank) -> Rank,
 ) -> Rank {
-    let pass = NoisyPass { draw, scale: 1.0, least: f32::NEG_INFINITY };
+    let pass = NoisyPass { draw, scale: 1.0 / divisor, least: f32::NEG_INFINITY };
     pass.visit(row, first, best.value, |value, id, word| {
-        let score = Rank { value: value + gumbel(word), id };
+        let score = Rank { value: value / divisor + gumbel(word), id };
         if score.above(best) {
             let judged = judge(score);
             best = if judged.above(best) { judged } else { best };
@@ -309,16 +321,17 @@ widest! {
     /// those from `first` on, a multiple of four.
     pub(crate) fn top_noisy(tokens: (&[f32], u32), draw: Draw<'_>, scale: f32, k: usize, out: &mut Vec<Rank>) {
         let (row, first) = tokens;
-        // The most probable tokens set a bar that few others reach.
-        top(row, k, out);
+        // The most probable tokens set a bar that few others reach: more of them than are asked for, because the noise puts
+        // some of these far down.
+        top(row, 2 * k, out);
         if out.is_empty() {
             return;
         }
-        let mut bar = f32::INFINITY;
-        for token in out.iter() {
-            let rank = draw.of(first.wrapping_add(token.id)) + scale * token.value;
-            bar = if rank < bar { rank } else { bar };
+        for token in out.iter_mut() {
+            token.value = draw.of(first.wrapping_add(token.id)) + scale * token.value;
         }
+        keep_best(out, k);
+        let mut bar = out.iter().fold(f32::INFINITY, |bar, rank| if rank.value < bar { rank.value } else { bar });
         out.clear();
         let pass = NoisyPass { draw, scale, least: f32::NEG_INFINITY };
         pass.visit(row, first, bar, |value, id, word| {
@@ -346,14 +359,14 @@ impl Draw<'_> {
 
 impl NoisyPass<'_> {
     /// Calls `visit` with value, id and random word of every token whose value is at least `least` and whose
-    /// scale · value + noise may reach `bar`, in the order of ids; it returns the next bar. The tokens are those from
-    /// `first` on, and their values `row`.
+    /// scale · value + noise may reach `bar`, and of a few others, in the order of ids; it returns the next bar. The tokens
+    /// are those from `first` on, and their values `row`.
     ///
-    /// The noise itself is left to `visit`: its cheap bound, rounded the same way, rules most tokens out.
+    /// The noise itself is left to `visit`: its cheap bound rules most tokens out.
     #[inline(always)]
-    fn visit(&self, row: &[f32], first: u32, mut bar: f32, mut visit: impl FnMut(f32, u32, u32) -> f32) {
+    fn visit(&self, row: &[f32], first: u32, bar: f32, mut visit: impl FnMut(f32, u32, u32) -> f32) {
         let mut last = [f32::NEG_INFINITY; BLOCK];
-        let mut least = self.least_for(bar);
+        let mut bar = self.bar(bar);
         for start in (0..row.len()).step_by(BLOCK) {
             let tokens = &row[start..];
             let block = tokens.first_chunk::<BLOCK>().unwrap_or_else(|| {
@@ -361,35 +374,43 @@ impl NoisyPass<'_> {
                 &last
             });
             let first = first.wrapping_add(start as u32);
-            if !any(block, |value| value >= least) || !any(&self.bounds(block, first).0, |bound| bound >= bar)
-            {
+            if !any(block, |value| value >= bar.least) {
                 continue;
             }
-            let (bounds, words) = self.bounds(block, first);
+            let words = self.draw.noise.words(self.draw.position, first);
+            // Without a way out early, so that it is a few comparisons of vectors.
+            let pairs = block.iter().zip(&words);
+            if pairs.fold(true, |all, (&value, &word)| all & bar.rules_out(value, word)) {
+                continue;
+            }
             for offset in 0..tokens.len().min(BLOCK) {
-                if bounds[offset] >= bar && block[offset] >= least {
-                    bar = visit(block[offset], first.wrapping_add(offset as u32), words[offset]);
-                    least = self.least_for(bar);
+                if !bar.rules_out(block[offset], words[offset]) {
+                    bar = self.bar(visit(block[offset], first.wrapping_add(offset as u32), words[offset]));
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn bounds(&self, block: &[f32; BLOCK], first: u32) -> ([f32; BLOCK], [u32; BLOCK]) {
-        let words = self.draw.noise.words(self.draw.position, first);
-        let mut bounds = [0.0; BLOCK];
-        for ((bound, &value), &word) in bounds.iter_mut().zip(block).zip(&words) {
-            *bound = self.scale * value + gumbel_bound(word);
+    fn bar(&self, score: f32) -> Bar {
+        const MODERATE: f32 = 1e30; // of more the solution may overflow
+        let magnitude = score.abs() + 4.0 * NOISE_MAX;
+        let slack = magnitude / 65_536.0;
+        let least = (score - NOISE_MAX - slack) / self.scale;
+        let solved = magnitude <= MODERATE;
+        Bar {
+            least: if least > self.least { least } else { self.least },
+            factor: if solved { self.scale / BOUND_STEP } else { 0.0 },
+            constant: if solved { (BOUND_OF_ZERO - score + slack) / BOUND_STEP } else { f32::MAX },
         }
-        (bounds, words)
     }
+}
 
-    /// Smaller values cannot reach `bar` even with the largest noise.
+impl Bar {
+    /// Whether a token of that value and random word cannot reach it.
     #[inline(always)]
-    fn least_for(&self, bar: f32) -> f32 {
-        let least = (bar - NOISE_MAX - (bar.abs() + NOISE_MAX) / 65_536.0) / self.scale;
-        if least > self.least { least } else { self.least }
+    fn rules_out(&self, value: f32, word: u32) -> bool {
+        bound_steps(word) > value * self.factor + self.constant
     }
 }
 
@@ -418,5 +439,69 @@ mod tests {
             assert_eq!(out, sorted[..k.min(1000)], "k = {k}");
         }
         assert_eq!(argmax(&row), Rank { value: f32::INFINITY, id: 2 });
+    }
+
+    /// Values and noise of a row at a position, of every size that `f32` has.
+    fn scene(case: u32) -> (Noise, Vec<f32>) {
+        let noise = Noise::new(11, 0);
+        let size = [1.0, 1.0, 1.0, 1e-3, 1e3, 1e6, 1e-12, 1e35][case as usize % 8];
+        let value = |id: u32| match id.wrapping_mul(31).wrapping_add(case) % 101 {
+            0 => f32::NEG_INFINITY,
+            1 if case % 5 == 0 => f32::INFINITY,
+            _ => 3.0 * size * Noise::new(12, 0).at(case, id),
+        };
+        (noise, (0..1000).map(value).collect())
+    }
+
+    #[test]
+    fn a_pass_visits_everyone_who_reaches_the_bar() {
+        let mut passed_over = 0;
+        for case in 0..2000_u32 {
+            let (noise, row) = scene(case);
+            let draw = Draw { noise: &noise, position: case };
+            let divisor = [1.0, 0.7, 1.3, 1e-6, 1e6, 2e-38][case as usize % 6];
+            let score = |id: u32| row[id as usize] / divisor + draw.of(id);
+            // Somebody's own score is the hardest bar for every rounding on the way to it.
+            let bar = match case % 23 {
+                0 => f32::NEG_INFINITY,
+                1 => f32::INFINITY,
+                _ => score(case % 1000),
+            };
+            let mut visited = vec![false; row.len()];
+            let pass = NoisyPass { draw, scale: 1.0 / divisor, least: f32::NEG_INFINITY };
+            pass.visit(&row, 0, bar, |_, id, _| {
+                visited[id as usize] = true;
+                bar
+            });
+            for id in 0..row.len() as u32 {
+                assert!(
+                    visited[id as usize] || score(id) < bar,
+                    "case {case}: token {id}, {} of {bar}",
+                    score(id)
+                );
+            }
+            passed_over += visited.iter().filter(|&&visited| !visited).count();
+        }
+        assert!(passed_over > 500_000, "{passed_over} of 2,000,000 are few");
+    }
+
+    #[test]
+    fn the_top_by_noise_is_what_sorting_gives() {
+        for case in 0..400_u32 {
+            let (noise, row) = scene(case);
+            let (draw, first) = (Draw { noise: &noise, position: case }, 4 * case);
+            let scale = [1.0, 0.7, 1e-3][case as usize % 3];
+            let rank = |(id, &value): (u32, &f32)| Rank {
+                value: draw.of(first + id) + scale * value,
+                id: first + id,
+            };
+            let mut sorted: Vec<Rank> = (0..).zip(&row).map(rank).collect();
+            sorted.sort_by(Rank::order);
+            for k in [0, 1, 32, 400, 1500] {
+                let mut out = Vec::new();
+                top_noisy((&row, first), draw, scale, k, &mut out);
+                assert_eq!(out, sorted[..k.min(1000)], "case {case}, k = {k}");
+            }
+        }
     }
 }
