@@ -207,6 +207,12 @@ impl Llama {
         self.weights.head.as_ref().map_or(Operations::default(), Operations::of)
     }
 
+    /// Those of a token's attention to one position, in f32 over all layers: a product with its key, and one with its values.
+    pub fn attention_operations(&self) -> Operations {
+        let Config { layers, heads, head_dim, .. } = self.weights.config;
+        Operations { float: (2 * 2 * layers * heads * head_dim) as u64, integer: 0 }
+    }
+
     /// Bytes of a position's keys and values over all layers: what a cache of so many tokens takes.
     ///
     /// # Errors

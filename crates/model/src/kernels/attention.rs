@@ -20,9 +20,6 @@ const QUERIES_NARROW: usize = 6;
 /// Positions of a segment: their scores stay in the first cache, and threads that share one sequence's find enough of them.
 const SEGMENT: usize = 512;
 
-/// Cache lines of values that are asked for with each 16 exponentials: while these are computed, memory would rest.
-const FETCH_LINES: usize = 8;
-
 /// Panels of values ahead of the one that is weighed, which are asked for.
 const FETCH_PANELS: usize = 4;
 
@@ -75,6 +72,9 @@ pub struct Partials {
 
 /// A number format of the cache: what is stored is rounded to it.
 trait CacheElement: Element {
+    /// Vectors of 16 in a cache line.
+    const LINE_VECTORS: usize = LINE_BYTES / (LANES * size_of::<Self>());
+
     /// # Safety
     /// `to` is writable for 16 of them; no alignment is needed.
     unsafe fn store<V: F32x16>(to: *mut Self, numbers: V);
@@ -398,18 +398,24 @@ impl<'a, W: CacheElement> Attention<'a, W> {
         (self.queries.position + query / self.queries.heads + 1).min(self.keys.end) - self.keys.start
     }
 
+    /// Where 16 positions of the sequence lie: in which block, and in which panel of that.
+    #[inline(always)]
+    fn place(&self, panel: usize) -> (usize, usize) {
+        let per_block = self.cache.layout.block_tokens / LANES;
+        (self.queries.blocks[panel / per_block] as usize, panel % per_block)
+    }
+
     /// Panels are counted from the segment's first.
+    #[inline(always)]
     fn key_panel(&self, panel: usize) -> *const W {
-        let (panel, per_block) = (self.keys.start / LANES + panel, self.cache.layout.block_tokens / LANES);
-        let block = self.queries.blocks[panel / per_block] as usize;
-        self.cache.keys(block, self.queries.kv_head, panel % per_block)
+        let (block, panel) = self.place(self.keys.start / LANES + panel);
+        self.cache.keys(block, self.queries.kv_head, panel)
     }
 
     #[inline(always)]
     fn value_panel(&self, panel: usize) -> *const W {
-        let (panel, per_block) = (self.keys.start / LANES + panel, self.cache.layout.block_tokens / LANES);
-        let block = self.queries.blocks[panel / per_block] as usize;
-        self.cache.values(block, self.queries.kv_head, panel % per_block)
+        let (block, panel) = self.place(self.keys.start / LANES + panel);
+        self.cache.values(block, self.queries.kv_head, panel)
     }
 
     /// Values of that panel; beyond the last one that the queries see, the keys that are read after them: of the next segment, or of
@@ -425,11 +431,10 @@ impl<'a, W: CacheElement> Attention<'a, W> {
         if self.keys.end <= self.queries.position && next_segment <= last {
             return self.key_panel(next_segment - self.keys.start / LANES);
         }
-        let (head, LayerCache { kv_heads, block_tokens, .. }) = (self.queries.kv_head + 1, self.cache.layout);
-        if head < kv_heads && beyond <= last {
-            let per_block = block_tokens / LANES;
-            let block = self.queries.blocks[beyond / per_block] as usize;
-            return self.cache.keys(block, head, beyond % per_block);
+        let head = self.queries.kv_head + 1;
+        if head < self.cache.layout.kv_heads && beyond <= last {
+            let (block, panel) = self.place(beyond);
+            return self.cache.keys(block, head, panel);
         }
         self.value_panel(panels - 1)
     }
@@ -480,19 +485,6 @@ impl<'a, W: CacheElement> Attention<'a, W> {
     #[inline(always)]
     fn scores(&self, query: usize) -> *mut f32 {
         self.scores.wrapping_add(query * self.score_stride)
-    }
-
-    /// Asks for the values in [`FETCH_LINES`] cache lines, counted from the first that the queries see.
-    #[inline(always)]
-    fn fetch_values<V: F32x16>(&self, first: usize) {
-        let panel_lines = LANES * self.cache.layout.head_dim * size_of::<W>() / LINE_BYTES;
-        let panel = first / panel_lines;
-        if panel * LANES < self.visible(self.count() - 1) {
-            let lines = self.value_panel(panel).cast::<u8>().wrapping_add(first % panel_lines * LINE_BYTES);
-            for line in 0..FETCH_LINES {
-                V::prefetch(lines.wrapping_add(line * LINE_BYTES).cast());
-            }
-        }
     }
 
     unsafe fn softmax(&self) {
@@ -563,7 +555,6 @@ impl<W: CacheElement> Kernel for Softmax<'_, W> {
                 let weight = V::load(at(panel)).add(offset).exp();
                 weight.store(at(panel));
                 sum = sum.add(weight);
-                attention.fetch_values::<V>((query * panels + panel) * FETCH_LINES);
             }
             let result = attention.result(query).add(attention.cache.layout.head_dim);
             *result = sum.sum();
@@ -626,13 +617,18 @@ impl<W: CacheElement> Weigh<'_, W> {
                 let values = attention.value_panel(key / LANES).wrapping_add(column * LANES);
                 let fetch = attention.panel_ahead(key / LANES + FETCH_PANELS).wrapping_add(column * LANES);
                 let panel_end = keys.end.min((key / LANES + 1) * LANES);
+                let mut row = values.wrapping_add(key % LANES * head_dim);
+                let mut fetch = fetch.wrapping_add(key % LANES * head_dim);
                 while key < panel_end {
-                    let row = values.add(key % LANES * head_dim);
                     let mut vectors = [V::splat(0.0); P];
                     for p in 0..P {
-                        vectors[p] = W::load(row.add(p * LANES));
-                        V::prefetch(fetch.wrapping_add(key % LANES * head_dim + p * LANES).cast());
+                        vectors[p] = W::load(row.wrapping_add(p * LANES));
                     }
+                    for line in (0..P).step_by(W::LINE_VECTORS) {
+                        V::prefetch(fetch.wrapping_add(line * LANES).cast());
+                    }
+                    row = row.wrapping_add(head_dim);
+                    fetch = fetch.wrapping_add(head_dim);
                     for r in 0..R {
                         let weight = V::splat(*weights[r].add(key));
                         for p in 0..P {

@@ -36,7 +36,7 @@ struct Case {
     prompt_tokens: usize,
     /// Tokens of the prompt over the time to the first token of the answer.
     prefill_tokens_per_second: Spread,
-    /// Of the peak: operations of the weights alone.
+    /// The time in which the operations of the weights and of attention take place at their peaks, over what it takes.
     prefill_of_peak: Spread,
     /// A step.
     decode_ms: Spread,
@@ -91,7 +91,8 @@ pub async fn run(args: BenchContextArgs) -> anyhow::Result<()> {
             progress.set_message(format!("a prompt of {prompt_tokens} tokens"));
             let prefill = prefill_rate(&pair, prompt_tokens, repeat).await?;
             measured.prefill.push(prefill);
-            measured.of_peak.push(prefill * look.seconds(rig.work.prompt_token));
+            let least = look.seconds(rig.work.prompt(prompt_tokens));
+            measured.of_peak.push(least * prefill / prompt_tokens as f64);
             measured.decode.push(decode);
             let read = rig.work.weight_bytes
                 + rig.work.position_bytes * (prompt_tokens as f64 + f64::from(args.tokens) / 2.0);
@@ -168,7 +169,7 @@ impl Report {
             );
         }
         println!(
-            "\nof peak: operations of the weights alone, without attention\n\
+            "\nof peak: the time of a prompt's operations at their peaks, the weights' and attention's, over what it takes\n\
              floor: the time in which a token's weights, keys and values are streamed from memory, as measured just before each repeat\n\
              growth: what a step costs more than after the first length, over the time in which the keys and values that it \
              reads more are streamed\ndecode steps of all lengths take turns: what a last-level cache holds for the next step, it holds for each of them alike"

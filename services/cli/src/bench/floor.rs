@@ -30,6 +30,8 @@ pub struct Work {
     pub token: Count,
     /// The same of a token whose logits are not: a prompt's, but for its last.
     pub prompt_token: Count,
+    /// Operations of a token's attention to one position.
+    pub attention: Count,
 }
 
 /// Multiplications and additions, by the kind of arithmetic.
@@ -106,7 +108,17 @@ impl Work {
             position_bytes: llama.block_bytes() as f64 / BLOCK_TOKENS as f64,
             token: Count::of(all),
             prompt_token: Count::of(body),
+            attention: Count::of(llama.attention_operations()),
         }
+    }
+
+    /// Operations of a prompt, each token of which attends to itself and to those before it.
+    pub fn prompt(&self, tokens: usize) -> Count {
+        let tokens = tokens as f64;
+        let pairs = 0.5 * tokens * (tokens + 1.0);
+        let sum =
+            |number: fn(&Count) -> f64| tokens * number(&self.prompt_token) + pairs * number(&self.attention);
+        Count { float: sum(|count| count.float), integer: sum(|count| count.integer) }
     }
 
     pub fn line(&self, model: &str) -> String {

@@ -326,7 +326,13 @@ mod tests {
             integer_operations_per_second: 1.0,
         };
         let count = Count { float: 1.0, integer: 1.0 };
-        let work = Work { weight_bytes: 1.0, position_bytes: 1.0, token: count, prompt_token: count };
+        let work = Work {
+            weight_bytes: 1.0,
+            position_bytes: 1.0,
+            token: count,
+            prompt_token: count,
+            attention: count,
+        };
         let cases = vec![
             outcome(DraftWindow::Auto, [30.0, 20.0, 10.0], token_with_drafts),
             outcome(DraftWindow::Fixed(0), [10.0, 10.0, 10.0], 8),
