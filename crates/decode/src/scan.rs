@@ -447,7 +447,7 @@ mod tests {
         let size = [1.0, 1.0, 1.0, 1e-3, 1e3, 1e6, 1e-12, 1e35][case as usize % 8];
         let value = |id: u32| match id.wrapping_mul(31).wrapping_add(case) % 101 {
             0 => f32::NEG_INFINITY,
-            1 if case % 5 == 0 => f32::INFINITY,
+            1 if case.is_multiple_of(5) => f32::INFINITY,
             _ => 3.0 * size * Noise::new(12, 0).at(case, id),
         };
         (noise, (0..1000).map(value).collect())
