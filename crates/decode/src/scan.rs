@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(argmax(&row), Rank { value: f32::INFINITY, id: 2 });
     }
 
-    /// Values and noise of a row at a position, of every size that `f32` has.
+    /// Values and noise of a row at a position; sizes from 1e-12 to 1e35, and infinities.
     fn scene(case: u32) -> (Noise, Vec<f32>) {
         let noise = Noise::new(11, 0);
         let size = [1.0, 1.0, 1.0, 1e-3, 1e3, 1e6, 1e-12, 1e35][case as usize % 8];

@@ -209,7 +209,7 @@ fn choosing(llama: &mut Llama) -> anyhow::Result<[f64; 4]> {
     let (noise, sampling, history) = (Noise::new(7, 0), Sampling::default(), History::new(&[1, 2, 3]));
     let mut chooser = Chooser::new(vocabulary);
     let mut choose = |terms: &[Term<'_>], position: u32| {
-        // A step's rows come from the last level of cache: a copy takes as long as reading one from there.
+        // A step's rows come from the last level of cache: a copy stands for reading one from there.
         let base = black_box(base.clone());
         let at =
             Position { base: &base, terms, sampling: &sampling, history: &history, noise: &noise, position };
