@@ -43,3 +43,21 @@ fn a_load_starts_its_own_cluster_and_counts_every_request() {
     assert!(rate["requests"].as_u64().unwrap() > 0, "{rate}");
     assert!(rate["first_token_ms"]["p50"].as_f64().unwrap() > 0.0, "{rate}");
 }
+
+/// Calibration, load and simulation, too short to say how good the simulation is: what it says has the order of magnitude.
+#[test]
+fn a_simulation_is_held_to_a_load_of_this_machine() {
+    let _machine = machine();
+    let report = bench("simulation --rate 4 --seconds 2 --guided 0.5 --repeats 1 --rounds 1");
+    let [load] = report["loads"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    let [repeat] = load["repeats"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    let measured = &repeat["measured"];
+    for simulated in repeat["simulated"].as_array().unwrap() {
+        for figure in ["/tokens_per_second", "/first_token/0", "/next_token/0"] {
+            let [simulated, measured] =
+                [simulated, measured].map(|of| of.pointer(figure).unwrap().as_f64().unwrap());
+            let ratio = simulated / measured;
+            assert!((0.1..10.0).contains(&ratio), "{figure}: {simulated} simulated, {measured} measured");
+        }
+    }
+}

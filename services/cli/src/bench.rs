@@ -13,6 +13,7 @@ mod front;
 mod load;
 mod prompts;
 mod rig;
+mod simulation;
 mod statistics;
 mod step;
 mod synthetic;
@@ -28,5 +29,6 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
         BenchCommand::Choose(args) => choose::run(&args),
         BenchCommand::Load(args) => load::run(args).await,
         BenchCommand::Front(args) => front::run(args).await,
+        BenchCommand::Simulation(args) => simulation::run(args).await,
     }
 }

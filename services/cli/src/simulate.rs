@@ -50,7 +50,7 @@ struct Point {
 
 pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
     if let Some(file) = &args.calibrate {
-        return calibrate::run(args.model.clone(), &args.engine, file).await;
+        return calibrate::run(args.model.clone(), &args.engine, args.rounds, file).await;
     }
     // The simulation is arithmetic on one thread, and nothing else of this process has anything to do.
     tokio::task::block_in_place(|| answer(&args))

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use uniarm_base::DraftWindow;
 
 use crate::args::{DraftRowsArg, EngineArgs, ExchangeArgs, ExchangeMode, draft_window};
-use crate::{bounds, client::KeyArgs};
+use crate::{bounds, client::KeyArgs, simulate::args::ROUNDS};
 
 /// Rows of a step, repeats, requests at once: beyond, a measurement is a mistake.
 const COUNT_MAX: usize = 256;
@@ -39,6 +39,8 @@ pub enum BenchCommand {
     Load(BenchLoadArgs),
     /// The router alone, before a worker that is a clock: what it adds to a token, over gRPC and HTTP
     Front(BenchFrontArgs),
+    /// `uniarm simulate` held to this machine: calibrations and loads in turns, what was simulated over what was measured
+    Simulation(BenchSimulationArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -255,6 +257,37 @@ pub struct BenchFrontArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Clone, Args)]
+pub struct BenchSimulationArgs {
+    /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Requests per second
+    #[arg(long, default_value_t = 3.0, value_parser = bounds::positive)]
+    pub rate: f64,
+    /// Seconds of arrivals of each load
+    #[arg(long, default_value_t = 12.0, value_parser = bounds::positive)]
+    pub seconds: f64,
+    /// Share of requests that are guided, comma-separated: a load for each
+    #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.0], value_parser = bounds::share)]
+    pub guided: Vec<f64>,
+    /// Tokens of the reward models' system texts, as their template writes them
+    #[arg(long, default_value_t = 25, value_parser = bounds::within(0..=crate::args::COUNT_MAX))]
+    pub system_tokens: usize,
+    /// Loads of each kind, of seeds 1, 2, …, each between two calibrations; the median of the ratios is shown, with the range
+    #[arg(long, default_value_t = 6, value_parser = count)]
+    pub repeats: usize,
+    /// Rounds of each calibration
+    #[arg(long, default_value_t = ROUNDS, value_parser = count)]
+    pub rounds: usize,
+    /// Threads of each worker's model [default: half of the machine's cores]
+    #[arg(long, value_parser = count)]
+    pub threads: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// How a client comes to its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Way {
@@ -304,7 +337,7 @@ impl Roles {
 
 // === parsers ===
 
-fn count(text: &str) -> Result<usize, String> {
+pub fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number @ 1..=COUNT_MAX) => Ok(number),
         _ => Err(format!("wants a number between 1 and {COUNT_MAX}")),

@@ -1,6 +1,6 @@
 //! Medians, ranges and percentiles.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Repeats of one measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -11,7 +11,7 @@ pub struct Spread {
 }
 
 /// A distribution of latencies.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
     pub p50: f64,
     pub p90: f64,

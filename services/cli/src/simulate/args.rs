@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     args::{COUNT_MAX, EngineArgs, ExchangeArgs},
+    bench::args::count,
     bounds,
 };
 
@@ -14,6 +15,9 @@ const REQUESTS_MAX: u64 = 10_000_000;
 
 /// Workers of a pool: beyond, no list of them is the answer to anything.
 const WORKERS_MAX: u64 = 100_000;
+
+/// Rounds of a calibration: a minute for the demo model.
+pub const ROUNDS: usize = 5;
 
 /// Deviations of a logarithm; conversations have about 1.
 const SPREAD_MAX: f64 = 10.0;
@@ -47,6 +51,9 @@ pub struct SimulateArgs {
     /// Measure this machine's steps with a real model, write them to this file for --machine, and stop
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
+    /// Rounds of that, in each of which every kind of step has its turn, alone and beside another worker's
+    #[arg(long, default_value_t = ROUNDS, requires = "calibrate", value_parser = count)]
+    pub rounds: usize,
     /// The model to measure: a GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
     #[arg(long, requires = "calibrate")]
     pub model: Option<String>,

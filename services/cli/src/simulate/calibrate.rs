@@ -1,7 +1,9 @@
 //! `uniarm simulate --calibrate`: what steps of a real model cost on this machine.
 
 use std::{
+    collections::HashMap,
     hint::black_box,
+    iter,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -9,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
 use uniarm_decode::{
     Chooser, History, Noise, Position, Sampling, Term, TermLogits,
     guidance::{log_sum_exp, noisy_top_list},
@@ -24,11 +27,16 @@ use crate::{
 /// What a base worker does for a token besides choosing it: text, events, metrics. The `emit` of `uniarm bench step`.
 const BOOKKEEPING_SECONDS: f64 = 15e-6;
 
-/// Time for one point: long against the clock, short against whoever else wants the machine.
-const POINT_TIME: Duration = Duration::from_millis(250);
+/// Time for one turn, of one step at least.
+const TURN: Duration = Duration::from_millis(40);
 
-/// Measurements of a point at least.
-const REPEATS_MIN: usize = 5;
+/// Of the prompt before each turn, in pieces of a block. A worker's steps stand between prompts, which leave little of the weights in the
+/// last-level cache: a step that is only repeated finds all of them there, and takes two thirds of the time.
+const PIECES_BEFORE: usize = 4;
+
+/// Rest before that prompt. Cores that never rest keep more of a shared host than a worker's do, which wait for requests: their
+/// arithmetic was half as fast again.
+const REST: Duration = Duration::from_millis(100);
 
 /// Rows of the layers' curve; beyond the last, prompts in pieces of a block.
 const ROWS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
@@ -45,7 +53,7 @@ const CHUNK: usize = 256;
 const LIST_LENGTH: usize = 32;
 
 /// One kind of step: `rows` rows of `tokens` tokens each, from position `start`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Trial {
     rows: usize,
     tokens: usize,
@@ -53,8 +61,17 @@ struct Trial {
     wanted: bool,
 }
 
+/// Seconds of every kind of step, as often as it was taken.
+#[derive(Default)]
+struct Turns(HashMap<Trial, Vec<f64>>);
+
 /// Loads a model, measures its steps alone and beside a second worker, and writes the machine file.
-pub async fn run(model: Option<String>, engine: &EngineArgs, file: &Path) -> anyhow::Result<()> {
+pub async fn run(
+    model: Option<String>,
+    engine: &EngineArgs,
+    rounds: usize,
+    file: &Path,
+) -> anyhow::Result<()> {
     let source = match model {
         Some(model) => model,
         None => worker::demo_model().await?,
@@ -68,8 +85,7 @@ pub async fn run(model: Option<String>, engine: &EngineArgs, file: &Path) -> any
     let measured = tokio::task::spawn_blocking(move || {
         fill(&mut llama)?;
         fill(&mut neighbour)?;
-        let alone = step_times(&mut llama, None)?;
-        let crowded = step_times(&mut llama, Some(&mut neighbour))?;
+        let (alone, crowded) = step_times(&mut llama, &mut neighbour, rounds)?;
         let [choose_unguided, choose_guided, list, draft] = choosing(&mut llama)?;
         let vocabulary = llama.vocabulary();
         anyhow::Ok(Measured {
@@ -117,46 +133,81 @@ fn table(row: usize) -> Vec<u32> {
     (0..blocks).map(|block| (row * blocks + block) as u32).collect()
 }
 
-fn step_times(llama: &mut Llama, mut neighbour: Option<&mut Llama>) -> anyhow::Result<StepTimes> {
-    let mut seconds = |trial: Trial| match neighbour.as_deref_mut() {
-        None => time(llama, trial),
-        Some(neighbour) => time_beside(llama, neighbour, trial),
-    };
-    let decode = Trial { rows: 1, tokens: 1, start: 0, wanted: false };
-    let (mut layers, mut head) = (Vec::new(), Vec::new());
-    for rows in ROWS {
-        let plain = seconds(Trial { rows, ..decode })?;
-        let whole = seconds(Trial { rows, wanted: true, ..decode })?;
-        layers.push((rows, plain));
-        head.push((rows, (whole - plain).max(0.0)));
+/// Times of steps alone on the machine, and beside a neighbour that does the same. Kinds of steps take turns: a minute that
+/// neighbours of the machine disturb disturbs all of them alike.
+fn step_times(
+    llama: &mut Llama,
+    neighbour: &mut Llama,
+    rounds: usize,
+) -> anyhow::Result<(StepTimes, StepTimes)> {
+    let trials = trials();
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
+    let progress = ProgressBar::new((rounds * 2 * trials.len()) as u64).with_style(style);
+    let (mut alone, mut crowded, mut logits) = (Turns::default(), Turns::default(), Vec::new());
+    for _ in 0..rounds {
+        for &trial in &trials {
+            progress.set_message("steps alone");
+            alone.add(trial, turn(llama, trial, &mut logits)?);
+            progress.inc(1);
+        }
+        for &trial in &trials {
+            progress.set_message("steps beside another worker's");
+            crowded.add(trial, turn_beside((&mut *llama, neighbour), trial, &mut logits)?);
+            progress.inc(1);
+        }
     }
-    for rows in PROMPT_PIECES {
-        let tokens = worker::BLOCK_TOKENS;
-        layers.push((rows * tokens, seconds(Trial { rows, tokens, ..decode })?));
-    }
-    let at = |tokens: usize| {
-        let found = layers.iter().find(|point| point.0 == tokens);
-        found.expect("the curve has this point").1
-    };
-    // Two kinds of rows, two unknowns: a decode row reads each position once for one token, a chunk for all of its own.
-    let far = Trial { rows: CONTEXT_ROWS, start: CONTEXT, ..decode };
-    let short = seconds(far)? - at(CONTEXT_ROWS);
-    let long = seconds(Trial { rows: 1, tokens: CHUNK, start: CONTEXT - CHUNK, ..decode })? - at(CHUNK);
-    let pairs = (CHUNK * (CONTEXT - CHUNK) + CHUNK * (CHUNK + 1) / 2) as f64;
-    let both = (short / (CONTEXT_ROWS * (CONTEXT + 1)) as f64).max(0.0);
-    let attended = ((long - both * CONTEXT as f64) / (pairs - CONTEXT as f64)).clamp(0.0, both);
-    Ok(StepTimes { layers, head, context: both - attended, attended })
+    progress.finish_and_clear();
+    Ok((alone.into_times(), crowded.into_times()))
 }
 
-/// Median seconds of a step: what disturbs the machine now and then disturbs a cluster on it too.
-fn time(llama: &mut Llama, trial: Trial) -> anyhow::Result<f64> {
-    let mut logits = Vec::new();
-    step_once(llama, trial, &mut logits)?;
+/// Every kind of step that is measured, in the order of a round.
+fn trials() -> Vec<Trial> {
+    let of_rows = ROWS.iter().flat_map(|&rows| [Trial::decode(rows), Trial::decode(rows).with_logits()]);
+    let of_pieces = PROMPT_PIECES.map(Trial::prompt);
+    of_rows.chain(of_pieces).chain([Trial::FAR, Trial::CHUNK]).collect()
+}
+
+/// Seconds of the steps of one turn.
+fn turn(llama: &mut Llama, trial: Trial, logits: &mut Vec<f32>) -> anyhow::Result<Vec<f64>> {
+    thread::sleep(REST);
+    step_once(llama, Trial::BEFORE, logits)?;
+    steps(llama, trial, logits)
+}
+
+/// The same while another worker does the same work all the time.
+fn turn_beside(
+    (llama, neighbour): (&mut Llama, &mut Llama),
+    trial: Trial,
+    logits: &mut Vec<f32>,
+) -> anyhow::Result<Vec<f64>> {
+    let (ready, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::sleep(REST);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut logits = Vec::new();
+            let mut trials = iter::once(Trial::BEFORE).chain(iter::repeat(trial));
+            let mut step = || step_once(neighbour, trials.next().unwrap_or(trial), &mut logits).is_ok();
+            let begun = step();
+            ready.store(true, Ordering::Relaxed);
+            while begun && !stop.load(Ordering::Relaxed) && step() {}
+        });
+        let before = step_once(llama, Trial::BEFORE, logits);
+        while !ready.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        let seconds = before.and_then(|_| steps(llama, trial, logits));
+        stop.store(true, Ordering::Relaxed);
+        seconds
+    })
+}
+
+/// Seconds of one step after another, as long as the turn is.
+fn steps(llama: &mut Llama, trial: Trial, logits: &mut Vec<f32>) -> anyhow::Result<Vec<f64>> {
     let (began, mut seconds) = (Instant::now(), Vec::new());
-    while began.elapsed() < POINT_TIME || seconds.len() < REPEATS_MIN {
-        seconds.push(step_once(llama, trial, &mut logits)?);
+    while seconds.is_empty() || began.elapsed() < TURN {
+        seconds.push(step_once(llama, trial, logits)?);
     }
-    Ok(median(seconds))
+    Ok(seconds)
 }
 
 /// Seconds of one step; `logits` keep their memory from step to step, as an engine's do.
@@ -174,26 +225,6 @@ fn step_once(llama: &mut Llama, trial: Trial, logits: &mut Vec<f32>) -> anyhow::
 /// Rows with a context have the blocks that were filled; the others one each.
 fn table_of(trial: Trial) -> impl Fn(usize) -> Vec<u32> {
     move |row| if trial.start > 0 { table(row) } else { vec![row as u32] }
-}
-
-/// The same while another worker does the same work all the time.
-fn time_beside(llama: &mut Llama, neighbour: &mut Llama, trial: Trial) -> anyhow::Result<f64> {
-    let (ready, stop) = (AtomicBool::new(false), AtomicBool::new(false));
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut logits = Vec::new();
-            while !stop.load(Ordering::Relaxed) && step_once(neighbour, trial, &mut logits).is_ok() {
-                ready.store(true, Ordering::Relaxed);
-            }
-            ready.store(true, Ordering::Relaxed);
-        });
-        while !ready.load(Ordering::Relaxed) {
-            thread::yield_now();
-        }
-        let seconds = time(llama, trial);
-        stop.store(true, Ordering::Relaxed);
-        seconds
-    })
 }
 
 /// Seconds by which a token is chosen without and with guidance, and by which a list and a draft are made.
@@ -244,4 +275,63 @@ fn time_positions(mut run: impl FnMut(u32)) -> f64 {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+// === impl Trial ===
+
+impl Trial {
+    /// The prompt before a turn.
+    const BEFORE: Self = Self::prompt(PIECES_BEFORE);
+
+    /// Rows that read a context.
+    const FAR: Self = Self { rows: CONTEXT_ROWS, tokens: 1, start: CONTEXT, wanted: false };
+
+    /// A part of a prompt that reads as much.
+    const CHUNK: Self = Self { rows: 1, tokens: CHUNK, start: CONTEXT - CHUNK, wanted: false };
+
+    const fn decode(rows: usize) -> Self {
+        Self { rows, tokens: 1, start: 0, wanted: false }
+    }
+
+    const fn with_logits(self) -> Self {
+        Self { wanted: true, ..self }
+    }
+
+    const fn prompt(pieces: usize) -> Self {
+        Self { rows: pieces, tokens: worker::BLOCK_TOKENS, start: 0, wanted: false }
+    }
+}
+
+// === impl Turns ===
+
+impl Turns {
+    fn add(&mut self, trial: Trial, seconds: Vec<f64>) {
+        self.0.entry(trial).or_default().extend(seconds);
+    }
+
+    fn into_times(mut self) -> StepTimes {
+        // Medians: what disturbs the machine now and then disturbs a cluster on it too.
+        let mut at = |trial| median(self.0.remove(&trial).expect("every kind had its turns"));
+        let (mut layers, mut head) = (Vec::new(), Vec::new());
+        for rows in ROWS {
+            let (plain, whole) = (at(Trial::decode(rows)), at(Trial::decode(rows).with_logits()));
+            layers.push((rows, plain));
+            head.push((rows, (whole - plain).max(0.0)));
+        }
+        for pieces in PROMPT_PIECES {
+            layers.push((pieces * worker::BLOCK_TOKENS, at(Trial::prompt(pieces))));
+        }
+        let (far, chunk) = (at(Trial::FAR), at(Trial::CHUNK));
+        let without_context = |tokens: usize| {
+            let found = layers.iter().find(|point| point.0 == tokens);
+            found.expect("the curve has this point").1
+        };
+        // Two kinds of rows, two unknowns: a decode row reads each position once for one token, a chunk for all of its own.
+        let short = far - without_context(CONTEXT_ROWS);
+        let long = chunk - without_context(CHUNK);
+        let pairs = (CHUNK * (CONTEXT - CHUNK) + CHUNK * (CHUNK + 1) / 2) as f64;
+        let both = (short / (CONTEXT_ROWS * (CONTEXT + 1)) as f64).max(0.0);
+        let attended = ((long - both * CONTEXT as f64) / (pairs - CONTEXT as f64)).clamp(0.0, both);
+        StepTimes { layers, head, context: both - attended, attended }
+    }
 }
