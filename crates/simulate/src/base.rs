@@ -75,7 +75,7 @@ impl Base {
     pub(crate) fn new(number: usize, setup: &Setup) -> Self {
         Self {
             number,
-            stepper: Stepper::new(number, &setup.base),
+            stepper: Stepper::new(2 * number, &setup.base),
             paces: Paces::new(setup),
             alignment: Alignment::default(),
             requests: 0,

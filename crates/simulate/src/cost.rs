@@ -7,7 +7,7 @@ use uniarm_decode::StepPlan;
 
 use crate::architecture::Architecture;
 use crate::hardware::Accelerator;
-use crate::observed::Slowdown;
+use crate::observed::{RATIOS, Slowdown};
 
 /// What a step computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +63,19 @@ pub struct Measured {
     /// Seconds by which a reward worker makes one list, and one draft.
     pub list: f64,
     pub draft: f64,
+    #[serde(default)]
+    pub swings: Swings,
+}
+
+/// What single steps took, over the times of their kinds, in the order in which they were taken: what disturbs a machine disturbs
+/// several steps in a row. Empty where nobody looked: then every step takes its time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Swings {
+    /// Of steps without prompts.
+    pub decode: Vec<f64>,
+    /// Of prompts.
+    pub prompts: Vec<f64>,
 }
 
 /// Times of steps in seconds; between the measured points a line is drawn.
@@ -85,6 +98,8 @@ pub enum MeasuredError {
     Json(#[from] serde_json::Error),
     #[error("the machine file has no times in {0}")]
     Empty(&'static str),
+    #[error("swings of the machine file go from {least} to {most}, and one is {0}", least = RATIOS.start(), most = RATIOS.end())]
+    Swing(f64),
 }
 
 // === impl Work ===
@@ -123,10 +138,11 @@ impl Cost {
         }
     }
 
-    /// What the step `number` of its kind takes, over what [`Self::step`] says: steps that were observed swing, one after the other.
+    /// What the step `number` of its kind takes, over what [`Self::step`] says: steps that were seen swing, one after the other.
     pub fn swing(&self, work: &Work, number: usize) -> f64 {
         match self {
-            Self::Roofline(_) | Self::Measured(_) => 1.0,
+            Self::Roofline(_) => 1.0,
+            Self::Measured(measured) => measured.swings.of(work.has_prompts(), number),
             Self::Slowed(slowed) => slowed.slowdown.swing(work.has_prompts(), number),
         }
     }
@@ -226,7 +242,20 @@ impl Measured {
                 return Err(MeasuredError::Empty("head"));
             }
         }
-        Ok(measured)
+        let mut swings = measured.swings.decode.iter().chain(&measured.swings.prompts);
+        match swings.find(|swing| !RATIOS.contains(swing)) {
+            Some(swing) => Err(MeasuredError::Swing(*swing)),
+            None => Ok(measured),
+        }
+    }
+}
+
+// === impl Swings ===
+
+impl Swings {
+    fn of(&self, has_prompts: bool, number: usize) -> f64 {
+        let swings = if has_prompts { &self.prompts } else { &self.decode };
+        if swings.is_empty() { 1.0 } else { swings[number % swings.len()] }
     }
 }
 
@@ -270,6 +299,29 @@ mod tests {
         }
         assert_eq!(between(&[(2, 3.0)], 1), 3.0);
         assert_eq!(between(&[(2, 3.0)], 4), 6.0);
+    }
+
+    #[test]
+    fn steps_swing_as_those_of_the_machine_did_and_a_file_without_swings_has_none() {
+        let times = r#"{"layers": [[1, 0.002]], "head": [[1, 0.0]], "context": 0.0, "attended": 0.0}"#;
+        let file = |swings: &str| {
+            format!(
+                r#"{{"what": "", "kv_tokens": 1, "vocabulary": 1, "alone": {times}, "crowded": {times}, "choose_unguided": 0.0,
+                    "choose_guided": 0.0, "list": 0.0, "draft": 0.0{swings}}}"#
+            )
+        };
+        let read = |swings: &str| Measured::read(&file(swings)).map(|read| Cost::Measured(Box::new(read)));
+        let (decode, prompt) =
+            (Work { tokens: 1, wanted: 1, ..Work::default() }, Work { tokens: 9, ..Work::default() });
+        let still = read("").unwrap();
+        assert_eq!([still.swing(&decode, 5), still.swing(&prompt, 5)], [1.0; 2]);
+        let swinging = read(r#", "swings": {"decode": [1.0, 1.5], "prompts": [1.0, 1.0, 3.0]}"#).unwrap();
+        assert_eq!([0, 1, 2].map(|number| swinging.swing(&decode, number)), [1.0, 1.5, 1.0]);
+        assert_eq!([1, 2, 5].map(|number| swinging.swing(&prompt, number)), [1.0, 3.0, 3.0]);
+        for swing in ["-1.0", "0.0", "1e4"] {
+            let error = read(&format!(r#", "swings": {{"decode": [{swing}], "prompts": []}}"#)).unwrap_err();
+            assert!(matches!(error, MeasuredError::Swing(_)), "{error}");
+        }
     }
 
     #[test]

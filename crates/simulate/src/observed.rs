@@ -17,7 +17,7 @@ const STEPS_MIN: usize = 16;
 
 /// More tokens or blocks than this, or a ratio beyond these, is no observation, and times made of it could be too long for a clock.
 const COUNT_MAX: usize = 1 << 24;
-const RATIOS: RangeInclusive<f64> = 1e-3..=1e3;
+pub(crate) const RATIOS: RangeInclusive<f64> = 1e-3..=1e3;
 
 /// From where one worker goes through the ratios to where the next one does: they are not disturbed at the same time.
 const WORKERS_APART: usize = 61;
@@ -177,7 +177,7 @@ impl Ratios {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::{Measured, Slowed, StepTimes};
+    use crate::cost::{Measured, Slowed, StepTimes, Swings};
 
     /// 2 ms for a row alone and 3 ms beside another worker, and as much for every further row.
     fn cost() -> Cost {
@@ -197,6 +197,7 @@ mod tests {
             choose_guided: 0.0,
             list: 0.0,
             draft: 0.0,
+            swings: Swings::default(),
         }))
     }
 

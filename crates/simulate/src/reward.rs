@@ -55,7 +55,7 @@ impl Reward {
         let scheduler = SchedulerOptions { idle_keep_places: false, ..pool.scheduler };
         Self {
             number,
-            stepper: Stepper::new(number, &Pool { scheduler, ..pool.clone() }),
+            stepper: Stepper::new(2 * number + 1, &Pool { scheduler, ..pool.clone() }),
             sessions: HashMap::new(),
             inbox: Vec::new(),
             outbox: BTreeMap::new(),

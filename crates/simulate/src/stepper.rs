@@ -63,7 +63,8 @@ struct Step {
 // === impl Stepper ===
 
 impl Stepper {
-    pub(crate) fn new(number: usize, pool: &Pool) -> Self {
+    /// `worker`: a number that no other worker of either pool has; each is disturbed at its own times.
+    pub(crate) fn new(worker: usize, pool: &Pool) -> Self {
         let mut meter = CostMeter::default();
         for rows in TRIAL_ROWS {
             let work = Work { tokens: rows, wanted: rows, ..Work::default() };
@@ -74,7 +75,7 @@ impl Stepper {
             scheduler: Scheduler::new(pool.scheduler),
             cost: Arc::clone(&pool.cost),
             used: Used::default(),
-            numbers: [Slowdown::first(number); 2],
+            numbers: [Slowdown::first(worker); 2],
             current: None,
             version: 0,
         }

@@ -10,7 +10,7 @@ use uniarm_decode::SchedulerOptions;
 use uniarm_simulate::{
     Autoscale, Day, Drafting, Exchange, Pool, Setup, Targets, Values,
     arrivals::{Length, Pattern, Traffic},
-    cost::{Cost, Measured, StepTimes},
+    cost::{Cost, Measured, StepTimes, Swings},
     hardware::named_link,
     simulate_scaled,
 };
@@ -40,6 +40,7 @@ fn machine(base: f64, slope: f64) -> Arc<Cost> {
         choose_guided: 0.0,
         list: 0.0,
         draft: 0.0,
+        swings: Swings::default(),
     })))
 }
 

@@ -13,7 +13,7 @@ use uniarm_decode::{
 use uniarm_simulate::{
     Arrival, DraftPolicy, Drafting, Exchange, Pool, Report, Setup, Targets,
     arrivals::{Length, Pattern, Traffic},
-    cost::{Cost, Measured, StepTimes},
+    cost::{Cost, Measured, StepTimes, Swings},
     hardware::{Link, accelerator, named_link},
     simulate,
 };
@@ -48,6 +48,7 @@ fn machine(base: f64, slope: f64) -> Arc<Cost> {
         choose_guided: 0.0,
         list: 0.0,
         draft: 0.0,
+        swings: Swings::default(),
     })))
 }
 

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     hint::black_box,
-    iter,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -17,7 +16,7 @@ use uniarm_decode::{
     guidance::{log_sum_exp, noisy_top_list},
 };
 use uniarm_model::{Forward, Llama, Row};
-use uniarm_simulate::cost::{Measured, StepTimes};
+use uniarm_simulate::cost::{Measured, StepTimes, Swings};
 
 use crate::{
     args::EngineArgs,
@@ -63,7 +62,11 @@ struct Trial {
 
 /// Seconds of every kind of step, as often as it was taken.
 #[derive(Default)]
-struct Turns(HashMap<Trial, Vec<f64>>);
+struct Turns {
+    seconds: HashMap<Trial, Vec<f64>>,
+    /// Those of single tokens and of the prompts before them, in the order in which they were taken.
+    order: Vec<(Trial, f64)>,
+}
 
 /// Loads a model, measures its steps alone and beside a second worker, and writes the machine file.
 pub async fn run(
@@ -85,7 +88,7 @@ pub async fn run(
     let measured = tokio::task::spawn_blocking(move || {
         fill(&mut llama)?;
         fill(&mut neighbour)?;
-        let (alone, crowded) = step_times(&mut llama, &mut neighbour, rounds)?;
+        let ([alone, crowded], swings) = step_times(&mut llama, &mut neighbour, rounds)?;
         let [choose_unguided, choose_guided, list, draft] = choosing(&mut llama)?;
         let vocabulary = llama.vocabulary();
         anyhow::Ok(Measured {
@@ -98,6 +101,7 @@ pub async fn run(
             choose_guided,
             list,
             draft,
+            swings,
         })
     });
     let measured = measured.await.context("measuring panicked")??;
@@ -139,7 +143,7 @@ fn step_times(
     llama: &mut Llama,
     neighbour: &mut Llama,
     rounds: usize,
-) -> anyhow::Result<(StepTimes, StepTimes)> {
+) -> anyhow::Result<([StepTimes; 2], Swings)> {
     let trials = trials();
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
     let progress = ProgressBar::new((rounds * 2 * trials.len()) as u64).with_style(style);
@@ -147,17 +151,20 @@ fn step_times(
     for _ in 0..rounds {
         for &trial in &trials {
             progress.set_message("steps alone");
-            alone.add(trial, turn(llama, trial, &mut logits)?);
+            turn(llama, trial, &mut logits, &mut alone)?;
             progress.inc(1);
         }
         for &trial in &trials {
             progress.set_message("steps beside another worker's");
-            crowded.add(trial, turn_beside((&mut *llama, neighbour), trial, &mut logits)?);
+            turn_beside((&mut *llama, neighbour), trial, &mut logits, &mut crowded)?;
             progress.inc(1);
         }
     }
     progress.finish_and_clear();
-    Ok((alone.into_times(), crowded.into_times()))
+    let mut swings = Swings::default();
+    alone.swings(&mut swings);
+    crowded.swings(&mut swings);
+    Ok(([alone.times(), crowded.times()], swings))
 }
 
 /// Every kind of step that is measured, in the order of a round.
@@ -167,11 +174,11 @@ fn trials() -> Vec<Trial> {
     of_rows.chain(of_pieces).chain([Trial::FAR, Trial::CHUNK]).collect()
 }
 
-/// Seconds of the steps of one turn.
-fn turn(llama: &mut Llama, trial: Trial, logits: &mut Vec<f32>) -> anyhow::Result<Vec<f64>> {
+/// One turn: rest, a prompt, and one step after another.
+fn turn(llama: &mut Llama, trial: Trial, logits: &mut Vec<f32>, turns: &mut Turns) -> anyhow::Result<()> {
     thread::sleep(REST);
-    step_once(llama, Trial::BEFORE, logits)?;
-    steps(llama, trial, logits)
+    turns.add(Trial::BEFORE, step_once(llama, Trial::BEFORE, logits)?);
+    steps(llama, trial, logits, turns)
 }
 
 /// The same while another worker does the same work all the time.
@@ -179,35 +186,42 @@ fn turn_beside(
     (llama, neighbour): (&mut Llama, &mut Llama),
     trial: Trial,
     logits: &mut Vec<f32>,
-) -> anyhow::Result<Vec<f64>> {
+    turns: &mut Turns,
+) -> anyhow::Result<()> {
     let (ready, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::sleep(REST);
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut logits = Vec::new();
-            let mut trials = iter::once(Trial::BEFORE).chain(iter::repeat(trial));
-            let mut step = || step_once(neighbour, trials.next().unwrap_or(trial), &mut logits).is_ok();
-            let begun = step();
+            let mut step = |trial| step_once(neighbour, trial, &mut logits).is_ok();
+            let mut goes_on = step(Trial::BEFORE);
             ready.store(true, Ordering::Relaxed);
-            while begun && !stop.load(Ordering::Relaxed) && step() {}
+            while goes_on && !stop.load(Ordering::Relaxed) {
+                goes_on = step(trial);
+            }
         });
         let before = step_once(llama, Trial::BEFORE, logits);
         while !ready.load(Ordering::Relaxed) {
             thread::yield_now();
         }
-        let seconds = before.and_then(|_| steps(llama, trial, logits));
+        let taken = before.and_then(|seconds| {
+            turns.add(Trial::BEFORE, seconds);
+            steps(llama, trial, logits, turns)
+        });
         stop.store(true, Ordering::Relaxed);
-        seconds
+        taken
     })
 }
 
-/// Seconds of one step after another, as long as the turn is.
-fn steps(llama: &mut Llama, trial: Trial, logits: &mut Vec<f32>) -> anyhow::Result<Vec<f64>> {
-    let (began, mut seconds) = (Instant::now(), Vec::new());
-    while seconds.is_empty() || began.elapsed() < TURN {
-        seconds.push(step_once(llama, trial, logits)?);
+/// One step after another, as long as the turn is.
+fn steps(llama: &mut Llama, trial: Trial, logits: &mut Vec<f32>, turns: &mut Turns) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        turns.add(trial, step_once(llama, trial, logits)?);
+        if began.elapsed() >= TURN {
+            return Ok(());
+        }
     }
-    Ok(seconds)
 }
 
 /// Seconds of one step; `logits` keep their memory from step to step, as an engine's do.
@@ -305,17 +319,35 @@ impl Trial {
 // === impl Turns ===
 
 impl Turns {
-    fn add(&mut self, trial: Trial, seconds: Vec<f64>) {
-        self.0.entry(trial).or_default().extend(seconds);
+    fn add(&mut self, trial: Trial, seconds: f64) {
+        self.seconds.entry(trial).or_default().push(seconds);
+        if trial.tokens == 1 || trial == Trial::BEFORE {
+            self.order.push((trial, seconds));
+        }
     }
 
-    fn into_times(mut self) -> StepTimes {
-        // Medians: what disturbs the machine now and then disturbs a cluster on it too.
-        let mut at = |trial| median(self.0.remove(&trial).expect("every kind had its turns"));
+    /// Medians: what disturbs the machine now and then is in the swings.
+    fn at(&self, trial: Trial) -> f64 {
+        median(self.seconds.get(&trial).expect("every kind had its turns").clone())
+    }
+
+    /// Adds what single steps took over the times of their kinds.
+    fn swings(&self, swings: &mut Swings) {
+        let mut times = HashMap::new();
+        for &(trial, seconds) in &self.order {
+            let swing = seconds / *times.entry(trial).or_insert_with(|| self.at(trial));
+            if trial == Trial::BEFORE { &mut swings.prompts } else { &mut swings.decode }.push(swing);
+        }
+    }
+
+    fn times(&self) -> StepTimes {
+        let at = |trial| self.at(trial);
         let (mut layers, mut head) = (Vec::new(), Vec::new());
         for rows in ROWS {
             let (plain, whole) = (at(Trial::decode(rows)), at(Trial::decode(rows).with_logits()));
-            layers.push((rows, plain));
+            // So many tokens are rather a prompt, and those before each turn were seen most often.
+            let is_prompt = rows == PIECES_BEFORE * worker::BLOCK_TOKENS;
+            layers.push((rows, if is_prompt { at(Trial::BEFORE) } else { plain }));
             head.push((rows, (whole - plain).max(0.0)));
         }
         for pieces in PROMPT_PIECES {
