@@ -37,11 +37,32 @@ fn steps_are_measured_with_and_without_drafts_in_separate_and_fused_roles() {
 #[test]
 fn a_load_starts_its_own_cluster_and_counts_every_request() {
     let _machine = machine();
-    let report = bench("load --rate 8 --seconds 1 --prompt-tokens 8-16 --answer-tokens 4-8 --guided 0.5");
+    let folder = tempfile::tempdir().unwrap();
+    let [steps, trace] = ["steps.json", "trace.jsonl"].map(|name| folder.path().join(name));
+    let load = "load --rate 8 --seconds 1 --prompt-tokens 8-16 --answer-tokens 4-8 --guided 0.5";
+    let files = format!("--write-steps {} --write-trace {}", steps.display(), trace.display());
+    let report = bench(&format!("{load} {files}"));
     let rate = &report["rates"][0];
     assert_eq!((&rate["refused"], &rate["failed"]), (&0.into(), &0.into()), "{rate}");
     assert!(rate["requests"].as_u64().unwrap() > 0, "{rate}");
     assert!(rate["first_token_ms"]["p50"].as_f64().unwrap() > 0.0, "{rate}");
+
+    // Every token that was asked for was chosen in a step that is written down, and what was guided had a row.
+    let steps: Value = serde_json::from_str(&std::fs::read_to_string(steps).unwrap()).unwrap();
+    let sum = |engine: &str, what: &str| {
+        let engines = steps["engines"].as_array().unwrap();
+        let engine = engines.iter().find(|found| found["engine"] == engine).unwrap();
+        engine["steps"].as_array().unwrap().iter().map(|step| step[what].as_u64().unwrap()).sum::<u64>()
+    };
+    let asked: Vec<Value> = std::fs::read_to_string(trace)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let tokens = |line: &Value| line["answer_tokens"].as_u64().unwrap();
+    let guided = asked.iter().filter(|line| line["guided"] == true).map(tokens).sum::<u64>();
+    assert_eq!(sum("base", "tokens_chosen"), asked.iter().map(tokens).sum::<u64>());
+    assert!(sum("reward", "rows_answered") >= guided, "{guided} guided tokens");
 }
 
 /// Calibration, load and simulation, too short to say how good the simulation is: what it says has the order of magnitude.
@@ -52,7 +73,8 @@ fn a_simulation_is_held_to_a_load_of_this_machine() {
     let [load] = report["loads"].as_array().unwrap().as_slice() else { panic!("{report}") };
     let [repeat] = load["repeats"].as_array().unwrap().as_slice() else { panic!("{report}") };
     let measured = &repeat["measured"];
-    for simulated in repeat["simulated"].as_array().unwrap() {
+    assert!(repeat["observed"].is_null(), "there is no other load");
+    for simulated in repeat["calibrated"].as_array().unwrap() {
         for figure in ["/tokens_per_second", "/first_token/0", "/next_token/0"] {
             let [simulated, measured] =
                 [simulated, measured].map(|of| of.pointer(figure).unwrap().as_f64().unwrap());

@@ -143,7 +143,7 @@ impl Cost {
         match self {
             Self::Roofline(_) => 1.0,
             Self::Measured(measured) => measured.swings.of(work.has_prompts(), number),
-            Self::Slowed(slowed) => slowed.slowdown.swing(work.has_prompts(), number),
+            Self::Slowed(slowed) => slowed.slowdown.swings.of(work.has_prompts(), number),
         }
     }
 
@@ -253,6 +253,7 @@ impl Measured {
 // === impl Swings ===
 
 impl Swings {
+    /// Of the step `number` of its kind: those that were seen, again and again.
     fn of(&self, has_prompts: bool, number: usize) -> f64 {
         let swings = if has_prompts { &self.prompts } else { &self.decode };
         if swings.is_empty() { 1.0 } else { swings[number % swings.len()] }

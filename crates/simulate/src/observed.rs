@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use serde::Deserialize;
 use uniarm_proto::Role;
 
-use crate::cost::{Cost, Work};
+use crate::cost::{Cost, Swings, Work};
 
 /// Fewer steps of a kind say nothing of it.
 const STEPS_MIN: usize = 16;
@@ -31,19 +31,20 @@ pub struct Record {
 /// By how much steps take longer than a cost model says, one after the other.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slowdown {
-    /// Of steps without prompts.
-    decode: Ratios,
-    /// Of steps with prompts.
-    prompts: Ratios,
+    /// What most steps without and with prompts take, over what the model says.
+    medians: [f64; 2],
+    /// Single steps, over that.
+    pub(crate) swings: Swings,
     /// Steps that say so.
     pub steps: usize,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+/// Of one kind of steps.
+#[derive(Clone)]
 struct Ratios {
     median: f64,
-    /// Never empty.
-    values: Vec<f64>,
+    /// Over the median.
+    swings: Vec<f64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -97,7 +98,9 @@ impl Record {
         let (decode, prompts) = (Ratios::of(decode), Ratios::of(prompts));
         let either = decode.clone().or_else(|| prompts.clone())?;
         let decode = decode.unwrap_or_else(|| either.clone());
-        Some(Slowdown { decode, prompts: prompts.unwrap_or(either), steps })
+        let prompts = prompts.unwrap_or(either);
+        let medians = [decode.median, prompts.median];
+        Some(Slowdown { medians, swings: Swings { decode: decode.swings, prompts: prompts.swings }, steps })
     }
 
     /// Those of a role, or those of all others.
@@ -145,22 +148,12 @@ impl Step {
 impl Slowdown {
     /// What most steps with or without prompts take, over what the model says.
     pub fn median(&self, has_prompts: bool) -> f64 {
-        self.of(has_prompts).median
-    }
-
-    /// The same of one step, over the median: those that were observed, again and again.
-    pub(crate) fn swing(&self, has_prompts: bool, number: usize) -> f64 {
-        let Ratios { median, values } = self.of(has_prompts);
-        values[number % values.len()] / median
+        self.medians[usize::from(has_prompts)]
     }
 
     /// Where a worker begins to count its steps.
     pub(crate) const fn first(worker: usize) -> usize {
         worker * WORKERS_APART
-    }
-
-    fn of(&self, has_prompts: bool) -> &Ratios {
-        if has_prompts { &self.prompts } else { &self.decode }
     }
 }
 
@@ -170,14 +163,16 @@ impl Ratios {
     fn of(values: Vec<f64>) -> Option<Self> {
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
-        (values.len() >= STEPS_MIN).then(|| Self { median: sorted[sorted.len() / 2], values })
+        let median = *sorted.get(sorted.len() / 2)?;
+        let swings = || values.iter().map(|value| value / median).collect();
+        (values.len() >= STEPS_MIN).then(|| Self { median, swings: swings() })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::{Measured, Slowed, StepTimes, Swings};
+    use crate::cost::{Measured, Slowed, StepTimes};
 
     /// 2 ms for a row alone and 3 ms beside another worker, and as much for every further row.
     fn cost() -> Cost {

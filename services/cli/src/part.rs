@@ -85,6 +85,11 @@ impl Part {
     }
 }
 
+/// An address that was free a moment ago, for a port that no ready line tells.
+pub fn free_address() -> anyhow::Result<String> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}
+
 /// A killed parent can stop nobody, and nobody else would. Parts are started on the main thread, whose end is meant here.
 fn die_with_parent() -> std::io::Result<()> {
     // SAFETY: PR_SET_PDEATHSIG takes a signal's number.

@@ -226,6 +226,9 @@ pub struct BenchLoadArgs {
     /// Write the arrivals of the last rate to this file, as a trace for `uniarm simulate`
     #[arg(long, value_name = "FILE")]
     pub write_trace: Option<PathBuf>,
+    /// Write the steps of the workers at the last rate to this file, as `--observed` of `uniarm simulate` reads them
+    #[arg(long, value_name = "FILE", conflicts_with = "endpoint")]
+    pub write_steps: Option<PathBuf>,
     /// Write the requests of the last rate to this file, as lines for `uniarm batch`
     #[arg(long, value_name = "FILE")]
     pub write_lines: Option<PathBuf>,
@@ -274,7 +277,7 @@ pub struct BenchSimulationArgs {
     /// Tokens of the reward models' system texts, as their template writes them
     #[arg(long, default_value_t = 25, value_parser = bounds::within(0..=crate::args::COUNT_MAX))]
     pub system_tokens: usize,
-    /// Loads of each kind, of seeds 1, 2, …, each between two calibrations; the median of the ratios is shown, with the range
+    /// Loads of each kind, of seeds 1, 2, …, each between two calibrations and, from two on, beside others; medians are shown
     #[arg(long, default_value_t = 6, value_parser = count)]
     pub repeats: usize,
     /// Rounds of each calibration

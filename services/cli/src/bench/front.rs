@@ -21,7 +21,7 @@ use super::{
     cores::{self, Cores},
     statistics::Percentiles,
 };
-use crate::part::Part;
+use crate::part::{Part, free_address};
 
 /// Above all streams that may be asked for.
 const REQUESTS_MAX: &str = "100000";
@@ -73,7 +73,7 @@ struct RouterUse {
 pub async fn run(args: BenchFrontArgs) -> anyhow::Result<()> {
     let cores = Cores::part()?;
     let clock = Clock::start(Duration::from_secs_f64(args.interval_ms / 1e3)).await?;
-    let http = format!("127.0.0.1:{}", free_port()?);
+    let http = free_address()?;
     let flags = ["--base-peer", &clock.address, "--http-listen", &http, "--requests-max", REQUESTS_MAX];
     let router = Part::start_on("router", &flags.map(str::to_owned), cores.router()).await?;
     let caller = Caller::new(&clock, &router.address, &http, args.tokens)?;
@@ -162,11 +162,6 @@ fn added((straight, through): (Percentiles, Percentiles)) -> Percentiles {
         p90: through.p90 - straight.p90,
         p99: through.p99 - straight.p99,
     }
-}
-
-/// Free a moment ago: the router tells the address of its gRPC services alone.
-fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 // === impl Report ===

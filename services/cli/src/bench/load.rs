@@ -1,6 +1,7 @@
 //! `uniarm bench load`: a cluster under open-loop load, as its clients see it.
 
 mod report;
+mod steps;
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,10 @@ use uniarm_proto::{
     pb::RewardModel,
 };
 
-use self::report::{Report, Served};
+use self::{
+    report::{Report, Served},
+    steps::Steps,
+};
 use super::{
     args::BenchLoadArgs,
     arrivals::{Arrival, Traffic},
@@ -23,7 +27,7 @@ use super::{
 };
 use crate::{
     client::{self, EndpointArgs},
-    part::Part,
+    part::{Part, free_address},
     worker::{self, Threads},
 };
 
@@ -47,14 +51,17 @@ struct Client {
 }
 
 pub async fn run(args: BenchLoadArgs) -> anyhow::Result<()> {
+    let admin = args.write_steps.as_ref().map(|_| free_address()).transpose()?;
     let (router, part) = match &args.endpoint {
         Some(endpoint) => (EndpointArgs { endpoint: vec![endpoint.clone()], key: args.key.clone() }, None),
         None => {
-            let part = Part::start("up", &up_flags(&args).await?).await?;
+            let mut flags = up_flags(&args).await?;
+            flags.extend(admin.iter().flat_map(|admin| ["--admin".to_owned(), admin.clone()]));
+            let part = Part::start("up", &flags).await?;
             (EndpointArgs::of(&part.address), Some(part))
         }
     };
-    let measured = measure(&args, &router).await;
+    let measured = measure(&args, &router, admin).await;
     if let Some(part) = part {
         part.stop().await?;
     }
@@ -102,7 +109,12 @@ fn value_name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |possible| possible.get_name().to_owned())
 }
 
-async fn measure(args: &BenchLoadArgs, router: &EndpointArgs) -> anyhow::Result<Report> {
+/// Measures the load at every rate; `admin` is where the cluster shows its steps, if they are wanted.
+async fn measure(
+    args: &BenchLoadArgs,
+    router: &EndpointArgs,
+    admin: Option<String>,
+) -> anyhow::Result<Report> {
     let cluster = client::dial(router).await?;
     let served = cluster.list_models().await;
     let served = served.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
@@ -137,7 +149,19 @@ async fn measure(args: &BenchLoadArgs, router: &EndpointArgs) -> anyhow::Result<
             std::fs::write(file, lines).with_context(|| format!("cannot write {}", file.display()))?;
         }
         let begin = Instant::now();
-        let outcomes = join_all(arrivals.iter().map(|arrival| client.ask(arrival, begin))).await;
+        let asked = join_all(arrivals.iter().map(|arrival| client.ask(arrival, begin)));
+        let outcomes = match admin.clone().zip(args.write_steps.as_ref()) {
+            None => asked.await,
+            Some((admin, file)) => {
+                let mut steps = Steps::of(admin);
+                let outcomes = tokio::select! {
+                    outcomes = asked => outcomes,
+                    error = steps.follow() => return Err(error),
+                };
+                steps.write(begin, file).await?;
+                outcomes
+            }
+        };
         client.progress.finish_and_clear();
         report.add(rate, &outcomes, begin.elapsed().as_secs_f64());
     }

@@ -1,7 +1,8 @@
 //! `uniarm bench simulation`: what `uniarm simulate` says of a load on this machine, over what that load was.
 //!
 //! The three commands are run as anyone would run them, as processes. A load lies between two calibrations, since a machine
-//! that others share is not the same a minute later; what is compared is the mean of both simulations.
+//! that others share is not the same a minute later; what is compared is the mean of both simulations. And a third simulation
+//! takes steps as the loads before and after it had them: other requests, at another minute, of the same workers.
 
 use std::{path::Path, process::Stdio};
 
@@ -34,12 +35,18 @@ struct Load {
     repeats: Vec<Repeat>,
 }
 
-/// One load, and what the calibrations before and after it say of it.
+/// One load, and what is simulated of it.
 #[derive(Serialize)]
 struct Repeat {
     measured: Figures,
-    simulated: [Figures; 2],
+    /// With the calibration before it, and the one after it.
+    calibrated: [Figures; 2],
+    /// With the steps of the loads before and after it, and the calibration between. `None` where there is no other load.
+    observed: Option<Figures>,
 }
+
+/// Where simulated steps come from, in the order of [`Repeat::ratios`].
+const SOURCES: [&str; 2] = ["calibrated", "observed"];
 
 /// A load as it was measured, or simulated; times in seconds.
 #[derive(Clone, Copy, Serialize)]
@@ -117,29 +124,45 @@ impl Commands<'_> {
         let BenchSimulationArgs { guided, repeats, rate, seconds, .. } = self.args;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
         let progress = ProgressBar::new((1 + repeats * (1 + guided.len())) as u64).with_style(style);
-        let mut loads: Vec<_> = guided.iter().map(|&guided| Load::new(guided)).collect();
+        let mut measured = vec![Vec::new(); guided.len()];
         progress.set_message("a calibration");
         self.calibrate(0).await?;
         for repeat in 1..=*repeats {
-            let mut measured = Vec::new();
-            for load in &loads {
+            for (&guided, measured) in guided.iter().zip(&mut measured) {
                 progress.inc(1);
-                progress.set_message(format!("a load, {:.0} % guided", 100.0 * load.guided_share));
-                measured.push(self.load(load.guided_share, repeat).await?);
+                progress.set_message(format!("a load, {:.0} % guided", 100.0 * guided));
+                measured.push(self.load(guided, repeat).await?);
             }
             progress.inc(1);
             progress.set_message("a calibration");
             self.calibrate(repeat).await?;
-            for (load, measured) in loads.iter_mut().zip(measured) {
-                let simulated = [
-                    self.simulate(repeat - 1, load.guided_share, repeat).await?,
-                    self.simulate(repeat, load.guided_share, repeat).await?,
-                ];
-                load.repeats.push(Repeat { measured, simulated });
+        }
+        progress.set_message("simulations");
+        let mut loads = Vec::new();
+        for (&guided_share, measured) in guided.iter().zip(measured) {
+            let mut repeats = Vec::new();
+            for (repeat, measured) in (1..).zip(measured) {
+                repeats.push(self.repeat(guided_share, repeat, measured).await?);
             }
+            loads.push(Load { guided_share, repeats });
         }
         progress.finish_and_clear();
         Ok(Report { requests_per_second: *rate, seconds: *seconds, loads })
+    }
+
+    /// Simulates a load that was measured.
+    async fn repeat(&self, guided: f64, number: usize, measured: Figures) -> anyhow::Result<Repeat> {
+        let trace = self.trace(guided, number);
+        let calibrated =
+            [self.simulate(&trace, number - 1, &[]).await?, self.simulate(&trace, number, &[]).await?];
+        let neighbours = [number - 1, number + 1];
+        let others = neighbours.into_iter().filter(|other| (1..=self.args.repeats).contains(other));
+        let steps: Vec<_> = others.map(|other| self.steps(guided, other)).collect();
+        let observed = match steps.as_slice() {
+            [] => None,
+            steps => Some(self.simulate(&trace, number, steps).await?),
+        };
+        Ok(Repeat { measured, calibrated, observed })
     }
 
     /// Writes a machine file: the `number`th of this run.
@@ -152,14 +175,15 @@ impl Commands<'_> {
         uniarm(&flags).await.map(drop)
     }
 
-    /// Measures a load, and writes its trace.
+    /// Measures a load, and writes its trace and its steps.
     async fn load(&self, guided: f64, seed: usize) -> anyhow::Result<Figures> {
         let BenchSimulationArgs { rate, seconds, threads, .. } = self.args;
         let [rate, seconds, share] = [rate, seconds, &guided].map(f64::to_string);
-        let (seed, trace) = (seed.to_string(), self.trace(guided, seed));
+        let (trace, steps) = (self.trace(guided, seed), self.steps(guided, seed));
+        let seed = seed.to_string();
         let mut flags = vec!["bench", "load", "--json", "--draft-window", "0", "--model", &self.model];
         flags.extend(["--rate", &rate, "--seconds", &seconds, "--guided", &share, "--seed", &seed]);
-        flags.extend(["--write-trace", &trace]);
+        flags.extend(["--write-trace", &trace, "--write-steps", &steps]);
         let threads = threads.map(|threads| threads.to_string());
         flags.extend(threads.iter().flat_map(|threads| ["--threads", threads]));
         let measured: Measured =
@@ -181,11 +205,12 @@ impl Commands<'_> {
         })
     }
 
-    /// Simulates that load on a calibrated machine.
-    async fn simulate(&self, machine: usize, guided: f64, seed: usize) -> anyhow::Result<Figures> {
-        let (machine, trace) = (self.file(format!("machine-{machine}.json")), self.trace(guided, seed));
+    /// Simulates a load on a calibrated machine, whose steps are as those of other loads.
+    async fn simulate(&self, trace: &str, machine: usize, steps: &[String]) -> anyhow::Result<Figures> {
+        let machine = self.file(format!("machine-{machine}.json"));
         let system_tokens = self.args.system_tokens.to_string();
-        let mut flags = vec!["simulate", "--json", "--machine", &machine, "--trace", &trace];
+        let mut flags = vec!["simulate", "--json", "--machine", &machine, "--trace", trace];
+        flags.extend(steps.iter().flat_map(|steps| ["--observed", steps]));
         flags.extend(["--base", "1", "--reward", "1", "--colocated", "--draft-window", "0"]);
         flags.extend(["--link", "process", "--front-link", "loopback", "--system-tokens", &system_tokens]);
         let simulated: Simulated =
@@ -198,6 +223,10 @@ impl Commands<'_> {
 
     fn trace(&self, guided: f64, seed: usize) -> String {
         self.file(format!("trace-{guided}-{seed}.jsonl"))
+    }
+
+    fn steps(&self, guided: f64, seed: usize) -> String {
+        self.file(format!("steps-{guided}-{seed}.json"))
     }
 
     fn file(&self, name: String) -> String {
@@ -220,23 +249,21 @@ async fn uniarm(flags: &[&str]) -> anyhow::Result<String> {
 // === impl Load ===
 
 impl Load {
-    fn new(guided_share: f64) -> Self {
-        Self { guided_share, repeats: Vec::new() }
-    }
-
-    /// Simulated over measured, of each repeat.
-    fn ratios(&self, figure: usize) -> Vec<f64> {
-        self.repeats.iter().map(|repeat| repeat.ratio(figure)).collect()
+    /// Simulated over measured, of each repeat that has them.
+    fn ratios(&self, figure: usize, source: usize) -> Vec<f64> {
+        self.repeats.iter().filter_map(|repeat| repeat.ratios(figure)[source]).collect()
     }
 }
 
 // === impl Repeat ===
 
 impl Repeat {
-    /// The geometric mean of both simulations, over what was measured.
-    fn ratio(&self, figure: usize) -> f64 {
-        let [before, after] = self.simulated.map(|simulated| simulated.values()[figure]);
-        (before * after).sqrt() / self.measured.values()[figure]
+    /// The geometric mean of what both calibrations say, and what the other loads' steps do, over what was measured.
+    fn ratios(&self, figure: usize) -> [Option<f64>; SOURCES.len()] {
+        let [before, after] = self.calibrated.map(|simulated| simulated.values()[figure]);
+        let observed = self.observed.map(|simulated| simulated.values()[figure]);
+        [Some((before * after).sqrt()), observed]
+            .map(|simulated| Some(simulated? / self.measured.values()[figure]))
     }
 }
 
@@ -255,24 +282,37 @@ impl Figures {
 impl Report {
     fn print(&self) {
         println!(
-            "{}/s for {} s, lock-step, each load between two calibrations; simulated over measured\n",
+            "{}/s for {} s, lock-step; simulated over measured, by steps as calibrations before and after the load have\n\
+             them (calibrated) and as the loads before and after it had them (observed)\n",
             self.requests_per_second, self.seconds
         );
         for load in &self.loads {
             println!("{:.0} % guided", 100.0 * load.guided_share);
-            println!("{:>18} {:>10} {:>7} {:>15} {:>15}", "", "measured", "ratio", "95 %", "range");
+            print!("{:>18} {:>10}", "", "measured");
+            SOURCES.iter().for_each(|source| print!("  {source:>10} {:>13} {:>13}", "95 %", "range"));
+            println!();
             for (figure, name) in FIGURES.iter().enumerate() {
-                let ratios = load.ratios(figure);
-                let interval = interval_of_median(&ratios)
-                    .map_or_else(|| "–".to_owned(), |[from, to]| format!("{from:.2} – {to:.2}"));
                 let measured = load.repeats.iter().map(|repeat| repeat.measured.values()[figure]).collect();
-                let (measured, ratio) = (Spread::of(measured).median, Spread::of(ratios));
+                let measured = Spread::of(measured).median;
                 let measured = match figure {
                     0 => format!("{measured:.1}"),
                     _ => format!("{:.1} ms", 1e3 * measured),
                 };
-                let range = format!("{:.2} – {:.2}", ratio.least, ratio.most);
-                println!("{name:>18} {measured:>10} {:>7.3} {interval:>15} {range:>15}", ratio.median);
+                print!("{name:>18} {measured:>10}");
+                for source in 0..SOURCES.len() {
+                    let ratios = load.ratios(figure, source);
+                    if ratios.is_empty() {
+                        print!("  {:>10} {:>13} {:>13}", "–", "–", "–");
+                        continue;
+                    }
+                    let [interval, range] = [
+                        interval_of_median(&ratios),
+                        Some(Spread::of(ratios.clone())).map(|of| [of.least, of.most]),
+                    ]
+                    .map(|ends| ends.map_or("–".to_owned(), |[from, to]| format!("{from:.2} – {to:.2}")));
+                    print!("  {:>10.3} {interval:>13} {range:>13}", Spread::of(ratios).median);
+                }
+                println!();
             }
             println!();
         }
@@ -292,15 +332,22 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_of_the_mean_of_both_simulations() {
-        let mut load = Load::new(1.0);
-        load.repeats.push(Repeat {
+    fn a_ratio_is_of_the_mean_of_both_calibrations_or_of_what_other_loads_say() {
+        let mut repeat = Repeat {
             measured: figures(100.0, [100.0, 200.0, 10.0, 20.0]),
-            simulated: [figures(100.0, [50.0, 200.0, 10.0, 5.0]), figures(100.0, [200.0, 200.0, 14.4, 20.0])],
-        });
-        let ratios: Vec<_> = (0..FIGURES.len()).map(|figure| load.ratios(figure)[0]).collect();
-        for (ratio, expected) in ratios.iter().zip([1.0, 1.0, 1.0, 1.2, 0.5]) {
-            assert!((ratio - expected).abs() < 1e-9, "{ratios:?}");
+            calibrated: [
+                figures(100.0, [50.0, 200.0, 10.0, 5.0]),
+                figures(100.0, [200.0, 200.0, 14.4, 20.0]),
+            ],
+            observed: None,
+        };
+        for (figure, expected) in [1.0, 1.0, 1.0, 1.2, 0.5].into_iter().enumerate() {
+            let [calibrated, observed] = repeat.ratios(figure);
+            assert!((calibrated.unwrap() - expected).abs() < 1e-9, "{figure}: {calibrated:?}");
+            assert_eq!(observed, None);
         }
+        repeat.observed = Some(figures(100.0, [110.0, 200.0, 10.0, 20.0]));
+        let load = Load { guided_share: 1.0, repeats: vec![repeat] };
+        assert!((load.ratios(1, 1)[0] - 1.1).abs() < 1e-9);
     }
 }
