@@ -46,7 +46,6 @@ fn a_machine_that_serves_is_found_in_order() {
 
 #[test]
 fn what_was_asked_for_and_does_not_work_is_named_with_what_to_do() {
-    let _machine = machine();
     let nobody = format!("etcd://{}", free_address());
     let (findings, is_well) = doctor(&["--model", "/nowhere", "--store", &nobody]);
     assert!(!is_well);

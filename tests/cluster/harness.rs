@@ -57,7 +57,7 @@ pub struct Cluster {
     pub http: String,
 }
 
-/// Tests that load models take turns: two cores and a few gigabytes are shared.
+/// Tests whose models compute take turns: two cores and a few gigabytes are shared.
 pub fn machine() -> MutexGuard<'static, ()> {
     static MACHINE: Mutex<()> = Mutex::new(());
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)

@@ -15,7 +15,7 @@ use ring::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PROMPTED, http_get_as, machine};
+use crate::harness::{Cluster, PROMPTED, http_get_as};
 
 /// A key that is not known is looked for every 10 s.
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(40);
@@ -101,7 +101,6 @@ fn status(cluster: &Cluster, token: &str) -> (u16, String) {
 
 #[test]
 fn tokens_of_a_provider_let_their_subjects_in_and_nobody_else() {
-    let _machine = machine();
     let (old, new) = (Signer::new("old"), Signer::new("new"));
     let provider = Provider::start(&old);
     let folder = tempfile::tempdir().unwrap();

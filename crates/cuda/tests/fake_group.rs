@@ -558,7 +558,7 @@ fn lose_at_any_call(
 
 fn a_rank_that_hangs_is_named_at_the_timeout() {
     let scene = LLAMA.scene();
-    let timeout = Duration::from_secs(8);
+    let timeout = Duration::from_secs(4);
     // In an order, in the midst of a step, and at its end; of the last stage, before it takes over.
     let hangs = [(1, 3, 1, 2), (1, 3, 1, 6), (1, 3, 1, CALLS - 1), (2, 2, 1, 3)];
     for (stages, size, unlucky, call) in hangs {
