@@ -95,7 +95,7 @@ impl Record {
         }
         let steps = decode.len() + prompts.len();
         // A kind that was hardly seen is as slow as the other.
-        let (decode, prompts) = (Ratios::of(decode), Ratios::of(prompts));
+        let (decode, prompts) = (Ratios::of(&decode), Ratios::of(&prompts));
         let either = decode.clone().or_else(|| prompts.clone())?;
         let decode = decode.unwrap_or_else(|| either.clone());
         let prompts = prompts.unwrap_or(either);
@@ -160,8 +160,8 @@ impl Slowdown {
 // === impl Ratios ===
 
 impl Ratios {
-    fn of(values: Vec<f64>) -> Option<Self> {
-        let mut sorted = values.clone();
+    fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let median = *sorted.get(sorted.len() / 2)?;
         let swings = || values.iter().map(|value| value / median).collect();
