@@ -150,20 +150,20 @@ async fn measure(
         }
         let begin = Instant::now();
         let asked = join_all(arrivals.iter().map(|arrival| client.ask(arrival, begin)));
-        let outcomes = match admin.clone().zip(args.write_steps.as_ref()) {
+        let mut steps = admin.clone().map(Steps::of);
+        let outcomes = match &mut steps {
             None => asked.await,
-            Some((admin, file)) => {
-                let mut steps = Steps::of(admin);
-                let outcomes = tokio::select! {
-                    outcomes = asked => outcomes,
-                    error = steps.follow() => return Err(error),
-                };
-                steps.write(begin, file).await?;
-                outcomes
-            }
+            Some(steps) => tokio::select! {
+                outcomes = asked => outcomes,
+                error = steps.follow() => return Err(error),
+            },
         };
+        let seconds = begin.elapsed().as_secs_f64();
+        if let Some((steps, file)) = steps.zip(args.write_steps.as_ref()) {
+            steps.write(begin, file).await?;
+        }
         client.progress.finish_and_clear();
-        report.add(rate, &outcomes, begin.elapsed().as_secs_f64());
+        report.add(rate, &outcomes, seconds);
     }
     Ok(report)
 }
