@@ -284,6 +284,7 @@ fn ranks_that_know_each_other_by_certificates_write_what_one_process_writes() {
 
 #[test]
 fn a_rank_that_is_none_of_the_groups_is_told_so() {
+    let _machine = machine();
     let files = Files::new();
     let elsewhere = tempfile::tempdir().unwrap();
     let theirs = Authority::new(elsewhere.path(), "theirs").issue("stranger", &[RoleName::Base.dns()]);

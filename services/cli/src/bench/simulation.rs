@@ -305,12 +305,10 @@ impl Report {
                         print!("  {:>10} {:>13} {:>13}", "–", "–", "–");
                         continue;
                     }
-                    let [interval, range] = [
-                        interval_of_median(&ratios),
-                        Some(Spread::of(ratios.clone())).map(|of| [of.least, of.most]),
-                    ]
-                    .map(|ends| ends.map_or("–".to_owned(), |[from, to]| format!("{from:.2} – {to:.2}")));
-                    print!("  {:>10.3} {interval:>13} {range:>13}", Spread::of(ratios).median);
+                    let ends = |[from, to]: [f64; 2]| format!("{from:.2} – {to:.2}");
+                    let interval = interval_of_median(&ratios).map_or("–".to_owned(), ends);
+                    let Spread { median, least, most } = Spread::of(ratios);
+                    print!("  {median:>10.3} {interval:>13} {:>13}", ends([least, most]));
                 }
                 println!();
             }

@@ -12,8 +12,9 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+use uniarm_runtime::steps::STEPS_KEPT;
 
-/// Between two looks: an engine keeps 512 steps, two seconds of the fastest ones that are measured here.
+/// Between two looks: an engine keeps [`STEPS_KEPT`], more than the demo model takes meanwhile.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long a look may take.
@@ -99,7 +100,8 @@ impl Steps {
     async fn ask(&self) -> anyhow::Result<(Instant, Answer)> {
         let mut connection = TcpStream::connect(&self.admin).await?;
         let now = Instant::now();
-        connection.write_all(b"GET /debug/steps?last=512&format=json HTTP/1.0\r\n\r\n").await?;
+        let head = format!("GET /debug/steps?last={STEPS_KEPT}&format=json HTTP/1.0\r\n\r\n");
+        connection.write_all(head.as_bytes()).await?;
         let mut text = String::new();
         connection.read_to_string(&mut text).await?;
         let (_, body) = text.split_once("\r\n\r\n").context("no HTTP")?;
