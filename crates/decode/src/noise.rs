@@ -129,8 +129,10 @@ widest! {
     fn fill(noise: &Noise, position: u32, out: &mut [f32]) {
         let mut first = 0;
         for block in out.chunks_mut(BLOCK) {
-            let noise = noise.words(position, first).map(gumbel);
-            block.copy_from_slice(&noise[..block.len()]);
+            let words = noise.words(position, first);
+            for (noise, &word) in block.iter_mut().zip(&words) {
+                *noise = gumbel(word);
+            }
             first += BLOCK as u32;
         }
     }

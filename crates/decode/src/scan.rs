@@ -53,6 +53,14 @@ impl Rank {
         self.value > other.value || (self.value == other.value && self.id < other.id)
     }
 
+    /// Numbers in the order of ranks, best first. The value is a number.
+    #[inline(always)]
+    fn place(&self) -> u64 {
+        let bits = (self.value + 0.0).to_bits() as i32; // one zero
+        let ascending = bits ^ ((bits >> 31) & i32::MAX);
+        u64::from(!(ascending as u32 ^ 1 << 31)) << 32 | u64::from(self.id)
+    }
+
     /// For sorting best first.
     pub(crate) fn order(&self, other: &Self) -> std::cmp::Ordering {
         other.above(*self).cmp(&self.above(*other))
@@ -137,14 +145,7 @@ widest! {
         if k == 0 {
             return;
         }
-        // Few groups mean long ones to search, many mean much to select from.
-        let group = if row.len() / BLOCK >= 2 * k { BLOCK } else { LANES };
-        // Not by `extend`: what runs inside the standard library is compiled for the baseline.
-        out.reserve(row.len().div_ceil(group));
-        for (group, id) in row.chunks(group).zip(0..) {
-            out.push(Rank { value: block_max(group), id });
-        }
-        keep_best(out, k);
+        let group = best_groups(row, k, out);
         let bar = out.iter().fold(f32::INFINITY, |least, rank| if rank.value < least { rank.value } else { least });
         let groups = out.len();
         let all = groups < k || bar == f32::NEG_INFINITY;
@@ -169,12 +170,30 @@ widest! {
     }
 }
 
-/// Drops all but the `k` best, of which the last then is the least.
+/// The `k` groups of tokens with the largest maxima, in no order: these, and the number of the group. Returns the tokens of a
+/// group.
 #[inline(always)]
-fn keep_best(out: &mut Vec<Rank>, k: usize) {
+fn best_groups(row: &[f32], k: usize, out: &mut Vec<Rank>) -> usize {
+    // Few groups mean long ones to search, many mean much to select from.
+    let group = if row.len() / BLOCK >= 2 * k { BLOCK } else { LANES };
+    // Not by `extend`: what runs inside the standard library is compiled for the baseline.
+    out.reserve(row.len().div_ceil(group));
+    for (group, id) in row.chunks(group).zip(0..) {
+        out.push(Rank { value: block_max(group), id });
+    }
+    keep_best(out, k);
+    group
+}
+
+/// Drops all but the `k` best, of which the last then is the least, and returns its value.
+#[inline(always)]
+fn keep_best(out: &mut Vec<Rank>, k: usize) -> f32 {
     if out.len() > k {
-        out.select_nth_unstable_by(k - 1, Rank::order);
+        out.select_nth_unstable_by_key(k - 1, |rank| rank.place());
         out.truncate(k);
+        out[k - 1].value
+    } else {
+        out.iter().fold(f32::INFINITY, |least, rank| if rank.value < least { rank.value } else { least })
     }
 }
 
@@ -321,17 +340,23 @@ widest! {
     /// those from `first` on, a multiple of four.
     pub(crate) fn top_noisy(tokens: (&[f32], u32), draw: Draw<'_>, scale: f32, k: usize, out: &mut Vec<Rank>) {
         let (row, first) = tokens;
-        // The most probable tokens set a bar that few others reach: more of them than are asked for, because the noise puts
-        // some of these far down.
-        top(row, 2 * k, out);
-        if out.is_empty() {
+        // Probable tokens set a bar that few others reach: more of them than are asked for, because the noise puts some of
+        // these far down.
+        out.clear();
+        if k == 0 {
             return;
+        }
+        let group = best_groups(row, 2 * k, out);
+        for best in out.iter_mut() {
+            let start = best.id as usize * group;
+            let tokens = &row[start..row.len().min(start + group)];
+            let place = tokens.iter().position(|&value| value == best.value);
+            best.id = (start + place.unwrap_or(0)) as u32; // none: all of them are −∞, or no numbers
         }
         for token in out.iter_mut() {
             token.value = draw.of(first.wrapping_add(token.id)) + scale * token.value;
         }
-        keep_best(out, k);
-        let mut bar = out.iter().fold(f32::INFINITY, |bar, rank| if rank.value < bar { rank.value } else { bar });
+        let mut bar = if out.len() < k { f32::NEG_INFINITY } else { keep_best(out, k) };
         out.clear();
         let pass = NoisyPass { draw, scale, least: f32::NEG_INFINITY };
         pass.visit(row, first, bar, |value, id, word| {
@@ -340,14 +365,26 @@ widest! {
                 out.push(Rank { value, id });
             }
             if out.len() == 2 * k {
-                keep_best(out, k);
-                bar = out[k - 1].value;
+                bar = keep_best(out, k);
             }
             bar
         });
         keep_best(out, k);
         out.sort_unstable_by(Rank::order);
     }
+}
+
+/// Asks for a block of memory, wherever it is.
+#[inline(always)]
+fn fetch(block: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..BLOCK).step_by(64 / size_of::<f32>()) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(block.wrapping_add(line).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = block;
 }
 
 impl Draw<'_> {
@@ -378,14 +415,25 @@ impl NoisyPass<'_> {
                 continue;
             }
             let words = self.draw.noise.words(self.draw.position, first);
+            // Rows of a step lie one behind the other: while this one is computed with, the next one is brought into the cache.
+            fetch(row.as_ptr_range().end.wrapping_add(start));
             // Without a way out early, so that it is a few comparisons of vectors.
             let pairs = block.iter().zip(&words);
             if pairs.fold(true, |all, (&value, &word)| all & bar.rules_out(value, word)) {
                 continue;
             }
-            for offset in 0..tokens.len().min(BLOCK) {
-                if !bar.rules_out(block[offset], words[offset]) {
-                    bar = self.bar(visit(block[offset], first.wrapping_add(offset as u32), words[offset]));
+            let lanes =
+                block.chunks(LANES).zip(words.chunks(LANES)).zip((0..tokens.len().min(BLOCK)).step_by(LANES));
+            for ((values, words), start) in lanes {
+                let pairs = values.iter().zip(words);
+                if pairs.fold(true, |all, (&value, &word)| all & bar.rules_out(value, word)) {
+                    continue;
+                }
+                for offset in 0..LANES.min(tokens.len() - start) {
+                    if !bar.rules_out(values[offset], words[offset]) {
+                        let id = first.wrapping_add((start + offset) as u32);
+                        bar = self.bar(visit(values[offset], id, words[offset]));
+                    }
                 }
             }
         }

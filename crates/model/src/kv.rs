@@ -7,7 +7,9 @@ use crate::kernels::buffer::Buffer;
 
 /// Memory of the keys and values of `blocks` × `block_tokens` positions in every layer.
 pub(crate) struct KvCache {
-    layers: Vec<Buffer<u8>>,
+    /// Layer by layer. One array, because those of single layers may be too small for huge pages, without which attention over
+    /// long contexts takes a fifth longer.
+    layers: Buffer<u8>,
     shape: KvShape,
 }
 
@@ -35,8 +37,7 @@ impl KvShape {
 impl KvCache {
     /// Reserves address space; pages are touched when positions are first written.
     pub fn new(shape: KvShape) -> Self {
-        let bytes = shape.blocks * shape.layer_block_bytes();
-        Self { layers: (0..shape.layers).map(|_| Buffer::zeroed(bytes)).collect(), shape }
+        Self { layers: Buffer::zeroed(shape.blocks * shape.block_bytes()), shape }
     }
 
     pub fn shape(&self) -> KvShape {
@@ -44,7 +45,9 @@ impl KvCache {
     }
 
     pub fn layer(&mut self, layer: usize) -> LayerCache {
-        let KvShape { format, kv_heads, head_dim, block_tokens, .. } = self.shape;
-        LayerCache { start: self.layers[layer].as_mut_ptr(), format, kv_heads, head_dim, block_tokens }
+        let KvShape { format, layers, kv_heads, head_dim, blocks, block_tokens } = self.shape;
+        debug_assert!(layer < layers);
+        let start = self.layers.as_mut_ptr().wrapping_add(layer * blocks * self.shape.layer_block_bytes());
+        LayerCache { start, format, kv_heads, head_dim, block_tokens }
     }
 }

@@ -17,11 +17,18 @@ use super::tile::{Element, F16, Tile, panels_together};
 const QUERIES_WIDE: usize = 12;
 const QUERIES_NARROW: usize = 6;
 
+/// Queries whose values are weighed together, at most, where registers are wide.
+const WEIGHED_TOGETHER: usize = 6;
+
 /// Positions of a segment: their scores stay in the first cache, and threads that share one sequence's find enough of them.
 const SEGMENT: usize = 512;
 
-/// Panels of values ahead of the one that is weighed, which are asked for.
-const FETCH_PANELS: usize = 4;
+/// Panels of values ahead of the one that is weighed, which are asked for: from far away, and once more, because where memory
+/// is busy some of what is asked for never comes.
+const FETCH_PANELS: [usize; 2] = [4, 2];
+
+/// Chains of maxima over the scores of a query.
+const MAXIMA: usize = 4;
 
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
@@ -512,7 +519,7 @@ impl<'a, W: CacheElement> Attention<'a, W> {
     unsafe fn weigh_queries(&self, queries: Range<usize>, keys: Range<usize>) {
         let columns = self.cache.layout.head_dim / LANES;
         let wide = self.isa.is_wide();
-        let height_max = if wide { 6 } else { 4 };
+        let height_max = if wide { WEIGHED_TOGETHER } else { 4 };
         for first in queries.clone().step_by(height_max) {
             let height = height_max.min(queries.end - first);
             let width_max = match (wide, height) {
@@ -544,11 +551,18 @@ impl<W: CacheElement> Kernel for Softmax<'_, W> {
             for key in visible..panels * LANES {
                 *scores.add(key) = f32::NEG_INFINITY;
             }
-            let mut greatest = V::splat(f32::NEG_INFINITY);
-            for panel in 0..panels {
-                greatest = V::load(at(panel)).max(greatest);
+            // Side by side, because each maximum waits for the one before.
+            let mut greatest = [V::splat(f32::NEG_INFINITY); MAXIMA];
+            let whole = panels / MAXIMA * MAXIMA;
+            for first in (0..whole).step_by(MAXIMA) {
+                for (index, greatest) in greatest.iter_mut().enumerate() {
+                    *greatest = V::load(at(first + index)).max(*greatest);
+                }
             }
-            let greatest = greatest.greatest();
+            for panel in whole..panels {
+                greatest[0] = V::load(at(panel)).max(greatest[0]);
+            }
+            let greatest = greatest.into_iter().fold(V::splat(f32::NEG_INFINITY), V::max).greatest();
             let offset = V::splat(-greatest);
             let mut sum = V::splat(0.0);
             for panel in 0..panels {
@@ -615,20 +629,26 @@ impl<W: CacheElement> Weigh<'_, W> {
             let mut key = keys.start;
             while key < keys.end {
                 let values = attention.value_panel(key / LANES).wrapping_add(column * LANES);
-                let fetch = attention.panel_ahead(key / LANES + FETCH_PANELS).wrapping_add(column * LANES);
+                let mut fetch = FETCH_PANELS.map(|ahead| {
+                    let panel = attention.panel_ahead(key / LANES + ahead);
+                    panel.wrapping_add(column * LANES + key % LANES * head_dim)
+                });
                 let panel_end = keys.end.min((key / LANES + 1) * LANES);
                 let mut row = values.wrapping_add(key % LANES * head_dim);
-                let mut fetch = fetch.wrapping_add(key % LANES * head_dim);
                 while key < panel_end {
                     let mut vectors = [V::splat(0.0); P];
                     for p in 0..P {
                         vectors[p] = W::load(row.wrapping_add(p * LANES));
                     }
-                    for line in (0..P).step_by(W::LINE_VECTORS) {
-                        V::prefetch(fetch.wrapping_add(line * LANES).cast());
+                    // With many queries it is arithmetic that takes the time, and asking twice would add to it.
+                    let times = if R < WEIGHED_TOGETHER { FETCH_PANELS.len() } else { 1 };
+                    for fetch in &mut fetch[..times] {
+                        for line in (0..P).step_by(W::LINE_VECTORS) {
+                            V::prefetch(fetch.wrapping_add(line * LANES).cast());
+                        }
+                        *fetch = fetch.wrapping_add(head_dim);
                     }
                     row = row.wrapping_add(head_dim);
-                    fetch = fetch.wrapping_add(head_dim);
                     for r in 0..R {
                         let weight = V::splat(*weights[r].add(key));
                         for p in 0..P {

@@ -265,9 +265,10 @@ pub struct BenchSimulationArgs {
     /// A GGUF file, a Hugging Face folder, or hf://org/name [default: the demo model]
     #[arg(long)]
     pub model: Option<String>,
-    /// Requests per second
-    #[arg(long, default_value_t = 3.0, value_parser = bounds::positive)]
-    pub rate: f64,
+    /// Requests per second, comma-separated: loads for each. With several, a load is simulated with the steps of those at the
+    /// other rates
+    #[arg(long, value_delimiter = ',', default_values_t = [3.0], value_parser = bounds::positive)]
+    pub rate: Vec<f64>,
     /// Seconds of arrivals of each load
     #[arg(long, default_value_t = 12.0, value_parser = bounds::positive)]
     pub seconds: f64,

@@ -2,14 +2,15 @@
 //!
 //! The three commands are run as anyone would run them, as processes. A load lies between two calibrations, since a machine
 //! that others share is not the same a minute later; what is compared is the mean of both simulations. And a third simulation
-//! takes steps as the loads before and after it had them: other requests, at another minute, of the same workers.
+//! takes steps as other loads had them, of the same workers: those before and after it, which are other requests at another
+//! minute; or, where there are several rates, those at the other rates, so that nothing of its own rate is known.
 
 use std::{path::Path, process::Stdio};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
+use tokio::process;
 
 use super::{
     args::BenchSimulationArgs,
@@ -23,7 +24,6 @@ const FIGURES: [&str; 5] =
 
 #[derive(Serialize)]
 struct Report {
-    requests_per_second: f64,
     seconds: f64,
     loads: Vec<Load>,
 }
@@ -31,8 +31,15 @@ struct Report {
 /// The loads of one kind.
 #[derive(Serialize)]
 struct Load {
-    guided_share: f64,
+    #[serde(flatten)]
+    kind: Kind,
     repeats: Vec<Repeat>,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize)]
+struct Kind {
+    requests_per_second: f64,
+    guided_share: f64,
 }
 
 /// One load, and what is simulated of it.
@@ -41,7 +48,7 @@ struct Repeat {
     measured: Figures,
     /// With the calibration before it, and the one after it.
     calibrated: [Figures; 2],
-    /// With the steps of the loads before and after it, and the calibration between. `None` where there is no other load.
+    /// With the steps of other loads, and the calibration after it. `None` where there is no other load.
     observed: Option<Figures>,
 }
 
@@ -121,17 +128,18 @@ pub async fn run(args: BenchSimulationArgs) -> anyhow::Result<()> {
 
 impl Commands<'_> {
     async fn compare(&self) -> anyhow::Result<Report> {
-        let BenchSimulationArgs { guided, repeats, rate, seconds, .. } = self.args;
+        let BenchSimulationArgs { repeats, seconds, .. } = *self.args;
+        let kinds = self.kinds();
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").context("a template")?;
-        let progress = ProgressBar::new((1 + repeats * (1 + guided.len())) as u64).with_style(style);
-        let mut measured = vec![Vec::new(); guided.len()];
+        let progress = ProgressBar::new((1 + repeats * (1 + kinds.len())) as u64).with_style(style);
+        let mut measured = vec![Vec::new(); kinds.len()];
         progress.set_message("a calibration");
         self.calibrate(0).await?;
-        for repeat in 1..=*repeats {
-            for (&guided, measured) in guided.iter().zip(&mut measured) {
+        for repeat in 1..=repeats {
+            for (&kind, measured) in kinds.iter().zip(&mut measured) {
                 progress.inc(1);
-                progress.set_message(format!("a load, {:.0} % guided", 100.0 * guided));
-                measured.push(self.load(guided, repeat).await?);
+                progress.set_message(format!("a load, {}", kind.name()));
+                measured.push(self.load(kind, repeat).await?);
             }
             progress.inc(1);
             progress.set_message("a calibration");
@@ -139,25 +147,49 @@ impl Commands<'_> {
         }
         progress.set_message("simulations");
         let mut loads = Vec::new();
-        for (&guided_share, measured) in guided.iter().zip(measured) {
+        for (kind, measured) in kinds.into_iter().zip(measured) {
             let mut repeats = Vec::new();
             for (repeat, measured) in (1..).zip(measured) {
-                repeats.push(self.repeat(guided_share, repeat, measured).await?);
+                repeats.push(self.repeat(kind, repeat, measured).await?);
             }
-            loads.push(Load { guided_share, repeats });
+            loads.push(Load { kind, repeats });
         }
         progress.finish_and_clear();
-        Ok(Report { requests_per_second: *rate, seconds: *seconds, loads })
+        Ok(Report { seconds, loads })
+    }
+
+    /// The loads of a repeat, in their order.
+    fn kinds(&self) -> Vec<Kind> {
+        let BenchSimulationArgs { rate, guided, .. } = self.args;
+        let of_rate = |&requests_per_second| {
+            guided.iter().map(move |&guided_share| Kind { requests_per_second, guided_share })
+        };
+        rate.iter().flat_map(of_rate).collect()
+    }
+
+    /// The loads whose steps stand for those of one, as kind and repeat: of a load at the only rate those before and after it, else
+    /// those at the other rates, of its own repeat too.
+    fn others(&self, kind: Kind, number: usize) -> Vec<(Kind, usize)> {
+        let kinds = self.kinds().into_iter().filter(|other| other.guided_share == kind.guided_share);
+        let is_single = self.args.rate.len() == 1;
+        let of_kind = |other: Kind| {
+            (1..=self.args.repeats)
+                .filter(move |&repeat| match is_single {
+                    true => repeat.abs_diff(number) == 1,
+                    false => repeat.abs_diff(number) <= 1 && other != kind,
+                })
+                .map(move |repeat| (other, repeat))
+        };
+        kinds.flat_map(of_kind).collect()
     }
 
     /// Simulates a load that was measured.
-    async fn repeat(&self, guided: f64, number: usize, measured: Figures) -> anyhow::Result<Repeat> {
-        let trace = self.trace(guided, number);
+    async fn repeat(&self, kind: Kind, number: usize, measured: Figures) -> anyhow::Result<Repeat> {
+        let trace = self.trace(kind, number);
         let calibrated =
             [self.simulate(&trace, number - 1, &[]).await?, self.simulate(&trace, number, &[]).await?];
-        let neighbours = [number - 1, number + 1];
-        let others = neighbours.into_iter().filter(|other| (1..=self.args.repeats).contains(other));
-        let steps: Vec<_> = others.map(|other| self.steps(guided, other)).collect();
+        let others = self.others(kind, number);
+        let steps: Vec<_> = others.into_iter().map(|(kind, repeat)| self.steps(kind, repeat)).collect();
         let observed = match steps.as_slice() {
             [] => None,
             steps => Some(self.simulate(&trace, number, steps).await?),
@@ -176,10 +208,11 @@ impl Commands<'_> {
     }
 
     /// Measures a load, and writes its trace and its steps.
-    async fn load(&self, guided: f64, seed: usize) -> anyhow::Result<Figures> {
-        let BenchSimulationArgs { rate, seconds, threads, .. } = self.args;
-        let [rate, seconds, share] = [rate, seconds, &guided].map(f64::to_string);
-        let (trace, steps) = (self.trace(guided, seed), self.steps(guided, seed));
+    async fn load(&self, kind: Kind, seed: usize) -> anyhow::Result<Figures> {
+        let BenchSimulationArgs { seconds, threads, .. } = self.args;
+        let [rate, seconds, share] =
+            [&kind.requests_per_second, seconds, &kind.guided_share].map(f64::to_string);
+        let (trace, steps) = (self.trace(kind, seed), self.steps(kind, seed));
         let seed = seed.to_string();
         let mut flags = vec!["bench", "load", "--json", "--draft-window", "0", "--model", &self.model];
         flags.extend(["--rate", &rate, "--seconds", &seconds, "--guided", &share, "--seed", &seed]);
@@ -221,12 +254,12 @@ impl Commands<'_> {
         Ok(Figures { tokens_per_second, first_token, next_token })
     }
 
-    fn trace(&self, guided: f64, seed: usize) -> String {
-        self.file(format!("trace-{guided}-{seed}.jsonl"))
+    fn trace(&self, kind: Kind, seed: usize) -> String {
+        self.file(format!("trace-{}-{seed}.jsonl", kind.label()))
     }
 
-    fn steps(&self, guided: f64, seed: usize) -> String {
-        self.file(format!("steps-{guided}-{seed}.json"))
+    fn steps(&self, kind: Kind, seed: usize) -> String {
+        self.file(format!("steps-{}-{seed}.json", kind.label()))
     }
 
     fn file(&self, name: String) -> String {
@@ -237,13 +270,26 @@ impl Commands<'_> {
 /// Runs this program, and gives what it printed.
 async fn uniarm(flags: &[&str]) -> anyhow::Result<String> {
     let program = std::env::current_exe().context("this program's own path")?;
-    let mut command = Command::new(program);
+    let mut command = process::Command::new(program);
     command.args(flags).stdin(Stdio::null()).kill_on_drop(true);
     let line = || format!("uniarm {}", flags.join(" "));
     let output = command.output().await.with_context(|| format!("cannot start {}", line()))?;
     let errors = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "{}: {}", line(), errors.trim());
     String::from_utf8(output.stdout).context("its output is no text")
+}
+
+// === impl Kind ===
+
+impl Kind {
+    fn name(self) -> String {
+        format!("{}/s, {:.0} % guided", self.requests_per_second, 100.0 * self.guided_share)
+    }
+
+    /// Of a file.
+    fn label(self) -> String {
+        format!("{}-{}", self.requests_per_second, self.guided_share)
+    }
 }
 
 // === impl Load ===
@@ -282,12 +328,13 @@ impl Figures {
 impl Report {
     fn print(&self) {
         println!(
-            "{}/s for {} s, lock-step; simulated over measured, by steps as calibrations before and after the load have\n\
-             them (calibrated) and as the loads before and after it had them (observed)\n",
-            self.requests_per_second, self.seconds
+            "{} s of arrivals, lock-step; simulated over measured, by steps as calibrations before and after the load have\n\
+             them (calibrated) and as other loads had them (observed): those before and after it; of several rates,\n\
+             those at the others\n",
+            self.seconds
         );
         for load in &self.loads {
-            println!("{:.0} % guided", 100.0 * load.guided_share);
+            println!("{}", load.kind.name());
             print!("{:>18} {:>10}", "", "measured");
             SOURCES.iter().for_each(|source| print!("  {source:>10} {:>13} {:>13}", "95 %", "range"));
             println!();
@@ -322,7 +369,13 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::{
+        args::{Cli, Command},
+        bench::args::{BenchArgs, BenchCommand},
+    };
 
     fn figures(tokens_per_second: f64, milliseconds: [f64; 4]) -> Figures {
         let [a, b, c, d] = milliseconds.map(|value| value / 1e3);
@@ -345,7 +398,33 @@ mod tests {
             assert_eq!(observed, None);
         }
         repeat.observed = Some(figures(100.0, [110.0, 200.0, 10.0, 20.0]));
-        let load = Load { guided_share: 1.0, repeats: vec![repeat] };
+        let kind = Kind { requests_per_second: 1.0, guided_share: 1.0 };
+        let load = Load { kind, repeats: vec![repeat] };
         assert!((load.ratios(1, 1)[0] - 1.1).abs() < 1e-9);
+    }
+
+    #[test]
+    fn steps_are_of_the_loads_beside_one_or_of_those_at_other_rates() {
+        let others = |flags: &str, requests_per_second, number| {
+            let line = format!("uniarm bench simulation --guided 0,1 {flags}");
+            let Command::Bench(BenchArgs { command: BenchCommand::Simulation(args) }) =
+                Cli::parse_from(line.split(' ')).command
+            else {
+                panic!("another command")
+            };
+            let kind = Kind { requests_per_second, guided_share: 1.0 };
+            let commands = Commands { args: &args, model: String::new(), folder: Path::new("") };
+            let others = commands.others(kind, number).into_iter();
+            others
+                .map(|(other, repeat)| {
+                    assert_eq!(other.guided_share, 1.0);
+                    (other.requests_per_second, repeat)
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(others("--rate 3 --repeats 1", 3.0, 1), []);
+        assert_eq!(others("--rate 3 --repeats 3", 3.0, 2), [(3.0, 1), (3.0, 3)]);
+        assert_eq!(others("--rate 2,3 --repeats 1", 3.0, 1), [(2.0, 1)]);
+        assert_eq!(others("--rate 1,2,3 --repeats 2", 2.0, 2), [(1.0, 1), (1.0, 2), (3.0, 1), (3.0, 2)]);
     }
 }

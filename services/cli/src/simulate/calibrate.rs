@@ -191,14 +191,14 @@ fn turn_beside(
     let (ready, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::sleep(REST);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let beside = scope.spawn(|| {
             let mut logits = Vec::new();
-            let mut step = |trial| step_once(neighbour, trial, &mut logits).is_ok();
-            let mut goes_on = step(Trial::BEFORE);
+            let mut taken = step_once(neighbour, Trial::BEFORE, &mut logits);
             ready.store(true, Ordering::Relaxed);
-            while goes_on && !stop.load(Ordering::Relaxed) {
-                goes_on = step(trial);
+            while taken.is_ok() && !stop.load(Ordering::Relaxed) {
+                taken = step_once(neighbour, trial, &mut logits);
             }
+            taken
         });
         let before = step_once(llama, Trial::BEFORE, logits);
         while !ready.load(Ordering::Relaxed) {
@@ -209,6 +209,7 @@ fn turn_beside(
             steps(llama, trial, logits, turns)
         });
         stop.store(true, Ordering::Relaxed);
+        beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         taken
     })
 }
