@@ -170,8 +170,8 @@ widest! {
     }
 }
 
-/// The `k` groups of tokens with the largest maxima, in no order: these, and the number of the group. Returns the tokens of a
-/// group.
+/// The `k` groups of tokens with the largest maxima, in no order: each one's maximum, and its number in place of an id. Returns how
+/// many tokens a group has.
 #[inline(always)]
 fn best_groups(row: &[f32], k: usize, out: &mut Vec<Rank>) -> usize {
     // Few groups mean long ones to search, many mean much to select from.
