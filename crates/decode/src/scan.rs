@@ -145,8 +145,7 @@ widest! {
         if k == 0 {
             return;
         }
-        let group = best_groups(row, k, out);
-        let bar = out.iter().fold(f32::INFINITY, |least, rank| if rank.value < least { rank.value } else { least });
+        let (group, bar) = best_groups(row, k, out);
         let groups = out.len();
         let all = groups < k || bar == f32::NEG_INFINITY;
         for index in 0..groups {
@@ -171,9 +170,9 @@ widest! {
 }
 
 /// The `k` groups of tokens with the largest maxima, in no order: each one's maximum, and its number in place of an id. Returns how
-/// many tokens a group has.
+/// many tokens a group has, and the least of these maxima.
 #[inline(always)]
-fn best_groups(row: &[f32], k: usize, out: &mut Vec<Rank>) -> usize {
+fn best_groups(row: &[f32], k: usize, out: &mut Vec<Rank>) -> (usize, f32) {
     // Few groups mean long ones to search, many mean much to select from.
     let group = if row.len() / BLOCK >= 2 * k { BLOCK } else { LANES };
     // Not by `extend`: what runs inside the standard library is compiled for the baseline.
@@ -181,11 +180,10 @@ fn best_groups(row: &[f32], k: usize, out: &mut Vec<Rank>) -> usize {
     for (group, id) in row.chunks(group).zip(0..) {
         out.push(Rank { value: block_max(group), id });
     }
-    keep_best(out, k);
-    group
+    (group, keep_best(out, k))
 }
 
-/// Drops all but the `k` best, of which the last then is the least, and returns its value.
+/// Drops all but the `k` best, and returns the least value that is left; the last one has it, if any were dropped.
 #[inline(always)]
 fn keep_best(out: &mut Vec<Rank>, k: usize) -> f32 {
     if out.len() > k {
@@ -346,7 +344,7 @@ widest! {
         if k == 0 {
             return;
         }
-        let group = best_groups(row, 2 * k, out);
+        let (group, _) = best_groups(row, 2 * k, out);
         for best in out.iter_mut() {
             let start = best.id as usize * group;
             let tokens = &row[start..row.len().min(start + group)];
