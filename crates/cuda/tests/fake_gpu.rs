@@ -54,7 +54,12 @@ fn load(files: &ModelFiles, weights: WeightFormat) -> CudaLlama {
 }
 
 fn load_cpu(files: &ModelFiles) -> Llama {
-    let options = LlamaOptions { threads: 1, kv_blocks: CACHE_BLOCKS, block_tokens: BLOCK_TOKENS };
+    let options = LlamaOptions {
+        threads: 1,
+        kv_blocks: CACHE_BLOCKS,
+        block_tokens: BLOCK_TOKENS,
+        ..LlamaOptions::default()
+    };
     Llama::load(files, &options).unwrap()
 }
 

@@ -593,7 +593,12 @@ fn ranks_that_cannot_be_are_refused() {
     assert!(error.contains("has joined none"), "{error}");
 
     let on_cpu = || {
-        let options = LlamaOptions { threads: 1, kv_blocks: CACHE_BLOCKS, block_tokens: BLOCK_TOKENS };
+        let options = LlamaOptions {
+            threads: 1,
+            kv_blocks: CACHE_BLOCKS,
+            block_tokens: BLOCK_TOKENS,
+            ..LlamaOptions::default()
+        };
         Shard::load(&scene.files, &options, part(0)).unwrap()
     };
     let on_gpu = |rank, weights| Held { files: &scene.files, weights, stages: 1 }.shard(rank, 2);

@@ -50,7 +50,12 @@ fn main() -> Result<(), ModelError> {
     };
     let files = open(&model, &OpenOptions::default())?;
     let began = Instant::now();
-    let options = |threads| LlamaOptions { threads, kv_blocks: BLOCKS, block_tokens: BLOCK_TOKENS };
+    let options = |threads| LlamaOptions {
+        threads,
+        kv_blocks: BLOCKS,
+        block_tokens: BLOCK_TOKENS,
+        ..LlamaOptions::default()
+    };
     let loaded = Llama::load(&files, &options(1))?;
     println!(
         "{}: {:.0} MB packed in {:.1} s",

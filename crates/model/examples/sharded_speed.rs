@@ -13,7 +13,8 @@ use uniarm_model::{Forward, LlamaOptions, ModelError, OpenOptions, Part, Row, Sh
 /// Of a rank that this program starts: "rank size stages address".
 const RANK: &str = "SHARDED_SPEED_RANK";
 const TIMEOUT: Duration = Duration::from_secs(60);
-const OPTIONS: LlamaOptions = LlamaOptions { threads: 1, kv_blocks: 256, block_tokens: 16 };
+const OPTIONS: LlamaOptions =
+    LlamaOptions { threads: 1, kv_blocks: 256, block_tokens: 16, kv_at_once: false };
 
 /// Decoded before time is taken, and then.
 const WARM_STEPS: usize = 8;

@@ -35,9 +35,14 @@ impl KvShape {
 }
 
 impl KvCache {
-    /// Reserves address space; pages are touched when positions are first written.
-    pub fn new(shape: KvShape) -> Self {
-        Self { layers: Buffer::zeroed(shape.blocks * shape.block_bytes()), shape }
+    /// Reserves address space; pages are touched when positions are first written, or now by so many threads.
+    pub fn new(shape: KvShape, touched_by: Option<usize>) -> Self {
+        let bytes = shape.blocks * shape.block_bytes();
+        let layers = match touched_by {
+            Some(threads) => Buffer::zeroed_at_once(bytes, threads),
+            None => Buffer::zeroed(bytes),
+        };
+        Self { layers, shape }
     }
 
     pub fn shape(&self) -> KvShape {

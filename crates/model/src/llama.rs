@@ -48,6 +48,9 @@ pub struct LlamaOptions {
     pub kv_blocks: usize,
     /// Positions per block, a multiple of 16.
     pub block_tokens: usize,
+    /// Whether the cache has all of its memory from the start. Else it comes when positions are first written, of all layers
+    /// in one step: answers stop meanwhile, for most of a second where a virtual machine's own memory comes late.
+    pub kv_at_once: bool,
 }
 
 /// Multiplications and additions by the kind of arithmetic, each with a peak of its own (see
@@ -108,7 +111,7 @@ struct Layer {
 impl Default for LlamaOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { threads, kv_blocks: 1024, block_tokens: LANES }
+        Self { threads, kv_blocks: 1024, block_tokens: LANES, kv_at_once: false }
     }
 }
 
@@ -228,7 +231,7 @@ impl Llama {
     }
 
     fn over(weights: Arc<LlamaWeights>, options: &LlamaOptions) -> Result<Self, ModelError> {
-        let LlamaOptions { threads, kv_blocks, block_tokens } = *options;
+        let LlamaOptions { threads, kv_blocks, block_tokens, kv_at_once } = *options;
         let invalid = |field, reason| Err(ModelError::Invalid { field, reason });
         if block_tokens == 0 || !block_tokens.is_multiple_of(LANES) {
             return invalid("block_tokens", format!("{block_tokens} is not a multiple of {LANES}"));
@@ -254,7 +257,7 @@ impl Llama {
             .map_err(|error| ModelError::Invalid { field: "threads", reason: error.to_string() })?;
         Ok(Self {
             rope: Arc::new(rope),
-            cache: KvCache::new(shape),
+            cache: KvCache::new(shape, kv_at_once.then_some(threads)),
             team,
             isa: Isa::best(),
             plan: Plan::new(kv_blocks * block_tokens),

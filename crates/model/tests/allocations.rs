@@ -48,7 +48,8 @@ fn a_step_asks_the_allocator_for_nothing() {
         [made_up::scene("llama"), made_up::scene("qwen2"), made_up::quantised_scene()]
     {
         for threads in [1, 2] {
-            let options = LlamaOptions { threads, kv_blocks: 32, block_tokens: 16 };
+            let options =
+                LlamaOptions { threads, kv_blocks: 32, block_tokens: 16, ..LlamaOptions::default() };
             let mut llama = Llama::load(&files, &options).expect("a sound model");
             let blocks: Vec<[u32; 3]> = (0..8).map(|row| [0, 1, 2].map(|block| 3 * row + block)).collect();
             let mut logits = Vec::new();

@@ -76,7 +76,7 @@ fn the_cache_has_half_precision_unless_a_projection_to_it_is_f32() {
         let files = open_bytes(&mixed_gguf(WIDE, &tensors, kinds).bytes()).unwrap();
         let of_token = Llama::kv_token_bytes(&files).unwrap();
         assert_eq!(of_token, bytes * numbers * files.config.layers, "{kind:?} and {value:?}");
-        let options = LlamaOptions { threads: 1, kv_blocks: 1, block_tokens: 16 };
+        let options = LlamaOptions { threads: 1, kv_blocks: 1, block_tokens: 16, ..LlamaOptions::default() };
         let model = Llama::load(&files, &options).unwrap();
         assert_eq!(model.block_bytes(), 16 * of_token, "what is said is what is held");
     }

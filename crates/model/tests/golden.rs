@@ -18,7 +18,11 @@ const MARGIN_MIN: f64 = 1e-3;
 const TINY_TOLERANCE: f32 = 2e-5;
 
 fn load(files: &ModelFiles) -> Llama {
-    Llama::load(files, &LlamaOptions { threads: 2, kv_blocks: 64, block_tokens: 16 }).expect("a sound model")
+    Llama::load(
+        files,
+        &LlamaOptions { threads: 2, kv_blocks: 64, block_tokens: 16, ..LlamaOptions::default() },
+    )
+    .expect("a sound model")
 }
 
 fn adapter(folder: &Path, files: &ModelFiles) -> Arc<Adapter> {

@@ -23,7 +23,8 @@ const PROMPT_TOKENS: usize = 75;
 const BLOCKS: u32 = 5;
 
 fn load(files: &ModelFiles, threads: usize) -> Llama {
-    Llama::load(files, &LlamaOptions { threads, kv_blocks: 64, block_tokens: 16 }).expect("a sound model")
+    Llama::load(files, &LlamaOptions { threads, kv_blocks: 64, block_tokens: 16, ..LlamaOptions::default() })
+        .expect("a sound model")
 }
 
 fn prompt(seed: u32, vocabulary: usize) -> Vec<u32> {
@@ -123,7 +124,12 @@ fn threads_that_share_a_long_context_do_not_show() {
     let mut compared = 0;
     for Scene { files, _folder, .. } in scenes().into_iter().filter(long) {
         compared += 1;
-        let options = |threads| LlamaOptions { threads, kv_blocks: 2 * BLOCKS as usize, block_tokens: 16 };
+        let options = |threads| LlamaOptions {
+            threads,
+            kv_blocks: 2 * BLOCKS as usize,
+            block_tokens: 16,
+            ..LlamaOptions::default()
+        };
         let mut model = Llama::load(&files, &options(1)).expect("a sound model");
         let tokens = prompt(4, model.vocabulary());
         let rows =
@@ -195,8 +201,14 @@ fn every_instruction_set_gives_the_same_bits() {
         let sequences = || [Sequence::new(prompt, 0..1, adapters.first()), Sequence::new(prompt, 1..2, None)];
         let expected = step(&mut model, &mut sequences());
         for isa in Isa::available() {
-            let mut other =
-                model.share(&LlamaOptions { threads: 2, kv_blocks: 2, block_tokens: 16 }).expect("a model");
+            let mut other = model
+                .share(&LlamaOptions {
+                    threads: 2,
+                    kv_blocks: 2,
+                    block_tokens: 16,
+                    ..LlamaOptions::default()
+                })
+                .expect("a model");
             other = other.with_isa(isa);
             for (found, expected) in step(&mut other, &mut sequences()).iter().zip(&expected) {
                 assert!(bits(found) == bits(expected), "{} on {}", files.name, isa.name());

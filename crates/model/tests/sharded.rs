@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const BLOCKS: u32 = 5;
 
 fn options(threads: usize) -> LlamaOptions {
-    LlamaOptions { threads, kv_blocks: 64, block_tokens: 16 }
+    LlamaOptions { threads, kv_blocks: 64, block_tokens: 16, ..LlamaOptions::default() }
 }
 
 fn group(size: usize) -> Group {

@@ -142,6 +142,7 @@ pub fn llama_options(engine: &EngineArgs, share: Threads) -> LlamaOptions {
         threads: threads(engine, share),
         kv_blocks: if share == Threads::All { 2 * blocks } else { blocks },
         block_tokens: BLOCK_TOKENS,
+        kv_at_once: true,
     }
 }
 

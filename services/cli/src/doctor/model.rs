@@ -33,8 +33,15 @@ fn try_out(source: &str, machine: Machine) -> anyhow::Result<Vec<Finding>> {
     let files = worker::open(source)?;
     let block_tokens = worker::BLOCK_TOKENS;
     let kv_blocks = (WARM_STEPS + STEPS).div_ceil(block_tokens);
-    let mut llama =
-        Llama::load(&files, &LlamaOptions { threads: machine.threads_per_worker, kv_blocks, block_tokens })?;
+    let mut llama = Llama::load(
+        &files,
+        &LlamaOptions {
+            threads: machine.threads_per_worker,
+            kv_blocks,
+            block_tokens,
+            ..LlamaOptions::default()
+        },
+    )?;
     worker::self_test(&mut llama)?;
     let config = &files.config;
     let loaded = format!(
