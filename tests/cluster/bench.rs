@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{demo_model, machine};
+use crate::harness::{KV_TOKENS, demo_model, machine};
 
 /// What `uniarm bench` prints with `--json`.
 fn bench(words: &str) -> Value {
@@ -12,6 +12,7 @@ fn bench(words: &str) -> Value {
         .arg("bench")
         .args(words.split(' '))
         .args(["--model", demo_model(), "--json"])
+        .env("UNIARM_KV_TOKENS", KV_TOKENS)
         .output()
         .unwrap();
     assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));

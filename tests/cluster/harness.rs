@@ -20,6 +20,9 @@ use uniarm_proto::{
 /// Loading a model on a busy machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Of caches whose size a test does not name. Their memory is taken at the start, and on some virtual machines by seconds.
+pub const KV_TOKENS: &str = "4096";
+
 /// The two prompted reward models that most tests steer with.
 pub const PROMPTED: [&str; 4] = [
     "--prompted",
@@ -123,6 +126,7 @@ impl Host {
         if let Some(libraries) = &self.libraries {
             command.env("LD_LIBRARY_PATH", libraries);
         }
+        command.env("UNIARM_KV_TOKENS", KV_TOKENS);
         command
     }
 }

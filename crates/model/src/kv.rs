@@ -35,14 +35,10 @@ impl KvShape {
 }
 
 impl KvCache {
-    /// Reserves address space; pages are touched when positions are first written, or now by so many threads.
-    pub fn new(shape: KvShape, touched_by: Option<usize>) -> Self {
+    /// Reserves address space; pages are touched when positions are first written, or now.
+    pub fn new(shape: KvShape, at_once: bool) -> Self {
         let bytes = shape.blocks * shape.block_bytes();
-        let layers = match touched_by {
-            Some(threads) => Buffer::zeroed_at_once(bytes, threads),
-            None => Buffer::zeroed(bytes),
-        };
-        Self { layers, shape }
+        Self { layers: if at_once { Buffer::zeroed_at_once(bytes) } else { Buffer::zeroed(bytes) }, shape }
     }
 
     pub fn shape(&self) -> KvShape {

@@ -257,7 +257,7 @@ impl Llama {
             .map_err(|error| ModelError::Invalid { field: "threads", reason: error.to_string() })?;
         Ok(Self {
             rope: Arc::new(rope),
-            cache: KvCache::new(shape, kv_at_once.then_some(threads)),
+            cache: KvCache::new(shape, kv_at_once),
             team,
             isa: Isa::best(),
             plan: Plan::new(kv_blocks * block_tokens),

@@ -174,7 +174,7 @@ pub struct EngineArgs {
     /// Threads of the model [default: half of the machine's cores; with both roles fused, all of them]
     #[arg(long, env = "UNIARM_THREADS", value_parser = bounds::within(1..=THREADS_MAX))]
     pub threads: Option<usize>,
-    /// Tokens that the paged cache holds, over all sequences
+    /// Tokens that the paged cache holds, over all sequences; its memory is taken at the start
     #[arg(long, env = "UNIARM_KV_TOKENS", default_value_t = 16384, value_parser = bounds::within(1..=KV_TOKENS_MAX))]
     pub kv_tokens: usize,
     /// Tokens of one step, over all sequences

@@ -24,6 +24,11 @@ use crate::{
 /// Strength w of the demo: prompted reward models are mild, so that 2 shows what they do.
 const PROMPTED_STRENGTH: f32 = 2.0;
 
+/// What the caches have room for besides the four answers, up to so many tokens of each: long prompts. Workers take that memory
+/// at the start, and a demo need not wait for as much as they have by themselves.
+const PROMPT_KV_TOKENS: u32 = 4096;
+const ANSWER_KV_TOKENS_MAX: u32 = 2048;
+
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
     /// What to answer
@@ -84,8 +89,11 @@ async fn show(
             }
         }
     }
+    let kv_tokens = PROMPT_KV_TOKENS + 4 * args.max_tokens.min(ANSWER_KV_TOKENS_MAX);
+    let kv_flags = ["--kv-tokens".to_owned(), kv_tokens.to_string()];
+    reward_flags.extend(kv_flags.clone());
     // Both load at the same time.
-    let base_flags = ["--model".to_owned(), model.to_owned()];
+    let base_flags = [["--model".to_owned(), model.to_owned()], kv_flags].concat();
     let (reward, base) = tokio::join!(start("reward", &reward_flags), start("base", &base_flags));
     let (reward, base) = (reward.map(|part| push(parts, part)), base.map(|part| push(parts, part)));
     let router_flags = ["--reward-peer".to_owned(), reward?, "--base-peer".to_owned(), base?];

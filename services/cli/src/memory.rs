@@ -7,8 +7,8 @@ use uniarm_model::{Llama, ModelFiles};
 
 const GIB: f64 = (1 << 30) as f64;
 
-/// Refuses a cache that would be larger than all memory: it is reserved at once and filled by and by, so that it would end
-/// the process at the start, or under load.
+/// Refuses a cache that would be larger than all memory: a worker takes it at the start, which would end the process without
+/// a word.
 ///
 /// # Errors
 /// Says what the cache needs, and what there is.

@@ -89,6 +89,11 @@ pub async fn load(source: String, engine: &EngineArgs, share: Threads) -> anyhow
     loading.await.context("loading the model panicked")?
 }
 
+/// The same with next to no cache: for models that [`share`] the weights.
+pub async fn load_weights(source: String, engine: &EngineArgs) -> anyhow::Result<Loaded> {
+    load(source, &EngineArgs { kv_tokens: BLOCK_TOKENS, ..engine.clone() }, Threads::Half).await
+}
+
 /// Reads a model's files without its weights: the second role of a process has a tokenizer and template of its own.
 pub fn open(source: &str) -> anyhow::Result<ModelFiles> {
     uniarm_model::open(source, &OpenOptions { progress: true, ..OpenOptions::default() })
@@ -97,7 +102,9 @@ pub fn open(source: &str) -> anyhow::Result<ModelFiles> {
 
 /// The same weights with a cache of their own.
 pub fn share(loaded: &Loaded, engine: &EngineArgs, share: Threads) -> anyhow::Result<Llama> {
-    Ok(loaded.llama.share(&llama_options(engine, share))?)
+    let options = llama_options(engine, share);
+    memory::check_cache(&loaded.files, options.kv_blocks * BLOCK_TOKENS)?;
+    Ok(loaded.llama.share(&options)?)
 }
 
 /// One forward: a model that cannot compute must not be announced.

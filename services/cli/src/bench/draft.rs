@@ -126,7 +126,7 @@ pub async fn run(args: BenchDraftArgs) -> anyhow::Result<()> {
 async fn load(folder: &Path, shape: &Shape, engine: &EngineArgs) -> anyhow::Result<Loaded> {
     synthetic::write_model(shape, demo_files().await?.config.vocabulary, folder)?;
     let source = folder.to_str().context("a temporary folder has a plain name")?.to_owned();
-    worker::load(source, engine, Threads::Half).await
+    worker::load_weights(source, engine).await
 }
 
 /// The demo model lends its tokenizer, and nothing else.

@@ -86,7 +86,7 @@ impl Rig {
             Some(model) => model,
             None => worker::demo_model().await?,
         };
-        let loaded = worker::load(source.clone(), engine, Threads::Half).await?;
+        let loaded = worker::load_weights(source.clone(), engine).await?;
         let adapter = tempfile::tempdir()?;
         synthetic::write_adapter(&loaded.files.config, adapter.path())?;
         Ok(Self {
